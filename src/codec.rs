@@ -1,0 +1,10 @@
+//! The codec of each message, as `build/codec.rs` generates it in terms of the rules in [`crate::json`].
+
+#![allow(clippy::all, clippy::pedantic, reason = "generated")]
+
+use crate::{
+    json::{Cursor, Empty, Fit, Malformed, Names, Object, ObjectWriter, Value, Violation, Writer, read},
+    v1::*,
+};
+
+include!(concat!(env!("OUT_DIR"), "/codec.rs"));

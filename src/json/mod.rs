@@ -1,0 +1,114 @@
+//! The codec: contract messages as JSON and back, losing nothing.
+//!
+//! What each message looks like is generated at build time (`build/codec.rs`; `src/json/sample.rs` shows one message's); this module holds the rules
+//! that the generated lines call. The rules:
+//!
+//! 1. A JSON member is the field of the same name (or of an explicit `json_name`).
+//! 2. An enum is its value name without the prefix, lower-cased: `RUN_STATUS_IN_PROGRESS` is `"in_progress"`.
+//! 3. **A member is in its field iff writing the field back gives the same value.** Otherwise it is, whole and verbatim, in
+//!    `extra_json`: JSON text of one object with the members that the message does not name or cannot hold. For a list element that is not
+//!    an object at all, `extra_json` is that value.
+//! 4. `null`, an empty list and an empty map are unset when read. Members that services always send are written even when empty
+//!    (the table is in `build/codec.rs`).
+//! 5. Of duplicate members the last wins. Depth is bounded at [`MAX_DEPTH`]; what a document unfolds to in memory by [`MAX_UNFOLDED`].
+//!
+//! On requests ([`encode_request`]) `extra_json` adds to the fields and may not contradict them: see [`Violation`].
+//!
+//! Must hold: no I/O, no panic on any input, and only this module and its generator know how a message looks as JSON. It is not built on
+//! serde: a visitor cannot go back in the middle of a value and take the text of what does not fit.
+
+mod cursor;
+mod decimal;
+pub(crate) mod read;
+mod write;
+
+use std::collections::HashSet;
+
+pub(crate) use cursor::Cursor;
+pub use cursor::Malformed;
+pub(crate) use read::Fit;
+pub use write::Violation;
+pub(crate) use write::{Empty, ObjectWriter, Writer};
+
+/// The deepest nesting of lists and objects that is read or passed on.
+pub const MAX_DEPTH: u8 = 128;
+
+/// The most memory, in bytes, that the list elements of one document may take. A list of a hundred long runs takes a thousandth of it;
+/// `[0,0,0,…]` where objects are expected would otherwise take hundreds of times its text.
+pub const MAX_UNFOLDED: usize = 64 << 20;
+
+/// An enum whose values are JSON strings.
+pub(crate) trait Names {
+    /// The number of a name; `None` for one that the contract does not know.
+    fn number(name: &[u8]) -> Option<i32>;
+    /// The name of a number; `None` for "unspecified" and for numbers that the contract does not know.
+    fn name(number: i32) -> Option<&'static str>;
+}
+
+/// A message that mirrors a JSON object.
+pub(crate) trait Object: Value {
+    /// Reads `value` into the field that member `name` belongs to. If it does not fit, the field is left unset and the cursor anywhere.
+    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed>;
+    /// Writes the fields that are set, without `extra_json`.
+    fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation>;
+    fn extra(&self) -> &str;
+    fn extra_mut(&mut self) -> &mut String;
+}
+
+/// A message that mirrors a JSON value: an object, or one of the bare forms.
+pub(crate) trait Value: Default {
+    /// Reads a value; `None`, with the cursor anywhere, if it has no form that the message mirrors.
+    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed>;
+    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation>;
+}
+
+/// A message of the contract that stands for a JSON document. Implemented by every message that mirrors JSON; sealed, since only the
+/// generator can write implementations.
+#[expect(private_bounds, reason = "sealed")]
+pub trait Document: Value {}
+
+impl<M: Value> Document for M {}
+
+/// Reads one JSON document.
+///
+/// Anything that is JSON and has one of the message's forms is read; what the fields cannot hold is in `extra_json`.
+pub fn decode<M: Document>(text: &[u8]) -> Result<M, Malformed> {
+    let mut cursor = Cursor::new(text)?;
+    let message = M::read_value(&mut cursor)?.ok_or(cursor.malformed("another form of value than expected"))?;
+    cursor.end()?;
+    Ok(message)
+}
+
+/// Writes a message as a document of an upstream: members that services always send are there even when empty.
+///
+/// Fails only for what cannot have come from [`decode`]: enum numbers without a name, NaN, infinities, an `extra_json` that is not JSON.
+pub fn encode<M: Document>(message: &M) -> Result<Vec<u8>, Violation> {
+    let mut out = Vec::with_capacity(1024);
+    message.write_value(&mut Writer::document(&mut out))?;
+    Ok(out)
+}
+
+/// Writes a message as the body of a request.
+///
+/// A missing `type` is inferred when exactly one payload is set. `owned` names members of the body that the gateway sets itself: naming
+/// one of them in `extra_json` is a violation, and so is everything else that [`Violation`] lists.
+pub fn encode_request<M: Document>(message: &M, owned: &[&str]) -> Result<Vec<u8>, Violation> {
+    let mut out = Vec::with_capacity(512);
+    message.write_value(&mut Writer::request(&mut out, owned))?;
+    Ok(out)
+}
+
+/// The decoded names of an object's members, in any order. `None` if the text is not exactly one object.
+fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
+    let mut names = HashSet::new();
+    let mut cursor = Cursor::new(object.as_bytes())?;
+    if !cursor.enter(b'{')? {
+        return Err(cursor.malformed("not an object"));
+    }
+    while let Some(name) = cursor.member()? {
+        names.insert(name.bytes().into_owned());
+        cursor.skip()?;
+    }
+    cursor.end()?;
+    Ok(names)
+}

@@ -1,0 +1,283 @@
+//! Reading: one function per kind of field, called by the generated lines.
+//!
+//! Must hold: a function reports [`Fit::Held`] iff writing the field would give the value back (or the value is one of the empty forms that
+//! mean "unset"). Otherwise it leaves the field unset, whatever an earlier duplicate put there, and the caller goes back and takes the text.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use prost_types::Timestamp;
+
+use super::{
+    Cursor, Malformed, Names, Object, Value,
+    cursor::{Mark, Token},
+    decimal,
+};
+
+/// What became of a member's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// It is in its field, or it means "unset".
+    Held,
+    /// The message has a field for it that cannot hold it.
+    Unfit,
+    /// The message has no field for it.
+    Unknown,
+}
+
+type Read = Result<Fit, Malformed>;
+
+/// Seconds of the years 1 to 9999, the range of a protobuf timestamp.
+pub(super) const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// Sets `field` to what was read, or to its default where nothing fits.
+fn set<T: Default>(field: &mut T, value: Option<T>) -> Read {
+    let fit = if value.is_some() { Fit::Held } else { Fit::Unfit };
+    *field = value.unwrap_or_default();
+    Ok(fit)
+}
+
+/// Clears `field` and reads on if the value is `null`.
+fn null<T: Default>(field: &mut T, value: &mut Cursor<'_>) -> bool {
+    let null = value.peek() == b'n' && value.literal("null");
+    if null {
+        *field = T::default();
+    }
+    null
+}
+
+fn string<'a>(value: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Malformed> {
+    if value.peek() == b'"' { Ok(value.string()?.text()) } else { Ok(None) }
+}
+
+/// An id or a name. The empty string does not fit: it would read back as unset.
+pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let text = string(value)?.filter(|text| !text.is_empty());
+    set(field, text.map(Cow::into_owned))
+}
+
+/// Free text, where the empty string differs from nothing.
+pub(crate) fn optional_text(field: &mut Option<String>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let text = string(value)?;
+    set(field, text.map(|text| Some(text.into_owned())))
+}
+
+/// Any JSON value, kept as its text.
+pub(crate) fn json(field: &mut String, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let text = value.skip()?;
+    set(field, Some(text.to_owned()))
+}
+
+/// A boolean.
+pub(crate) fn flag(field: &mut Option<bool>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let flag = if value.literal("true") { Some(true) } else { value.literal("false").then_some(false) };
+    set(field, flag.map(Some))
+}
+
+/// A whole number.
+pub(crate) fn integer<N: TryFrom<i64>>(field: &mut Option<N>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let number = value.number()?.and_then(decimal::integer).and_then(|number| N::try_from(number).ok());
+    set(field, number.map(Some))
+}
+
+/// A number.
+pub(crate) fn number(field: &mut Option<f64>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let number = value.number()?.and_then(decimal::double);
+    set(field, number.map(Some))
+}
+
+/// A time, in JSON a whole number of seconds since 1970.
+pub(crate) fn time(field: &mut Option<Timestamp>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let seconds = value.number()?.and_then(decimal::integer).filter(|seconds| TIMES.contains(seconds));
+    set(field, seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 })))
+}
+
+/// A value of a closed set.
+pub(crate) fn name<N: Names>(field: &mut i32, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let number = if value.peek() == b'"' { N::number(&value.string()?.bytes()) } else { None };
+    set(field, number)
+}
+
+/// A list of strings. One bad element and none fits.
+pub(crate) fn texts(field: &mut Vec<String>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    field.clear();
+    if !value.enter(b'[')? {
+        return Ok(Fit::Unfit);
+    }
+    while value.element()? {
+        value.unfold(size_of::<String>())?;
+        match string(value)? {
+            Some(text) => field.push(text.into_owned()),
+            None => return set(field, None),
+        }
+    }
+    Ok(Fit::Held)
+}
+
+/// An object of strings. One bad value and none fits.
+pub(crate) fn map(field: &mut BTreeMap<String, String>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    field.clear();
+    if !value.enter(b'{')? {
+        return Ok(Fit::Unfit);
+    }
+    // A duplicate whose last value is a string fits, whatever the ones before were.
+    let mut unfit = BTreeMap::new();
+    while let Some(name) = value.member()? {
+        value.unfold(2 * size_of::<String>())?;
+        let mark = value.mark();
+        match (name.text(), string(value)?) {
+            (Some(name), Some(text)) => {
+                unfit.remove(name.as_bytes());
+                field.insert(name.into_owned(), text.into_owned());
+            }
+            _ => {
+                value.back(mark);
+                value.skip()?;
+                unfit.insert(name.bytes().into_owned(), ());
+            }
+        }
+    }
+    if unfit.is_empty() { Ok(Fit::Held) } else { set(field, None) }
+}
+
+/// A message.
+pub(crate) fn object<M: Value>(field: &mut Option<M>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    let message = M::read_value(value)?;
+    set(field, message.map(Some))
+}
+
+/// A list of messages. An element that is not an object is kept as its text, in `extra_json`.
+pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> Read {
+    if null(field, value) {
+        return Ok(Fit::Held);
+    }
+    field.clear();
+    if !value.enter(b'[')? {
+        return Ok(Fit::Unfit);
+    }
+    while value.element()? {
+        value.unfold(size_of::<M>())?;
+        let mark = value.mark();
+        let element = if let Some(message) = M::read_value(value)? {
+            message
+        } else {
+            value.back(mark);
+            let mut message = M::default();
+            value.skip()?.clone_into(message.extra_mut());
+            message
+        };
+        field.push(element);
+    }
+    Ok(Fit::Held)
+}
+
+/// An object, member by member; `None` if another value comes.
+pub(crate) fn object_value<M: Object>(value: &mut Cursor<'_>) -> Result<Option<M>, Malformed> {
+    if !value.enter(b'{')? {
+        return Ok(None);
+    }
+    let mut message = M::default();
+    let mut extra = Extra::default();
+    while let Some(name) = value.member()? {
+        let mark = value.mark();
+        let fit = message.read(&name.bytes(), value)?;
+        if fit == Fit::Held {
+            extra.held(name);
+        } else {
+            extra.take(name, fit, value, mark)?;
+        }
+    }
+    if !extra.is_empty() {
+        *message.extra_mut() = extra.into_object();
+    }
+    Ok(Some(message))
+}
+
+/// The members of one object that its message does not hold.
+#[derive(Default)]
+struct Extra<'a> {
+    /// Members with a field that could not hold them: at most one per field, so that duplicates cost nothing.
+    unfit: Vec<(Token<'a>, &'a str)>,
+    /// Members without a field. Duplicates are sorted out at the end.
+    unknown: Vec<(Token<'a>, &'a str)>,
+}
+
+impl<'a> Extra<'a> {
+    fn is_empty(&self) -> bool {
+        self.unfit.is_empty() && self.unknown.is_empty()
+    }
+
+    /// A member is in its field, which an earlier duplicate was not.
+    fn held(&mut self, name: Token<'a>) {
+        if !self.unfit.is_empty() {
+            self.unfit.retain(|(earlier, _)| earlier.bytes() != name.bytes());
+        }
+    }
+
+    fn take(&mut self, name: Token<'a>, fit: Fit, value: &mut Cursor<'a>, mark: Mark) -> Result<(), Malformed> {
+        self.held(name);
+        value.back(mark);
+        let member = (name, value.skip()?);
+        if fit == Fit::Unfit {
+            self.unfit.push(member)
+        } else {
+            self.unknown.push(member)
+        }
+        Ok(())
+    }
+
+    fn into_object(mut self) -> String {
+        if self.unknown.len() > 1 {
+            let mut last = std::collections::HashMap::with_capacity(self.unknown.len());
+            for (at, (name, _)) in self.unknown.iter().enumerate() {
+                last.insert(name.bytes(), at);
+            }
+            if last.len() < self.unknown.len() {
+                let mut kept: Vec<usize> = last.into_values().collect();
+                kept.sort_unstable();
+                self.unknown = kept.into_iter().map(|at| self.unknown[at]).collect();
+            }
+        }
+        let mut out = String::from("{");
+        for (name, value) in self.unfit.iter().chain(&self.unknown) {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            out.extend(["\"", name.raw(), "\":", value]);
+        }
+        out.push('}');
+        out
+    }
+}
