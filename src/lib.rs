@@ -7,5 +7,9 @@
 //! | `codec` | the generated lines of the codec |
 
 mod codec;
+pub mod config;
+pub mod error;
 pub mod json;
+pub mod rest;
+pub mod service;
 pub mod v1;

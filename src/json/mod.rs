@@ -98,6 +98,23 @@ pub fn encode_request<M: Document>(message: &M, owned: &[&str]) -> Result<Vec<u8
     Ok(out)
 }
 
+/// Whether the text is an object with a list as member `name`.
+pub(crate) fn has_list(text: &[u8], name: &str) -> bool {
+    let found = |mut cursor: Cursor<'_>| {
+        let mut list = false;
+        if cursor.enter(b'{')? {
+            while let Some(member) = cursor.member()? {
+                let value = cursor.skip()?;
+                if *member.bytes() == *name.as_bytes() {
+                    list = value.starts_with('[');
+                }
+            }
+        }
+        Ok::<_, Malformed>(list)
+    };
+    Cursor::new(text).and_then(found).unwrap_or(false)
+}
+
 /// The decoded names of an object's members, in any order. `None` if the text is not exactly one object.
 fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
     let mut names = HashSet::new();

@@ -1,0 +1,348 @@
+//! One error, and the only mapping from errors to gRPC status.
+//!
+//! The table, from what happened to what a caller is told, is [`Error::verdict`]. Behind it stand three ideas:
+//!
+//! - **Meshes repeat UNAVAILABLE.** It is said only where repeating is harmless: the request was never sent or was refused, or doing it twice
+//!   is the same as doing it once. A create or a submit whose fate is not known is UNKNOWN, reason `OUTCOME_UNKNOWN`, with a pushback of -1.
+//! - **An error tells what to do next**: the field to mend (`BadRequest`), the time to wait (`RetryInfo`, `grpc-retry-pushback-ms`), whom to
+//!   ask (`RequestInfo`), and one reason of a documented set (`ErrorInfo`, `proto/runsgateway/v1/error_reason.proto`).
+//! - **What the caller is told and what the log is told are two texts.** The caller gets the upstream's message. The log ([`Error::log`]) gets
+//!   codes, ids and causes, never a message, a body, a URL or a key.
+//!
+//! Must hold: status and details together take at most 4 KiB, since clients bound the metadata they accept (grpc-java: 8 KiB).
+
+use std::{fmt, time::Duration};
+
+use http::HeaderMap;
+use tonic::{Code, Status, metadata::MetadataMap};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{json::Violation, v1::ErrorReason};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "runsgateway.v1";
+
+/// The longest text of an upstream that is passed on, in bytes after percent-encoding: it stands in a status up to three times.
+const MAX_MESSAGE: usize = 600;
+
+/// The longest code, type, parameter name or request id of an upstream that is passed on, in bytes.
+const MAX_WORD: usize = 128;
+
+/// How long to wait where the upstream asks to wait and does not say how long.
+const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// What doing an upstream request twice would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The same as doing it once: reads, `CancelRun`, `ModifyRun`.
+    Repeatable,
+    /// Harm: creates and submits.
+    Once,
+}
+
+/// How far a request got that has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not a byte of it was sent.
+    Unsent,
+    /// The upstream said that it did not process it.
+    Refused,
+    /// It may or may not have been processed.
+    Unknown,
+}
+
+/// Everything that can go wrong with a call.
+#[derive(Debug)]
+pub enum Error {
+    /// A field of the request is wrong. No upstream call was made.
+    Invalid {
+        /// The field's path in the request, such as `run.tools[0].type`.
+        field: String,
+        /// What is wrong, in words for the caller.
+        description: String,
+    },
+    /// The upstream answered with an error.
+    Rejected(Box<Rejection>),
+    /// There is no answer, or not all of it.
+    Lost {
+        /// How far the request got.
+        outcome: Outcome,
+        /// What repeating it would do.
+        effect: Effect,
+        /// Why, in words that hold no secret and no address of the upstream.
+        cause: String,
+        /// The upstream was silent for longer than the gateway waits.
+        timed_out: bool,
+    },
+    /// The upstream answered 2xx with something else than was asked for.
+    Unusable {
+        /// What is wrong, in words that hold nothing of the answer.
+        what: String,
+    },
+    /// The caller's deadline passed.
+    DeadlineExceeded,
+    /// The gateway is shutting down, or the connection has reached its age.
+    Draining,
+}
+
+/// An answer of the upstream's with an error status.
+#[derive(Debug)]
+pub struct Rejection {
+    /// The HTTP status.
+    pub status: u16,
+    /// What the body says; `None` if it is not a JSON error in one of the known shapes.
+    pub body: Option<ErrorBody>,
+    /// The upstream's id of the request.
+    pub request_id: Option<String>,
+    /// How long it asks to wait.
+    pub retry_after: Option<Duration>,
+    /// What repeating the request would do.
+    pub effect: Effect,
+    /// Whether the credential was the gateway's own.
+    pub own_key: bool,
+    /// Headers of the answer that callers may see.
+    pub headers: HeaderMap,
+}
+
+/// What an upstream's error body says. All texts are verbatim.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ErrorBody {
+    /// What went wrong, in words.
+    pub message: String,
+    /// Such as `rate_limit_exceeded`; empty if not given.
+    pub code: String,
+    /// Such as `invalid_request_error`; empty if not given.
+    pub r#type: String,
+    /// The parameter to blame; empty if not given.
+    pub param: String,
+}
+
+impl Error {
+    /// A field that is wrong.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), description: description.into() }
+    }
+
+    /// What a log may say of it.
+    pub fn log(&self) -> impl fmt::Display + '_ {
+        Log(self)
+    }
+
+    /// The status that the caller gets, with its details.
+    pub fn status(&self) -> Status {
+        let Verdict { code, reason, message, retry } = self.verdict();
+        let message = cut(&message, MAX_MESSAGE);
+        let mut info = std::collections::HashMap::new();
+        let mut details = ErrorDetails::new();
+        let mut metadata = MetadataMap::new();
+        match self {
+            Self::Invalid { field, description } => {
+                details.add_bad_request_violation(cut(field, MAX_WORD), cut(description, MAX_MESSAGE));
+            }
+            Self::Rejected(rejection) => {
+                info.insert("http_status".to_owned(), rejection.status.to_string());
+                if let Some(body) = &rejection.body {
+                    for (key, value) in [("upstream_code", &body.code), ("upstream_type", &body.r#type)] {
+                        if !value.is_empty() {
+                            info.insert(key.to_owned(), cut(value, MAX_WORD));
+                        }
+                    }
+                    if code == Code::InvalidArgument && !body.param.is_empty() {
+                        details.add_bad_request_violation(cut(&body.param, MAX_WORD), message.clone());
+                    }
+                }
+                if let Some(id) = &rejection.request_id {
+                    details.set_request_info(cut(id, MAX_WORD), "");
+                }
+                if reason == ErrorReason::InsufficientQuota {
+                    details.add_quota_failure_violation("upstream", "the quota of the upstream's account is used up");
+                }
+                metadata = MetadataMap::from_headers(rejection.headers.clone());
+            }
+            _ => {}
+        }
+        match retry {
+            Retry::Unsaid => {}
+            Retry::Never => insert(&mut metadata, "grpc-retry-pushback-ms", "-1"),
+            Retry::After(delay) => {
+                details.set_retry_info(Some(delay));
+                insert(&mut metadata, "grpc-retry-pushback-ms", &delay.as_millis().to_string());
+            }
+        }
+        details.set_error_info(reason_name(reason), DOMAIN, info);
+        Status::with_error_details_and_metadata(code, message, details, metadata)
+    }
+
+    /// The table.
+    fn verdict(&self) -> Verdict {
+        use ErrorReason as R;
+        let again = "; call again";
+        match self {
+            Self::Invalid { field, description } => {
+                Verdict::new(Code::InvalidArgument, R::InvalidField, format!("{field}: {description}"))
+            }
+            Self::Rejected(rejection) => rejection.verdict(),
+            Self::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, .. } => Verdict::unknown(cause),
+            Self::Lost { timed_out: true, cause, outcome: Outcome::Unknown, .. } => {
+                Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone())
+            }
+            Self::Lost { cause, .. } => Verdict::new(Code::Unavailable, R::UpstreamUnavailable, format!("{cause}{again}")),
+            Self::Unusable { what } => {
+                Verdict::new(Code::Internal, R::UnusableAnswer, format!("the upstream's answer cannot be used: {what}"))
+            }
+            Self::DeadlineExceeded => {
+                Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, "the deadline of the call has passed".to_owned())
+            }
+            Self::Draining => {
+                Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
+            }
+        }
+    }
+}
+
+impl Rejection {
+    /// The table's part for answers, by status. Anything that is not in it is INTERNAL.
+    fn verdict(&self) -> Verdict {
+        use ErrorReason as R;
+        let no_body = ErrorBody::default();
+        let body = self.body.as_ref().unwrap_or(&no_body);
+        let said = if body.message.is_empty() {
+            format!("the upstream answered with status {} and no error message", self.status)
+        } else {
+            body.message.clone()
+        };
+        let wait = Retry::After(self.retry_after.unwrap_or(DEFAULT_RETRY_DELAY));
+        let new = |code, reason| Verdict::new(code, reason, said.clone());
+        match self.status {
+            // The message may hold a part of the key.
+            401 if self.own_key => Verdict::new(
+                Code::Internal,
+                R::GatewayKeyRejected,
+                "the upstream does not accept the gateway's own key".to_owned(),
+            ),
+            401 => new(Code::Unauthenticated, R::InvalidApiKey),
+            400 if body.is_state_conflict() => new(Code::FailedPrecondition, R::StateConflict),
+            400 | 413 | 415 | 422 => new(Code::InvalidArgument, R::InvalidRequest),
+            402 => new(Code::ResourceExhausted, R::PaymentRequired).retry(Retry::Never),
+            403 => new(Code::PermissionDenied, R::PermissionDenied),
+            404 if self.body.is_none() => new(Code::Unimplemented, R::RouteNotFound),
+            404 => new(Code::NotFound, R::NotFound),
+            409 => new(Code::Aborted, R::Conflict),
+            429 if body.is_quota() => new(Code::ResourceExhausted, R::InsufficientQuota).retry(Retry::Never),
+            429 => new(Code::ResourceExhausted, R::RateLimitExceeded).retry(wait),
+            499 => new(Code::Cancelled, R::Cancelled),
+            500 => new(Code::Internal, R::ServerError),
+            501 => new(Code::Unimplemented, R::Unsupported),
+            408 | 502 | 503 | 504 if self.effect == Effect::Once => Verdict::unknown(&said),
+            408 | 502 => new(Code::Unavailable, R::UpstreamUnavailable),
+            503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
+            504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
+            status => Verdict::new(Code::Internal, R::UnexpectedStatus, format!("the upstream answered with status {status}")),
+        }
+    }
+}
+
+impl ErrorBody {
+    /// The state of the thread or run is to blame, not the request. Services give these no code of their own, only words.
+    fn is_state_conflict(&self) -> bool {
+        const WORDS: [&str; 6] = [
+            "already has an active run",
+            "do not accept tool outputs",
+            "does not accept tool outputs",
+            "while a run",
+            "cannot update run with status",
+            "cannot cancel run with status",
+        ];
+        let message = self.message.to_ascii_lowercase();
+        WORDS.iter().any(|words| message.contains(words))
+    }
+
+    fn is_quota(&self) -> bool {
+        [&self.code, &self.r#type].into_iter().any(|word| word == "insufficient_quota")
+    }
+}
+
+impl From<Violation> for Error {
+    fn from(violation: Violation) -> Self {
+        Self::Invalid { field: violation.field, description: violation.description }
+    }
+}
+
+/// What a caller is told.
+struct Verdict {
+    code: Code,
+    reason: ErrorReason,
+    message: String,
+    retry: Retry,
+}
+
+enum Retry {
+    /// The code alone says whether to repeat.
+    Unsaid,
+    /// Do not repeat.
+    Never,
+    /// Repeat after this time.
+    After(Duration),
+}
+
+impl Verdict {
+    fn new(code: Code, reason: ErrorReason, message: String) -> Self {
+        Self { code, reason, message, retry: Retry::Unsaid }
+    }
+
+    fn unknown(cause: &str) -> Self {
+        let message = format!("it is not known whether the call took effect ({cause}); look before doing it again");
+        Self::new(Code::Unknown, ErrorReason::OutcomeUnknown, message).retry(Retry::Never)
+    }
+
+    fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+}
+
+struct Log<'a>(&'a Error);
+
+impl fmt::Display for Log<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            // The description is the gateway's own; the path may hold nothing but field names and indices.
+            Error::Invalid { field, .. } => write!(out, "invalid field {}", cut(field, MAX_WORD)),
+            Error::Rejected(rejection) => {
+                write!(out, "upstream status {}", rejection.status)?;
+                if let Some(body) = &rejection.body {
+                    write!(out, ", code {:?}, type {:?}", cut(&body.code, MAX_WORD), cut(&body.r#type, MAX_WORD))?;
+                }
+                Ok(())
+            }
+            Error::Lost { outcome, cause, .. } => write!(out, "no answer ({outcome:?}): {cause}"),
+            Error::Unusable { what } => write!(out, "unusable answer: {what}"),
+            Error::DeadlineExceeded => out.write_str("deadline exceeded"),
+            Error::Draining => out.write_str("draining"),
+        }
+    }
+}
+
+/// The reason as `ErrorInfo` has it: without the enum's prefix.
+fn reason_name(reason: ErrorReason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
+fn insert(metadata: &mut MetadataMap, key: &'static str, value: &str) {
+    if let Ok(value) = value.parse() {
+        metadata.insert(key, value);
+    }
+}
+
+/// As much of a text as takes `limit` bytes after percent-encoding, which triples what is not plain ASCII.
+fn cut(text: &str, limit: usize) -> String {
+    let mut used = 0;
+    for (at, letter) in text.char_indices() {
+        used += if matches!(letter, ' '..='~') && letter != '%' { 1 } else { 3 * letter.len_utf8() };
+        if used > limit {
+            return format!("{}…", &text[..at]);
+        }
+    }
+    text.to_owned()
+}

@@ -1,0 +1,92 @@
+//! One method per REST endpoint. Each takes the RPC's request and checks it before anything is sent.
+//!
+//! Must hold: the routes here are those in the comments of the contract's RPCs (a test compares what arrives upstream).
+
+use super::{
+    Answer, Caller, Client, Request,
+    target::{Query, path},
+};
+use crate::{
+    error::{Effect, Error},
+    json,
+    v1::{
+        CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, GetRunStepRequest, ListRunStepsRequest,
+        ListRunStepsResponse, ListRunsRequest, ListRunsResponse, ModifyRunRequest, Run, RunStep, SubmitToolOutputsRequest,
+    },
+};
+
+/// Members of request bodies that the gateway sets itself.
+const OWNED: &[&str] = &["stream"];
+
+type Answered<M> = Result<Answer<M>, Error>;
+
+/// Encodes the body that a request holds in `field`.
+fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Error> {
+    let body = body.ok_or_else(|| Error::invalid(field, "must be set"))?;
+    Ok(json::encode_request(body, OWNED).map_err(|violation| violation.within(field))?)
+}
+
+impl Client {
+    /// `POST /threads/{thread_id}/runs`
+    pub async fn create_run(&self, caller: &Caller, request: &CreateRunRequest) -> Answered<Run> {
+        let path = path("/threads/{thread_id}/runs", &[&request.thread_id])?;
+        let body = body("run", request.run.as_ref())?;
+        let query = Query::default().include(&request.include);
+        self.send(caller, Request::post(path, Effect::Once).query(query).body(body)).await
+    }
+
+    /// `POST /threads/runs`
+    pub async fn create_thread_and_run(&self, caller: &Caller, request: &CreateThreadAndRunRequest) -> Answered<Run> {
+        let path = path("/threads/runs", &[])?;
+        let body = body("thread_and_run", request.thread_and_run.as_ref())?;
+        self.send(caller, Request::post(path, Effect::Once).body(body)).await
+    }
+
+    /// `GET /threads/{thread_id}/runs`
+    pub async fn list_runs(&self, caller: &Caller, request: &ListRunsRequest) -> Answered<ListRunsResponse> {
+        let path = path("/threads/{thread_id}/runs", &[&request.thread_id])?;
+        let query = Query::default().page(request.limit, request.order, &request.after, &request.before)?;
+        self.send(caller, Request::get(path).query(query)).await
+    }
+
+    /// `GET /threads/{thread_id}/runs/{run_id}`
+    pub async fn get_run(&self, caller: &Caller, request: &GetRunRequest) -> Answered<Run> {
+        let path = path("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
+        self.send(caller, Request::get(path)).await
+    }
+
+    /// `POST /threads/{thread_id}/runs/{run_id}`
+    pub async fn modify_run(&self, caller: &Caller, request: &ModifyRunRequest) -> Answered<Run> {
+        let path = path("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
+        let body = body("run", request.run.as_ref())?;
+        self.send(caller, Request::post(path, Effect::Repeatable).body(body)).await
+    }
+
+    /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
+    pub async fn submit_tool_outputs(&self, caller: &Caller, request: &SubmitToolOutputsRequest) -> Answered<Run> {
+        let route = "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs";
+        let path = path(route, &[&request.thread_id, &request.run_id])?;
+        let body = body("tool_outputs", request.tool_outputs.as_ref())?;
+        self.send(caller, Request::post(path, Effect::Once).body(body)).await
+    }
+
+    /// `POST /threads/{thread_id}/runs/{run_id}/cancel`
+    pub async fn cancel_run(&self, caller: &Caller, request: &CancelRunRequest) -> Answered<Run> {
+        let path = path("/threads/{thread_id}/runs/{run_id}/cancel", &[&request.thread_id, &request.run_id])?;
+        self.send(caller, Request::post(path, Effect::Repeatable)).await
+    }
+
+    /// `GET /threads/{thread_id}/runs/{run_id}/steps`
+    pub async fn list_run_steps(&self, caller: &Caller, request: &ListRunStepsRequest) -> Answered<ListRunStepsResponse> {
+        let path = path("/threads/{thread_id}/runs/{run_id}/steps", &[&request.thread_id, &request.run_id])?;
+        let query = Query::default().page(request.limit, request.order, &request.after, &request.before)?;
+        self.send(caller, Request::get(path).query(query.include(&request.include))).await
+    }
+
+    /// `GET /threads/{thread_id}/runs/{run_id}/steps/{step_id}`
+    pub async fn get_run_step(&self, caller: &Caller, request: &GetRunStepRequest) -> Answered<RunStep> {
+        let route = "/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
+        let path = path(route, &[&request.thread_id, &request.run_id, &request.step_id])?;
+        self.send(caller, Request::get(path).query(Query::default().include(&request.include))).await
+    }
+}

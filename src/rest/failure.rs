@@ -1,0 +1,43 @@
+//! Why there is no answer, and how far the request got.
+//!
+//! Must hold: [`Outcome::Unsent`] and [`Outcome::Refused`] are said only where the upstream cannot have processed the request; everything that
+//! is not one of the known cases is [`Outcome::Unknown`]. Causes name no address: reqwest's own texts do.
+
+use std::{error::Error as _, time::Duration};
+
+use crate::error::{Effect, Error, Outcome};
+
+/// The error for a request that reqwest could not bring to an end.
+pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
+    let chain = || std::iter::successors(error.source(), |error| (*error).source());
+    let http2 = chain().find_map(|error| error.downcast_ref::<h2::Error>());
+    let canceled = chain().filter_map(|error| error.downcast_ref::<hyper::Error>()).any(hyper::Error::is_canceled);
+    let outcome = if error.is_connect() || error.is_builder() || canceled {
+        Outcome::Unsent
+    } else if http2.is_some_and(is_refusal) {
+        Outcome::Refused
+    } else {
+        Outcome::Unknown
+    };
+    let what = match outcome {
+        Outcome::Unsent => "the upstream cannot be reached",
+        Outcome::Refused => "the upstream refused the request",
+        Outcome::Unknown => "the connection to the upstream was lost",
+    };
+    // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
+    let cause = chain().last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
+    Error::Lost { outcome, effect, cause, timed_out: error.is_timeout() }
+}
+
+/// The error for an upstream that is silent for too long.
+pub(super) fn timed_out(limit: Duration, effect: Effect) -> Error {
+    let cause = format!("the upstream gave no answer within {limit:?}");
+    Error::Lost { outcome: Outcome::Unknown, effect, cause, timed_out: true }
+}
+
+/// The peer says that it did not process the request: it refused the stream, or went away before it came to it.
+fn is_refusal(error: &h2::Error) -> bool {
+    let reason = error.reason();
+    error.is_remote()
+        && (reason == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && reason == Some(h2::Reason::NO_ERROR)))
+}

@@ -1,0 +1,173 @@
+//! The REST side: the only module that knows HTTP as a client.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `endpoints.rs` | one method per REST endpoint |
+//! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
+//! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
+//! | `failure.rs` | why there is no answer, and whether the request was sent |
+//!
+//! Must hold: what is sent is sent once. Redirects are not followed (a 307 replays bodies, and a named key header would cross hosts), the
+//! client's own resending is off (it repeats POSTs), and no proxy is taken from the environment.
+
+mod answer;
+mod endpoints;
+mod failure;
+mod target;
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use reqwest::redirect;
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+pub use answer::{Answer, SHOWN_HEADERS};
+
+use crate::error::{Effect, Error};
+
+/// The upstream and how to talk to it.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// The URL before `/threads`, with any path prefix and query.
+    pub base: Url,
+    /// How a credential is sent.
+    pub auth: AuthStyle,
+    /// The gateway's own key. Without one the caller's credential is passed on.
+    pub key: Option<SecretString>,
+    /// Headers of every request.
+    pub headers: HeaderMap,
+    /// How long connecting may take, TLS included.
+    pub connect_timeout: Duration,
+    /// How long an answer may take, from sending the request to the last byte.
+    pub answer_timeout: Duration,
+    /// The largest answer, in bytes.
+    pub max_answer_bytes: usize,
+}
+
+/// How a credential is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthStyle {
+    /// `authorization: Bearer KEY`.
+    Bearer,
+    /// The key alone, in a header of this name, such as Azure's `api-key`.
+    Header(HeaderName),
+}
+
+impl AuthStyle {
+    /// The header that has the credential.
+    pub fn header(&self) -> HeaderName {
+        match self {
+            Self::Bearer => header::AUTHORIZATION,
+            Self::Header(name) => name.clone(),
+        }
+    }
+
+    fn value(&self, key: &SecretString) -> Result<HeaderValue, header::InvalidHeaderValue> {
+        let mut value = match self {
+            Self::Bearer => HeaderValue::try_from(format!("Bearer {}", key.expose_secret())),
+            Self::Header(_) => HeaderValue::try_from(key.expose_secret()),
+        }?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// What a caller adds to the requests made for it.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// Headers to pass on: the allowed ones of its metadata, with its credential if it is to be passed on.
+    pub headers: HeaderMap,
+}
+
+/// A client of one upstream. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: target::Base,
+    own_key: bool,
+    answer_timeout: Duration,
+    max_answer_bytes: usize,
+}
+
+impl Client {
+    /// A client of `upstream`. Connects when first used.
+    ///
+    /// Fails if the key cannot stand in a header, or the system's TLS roots cannot be read.
+    pub fn new(upstream: &Upstream) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        // reqwest takes whatever provider the process has. A second installation changes nothing and is no error.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut headers = upstream.headers.clone();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some(key) = &upstream.key {
+            headers.insert(upstream.auth.header(), upstream.auth.value(key)?);
+        }
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .retry(reqwest::retry::never())
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .tcp_nodelay(true)
+            .connect_timeout(upstream.connect_timeout)
+            // Answers are small and many share a connection: each may fill its window without stalling the others.
+            .http2_initial_stream_window_size(256 << 10)
+            .http2_initial_connection_window_size(64 << 20)
+            .build()?;
+        Ok(Self {
+            http,
+            base: target::Base::new(&upstream.base),
+            own_key: upstream.key.is_some(),
+            answer_timeout: upstream.answer_timeout,
+            max_answer_bytes: upstream.max_answer_bytes,
+        })
+    }
+
+    /// Sends a request and reads its answer, each once.
+    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
+        let effect = request.effect;
+        let exchange = async {
+            let mut http = reqwest::Request::new(request.method, self.base.url(&request.path, &request.query));
+            http.headers_mut().clone_from(&caller.headers);
+            if let Some(body) = request.body {
+                http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                *http.body_mut() = Some(body.into());
+            }
+            let response = self.http.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            answer::read(response, effect, self.own_key, self.max_answer_bytes).await
+        };
+        tokio::time::timeout(self.answer_timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+    }
+}
+
+/// One request to the upstream.
+struct Request {
+    method: Method,
+    path: String,
+    query: target::Query,
+    body: Option<Vec<u8>>,
+    effect: Effect,
+}
+
+impl Request {
+    fn get(path: String) -> Self {
+        Self { method: Method::GET, path, query: target::Query::default(), body: None, effect: Effect::Repeatable }
+    }
+
+    fn post(path: String, effect: Effect) -> Self {
+        Self { method: Method::POST, path, query: target::Query::default(), body: None, effect }
+    }
+
+    fn body(mut self, body: Vec<u8>) -> Self {
+        self.body = Some(body);
+        self
+    }
+
+    fn query(mut self, query: target::Query) -> Self {
+        self.query = query;
+        self
+    }
+}

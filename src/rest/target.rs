@@ -1,0 +1,141 @@
+//! Paths and queries.
+//!
+//! Must hold: nothing that a caller sends can change which endpoint is called. An id becomes exactly one path segment, whatever it holds;
+//! one that no segment can stand for (empty, `.`, `..`) is refused with the field's name.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use url::Url;
+
+use crate::{error::Error, v1::SortOrder};
+
+/// All but what RFC 3986 calls unreserved.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The longest page that can be asked for.
+const MAX_LIMIT: i32 = 100;
+
+/// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a segment is an error that names its field.
+pub(super) fn path(route: &'static str, ids: &[&str]) -> Result<String, Error> {
+    let mut path = String::with_capacity(route.len() + 64);
+    let mut ids = ids.iter();
+    for segment in route.split('/').skip(1) {
+        path.push('/');
+        let Some(field) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
+            path.push_str(segment);
+            continue;
+        };
+        match ids.next().copied().unwrap_or_default() {
+            "" => return Err(Error::invalid(field, "must be set")),
+            "." | ".." => return Err(Error::invalid(field, "is not an id")),
+            id => path.extend(utf8_percent_encode(id, RESERVED)),
+        }
+    }
+    Ok(path)
+}
+
+/// The upstream's URL: what comes before a path and after it.
+#[derive(Debug, Clone)]
+pub(super) struct Base {
+    before: Url,
+    prefix: String,
+    query: String,
+}
+
+impl Base {
+    pub(super) fn new(url: &Url) -> Self {
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        Self { before: url.clone(), prefix, query: url.query().unwrap_or_default().to_owned() }
+    }
+
+    pub(super) fn url(&self, path: &str, query: &Query) -> Url {
+        let mut url = self.before.clone();
+        // Dots and escapes were dealt with in `path`: the parser that this goes through finds nothing to change.
+        url.set_path(&format!("{}{path}", self.prefix));
+        let separator = if self.query.is_empty() || query.0.is_empty() { "" } else { "&" };
+        let query = format!("{}{separator}{}", self.query, query.0);
+        url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
+        url
+    }
+}
+
+/// The query of one request, encoded.
+#[derive(Debug, Default)]
+pub(super) struct Query(String);
+
+impl Query {
+    fn pair(&mut self, name: &str, value: &str) {
+        if !self.0.is_empty() {
+            self.0.push('&');
+        }
+        self.0.push_str(name);
+        self.0.push('=');
+        self.0.extend(utf8_percent_encode(value, RESERVED));
+    }
+
+    /// `include`, as services expect a list: once per value.
+    pub(super) fn include(mut self, include: &[String]) -> Self {
+        for value in include {
+            self.pair("include[]", value);
+        }
+        self
+    }
+
+    /// The page of a list.
+    pub(super) fn page(mut self, limit: Option<i32>, order: i32, after: &str, before: &str) -> Result<Self, Error> {
+        if let Some(limit) = limit {
+            if !(1..=MAX_LIMIT).contains(&limit) {
+                return Err(Error::invalid("limit", format!("must be 1 to {MAX_LIMIT}")));
+            }
+            self.pair("limit", &limit.to_string());
+        }
+        match SortOrder::try_from(order) {
+            Ok(SortOrder::Unspecified) => {}
+            Ok(SortOrder::Asc) => self.pair("order", "asc"),
+            Ok(SortOrder::Desc) => self.pair("order", "desc"),
+            Err(_) => return Err(Error::invalid("order", "is not a value that this contract names")),
+        }
+        for (name, id) in [("after", after), ("before", before)] {
+            if !id.is_empty() {
+                self.pair(name, id);
+            }
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_keeps_its_prefix_and_its_query() {
+        let cases = [
+            ("https://host", "https://host/threads/runs?limit=1"),
+            ("https://host/", "https://host/threads/runs?limit=1"),
+            ("https://host/openai/v1/", "https://host/openai/v1/threads/runs?limit=1"),
+            ("https://host/openai?api-version=1", "https://host/openai/threads/runs?api-version=1&limit=1"),
+        ];
+        for (base, expected) in cases {
+            let base = Base::new(&base.parse().expect("a URL"));
+            let query = Query::default().page(Some(1), 0, "", "").expect("a page");
+            assert_eq!(base.url("/threads/runs", &query).as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn an_id_is_one_segment_or_an_error() {
+        let base = Base::new(&"http://h/p".parse().expect("a URL"));
+        for id in ["a/b", "a?b", "a#b", "é", "%2e%2e", "a\\b", " ", "\u{0}", "..%2f", "a;b", "...", ".a"] {
+            let path = path("/threads/{thread_id}/runs", &[id]).expect("a path");
+            let url = base.url(&path, &Query::default());
+            let segments: Vec<_> = url.path_segments().expect("segments").collect();
+            assert_eq!(segments.len(), 4, "{id:?} became {url}");
+            assert_eq!((segments[0], segments[1], segments[3]), ("p", "threads", "runs"));
+            let decoded = percent_encoding::percent_decode_str(segments[2]).decode_utf8().expect("UTF-8");
+            assert_eq!(decoded, id);
+        }
+        for id in ["", ".", ".."] {
+            assert!(path("/threads/{thread_id}/runs", &[id]).is_err(), "{id:?}");
+        }
+    }
+}
