@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         files.push(entry?.path());
     }
     files.sort();
+    fs::write(out.join("protos.rs"), embedded(&files)?)?;
     let mut compiler = protox::Compiler::new(INCLUDES)?;
     compiler.include_source_info(true).include_imports(true).open_files(files)?;
 
@@ -31,4 +32,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(compiler.file_descriptor_set())?;
     fs::write(out.join("codec.rs"), codec::generate(&compiler.descriptor_pool())?)?;
     Ok(())
+}
+
+/// The contract's files as Rust text: an array of path and content, for `runs-gateway proto`.
+fn embedded(files: &[PathBuf]) -> Result<String, Box<dyn Error>> {
+    let entries = files.iter().map(|file| {
+        let path = file.strip_prefix(INCLUDES[0])?;
+        Ok(format!("({path:?}, include_str!({:?})),\n", fs::canonicalize(file)?))
+    });
+    Ok(format!("[\n{}]", entries.collect::<Result<String, Box<dyn Error>>>()?))
 }

@@ -6,10 +6,12 @@
 //! | [`json`] | the codec: how a message looks as JSON |
 //! | `codec` | the generated lines of the codec |
 
+pub mod app;
 mod codec;
 pub mod config;
 pub mod error;
 pub mod json;
 pub mod rest;
+pub mod server;
 pub mod service;
 pub mod v1;

@@ -6,3 +6,6 @@ tonic::include_proto!("runsgateway.v1");
 
 /// The contract's descriptor set with comments, as reflection serves it.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
+
+/// The contract's files: path below the import root, and text.
+pub const FILES: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/protos.rs"));

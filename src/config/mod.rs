@@ -5,6 +5,8 @@
 //! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever can reach the port unless that was asked for by
 //! name. What is wrong is one line, which never holds a key.
 
+mod limits;
+
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,7 +14,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use crate::rest::{AuthStyle, Upstream};
+use self::limits::LimitArgs;
+use crate::{
+    rest::{AuthStyle, Upstream},
+    server::Limits,
+};
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).
 #[derive(Debug, Parser)]
@@ -107,6 +113,9 @@ pub struct ServeArgs {
     /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
     #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
     log: String,
+
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Known upstreams.
@@ -147,6 +156,19 @@ pub struct Serve {
     pub worker_threads: Option<usize>,
     /// What is logged.
     pub log: String,
+    /// The server's limits.
+    pub limits: Limits,
+}
+
+impl Serve {
+    /// Metadata that is passed on to the upstream: what is configured, and the caller's credential if the gateway has no key of its own.
+    pub fn forwarded(&self) -> Vec<HeaderName> {
+        let credential = self.upstream.key.is_none().then(|| self.upstream.auth.header());
+        let mut names: Vec<_> = self.forward_metadata.iter().cloned().chain(credential).collect();
+        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
+        names.dedup();
+        names
+    }
 }
 
 impl TryFrom<ServeArgs> for Serve {
@@ -181,6 +203,7 @@ impl TryFrom<ServeArgs> for Serve {
             max_request_bytes: args.max_request_bytes,
             worker_threads: args.worker_threads.map(usize::from),
             log: args.log,
+            limits: args.limits.into(),
         })
     }
 }

@@ -1,0 +1,36 @@
+//! The gateway put together: upstream client, services, server.
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+
+use crate::{config, rest, server, service::Gateway};
+
+/// A gateway that is ready to serve. Made apart from [`App::serve`], so that what is wrong with the configuration is known before a port is taken.
+#[derive(Debug)]
+pub struct App {
+    gateway: Gateway,
+    max_request_bytes: usize,
+    limits: server::Limits,
+}
+
+impl App {
+    /// Prepares the gateway. The upstream need not be there.
+    pub fn new(config: &config::Serve) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let client = rest::Client::new(&config.upstream)?;
+        Ok(Self {
+            gateway: Gateway::new(client, config.forwarded()),
+            max_request_bytes: config.max_request_bytes,
+            limits: config.limits.clone(),
+        })
+    }
+
+    /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        let mut services = RoutesBuilder::default();
+        services.add_service(self.gateway.run_service(self.max_request_bytes));
+        services.add_service(self.gateway.run_step_service(self.max_request_bytes));
+        let (routes, health) = server::routes(services).await;
+        server::serve(listener, routes, self.limits, health, shutdown).await;
+    }
+}

@@ -1,0 +1,104 @@
+//! The flags of the server's limits. What each means, and why its default is right for most, stands with [`Limits`].
+
+use clap::Args;
+use humantime::Duration;
+
+use crate::server::Limits;
+
+/// The flags. A duration is written `500ms`, `30s`, `10m`; where a limit can be off, `0s` is off.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct LimitArgs {
+    /// Connections open at a time; one more is closed at once.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
+    max_connections: usize,
+
+    /// Calls open at a time on a connection; one more is refused.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_STREAMS_PER_CONNECTION", default_value_t = Limits::default().streams)]
+    max_streams_per_connection: u32,
+
+    /// Bytes of a call's metadata.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_METADATA_BYTES", default_value_t = Limits::default().metadata)]
+    max_metadata_bytes: u32,
+
+    /// Bytes that a caller may send ahead on one call.
+    #[arg(long, env = "RUNS_GATEWAY_STREAM_WINDOW", default_value_t = Limits::default().stream_window)]
+    stream_window: u32,
+
+    /// Bytes that a caller may send ahead on all calls of a connection.
+    #[arg(long, env = "RUNS_GATEWAY_CONNECTION_WINDOW", default_value_t = Limits::default().connection_window)]
+    connection_window: u32,
+
+    /// Bytes held per call for a caller that does not read.
+    #[arg(long, env = "RUNS_GATEWAY_STREAM_SEND_BUFFER", default_value_t = Limits::default().stream_send_buffer)]
+    stream_send_buffer: u32,
+
+    /// Time from accepting a connection to its HTTP/2 preface.
+    #[arg(long, env = "RUNS_GATEWAY_HANDSHAKE_TIMEOUT", default_value_t = Limits::default().handshake.into())]
+    handshake_timeout: Duration,
+
+    /// Time between two pings on a connection. 0s: no pings.
+    #[arg(long, env = "RUNS_GATEWAY_PING_INTERVAL", default_value_t = Limits::default().ping_interval.unwrap_or_default().into())]
+    ping_interval: Duration,
+
+    /// Time that a ping may go unanswered.
+    #[arg(long, env = "RUNS_GATEWAY_PING_TIMEOUT", default_value_t = Limits::default().ping_timeout.into())]
+    ping_timeout: Duration,
+
+    /// Time without a call after which a connection is closed. 0s: never.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_IDLE", default_value_t = Limits::default().idle.unwrap_or_default().into())]
+    max_connection_idle: Duration,
+
+    /// Age at which a connection takes no more calls. 0s: never.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_AGE", default_value_t = Limits::default().age.unwrap_or_default().into())]
+    max_connection_age: Duration,
+
+    /// Time after that until what still runs on it is ended.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_AGE_GRACE", default_value_t = Limits::default().age_grace.into())]
+    max_connection_age_grace: Duration,
+
+    /// Stream errors of the peer's that a connection survives.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_ERROR_RESETS", default_value_t = Limits::default().error_resets)]
+    max_error_resets: usize,
+
+    /// Calls that a caller may cancel before the server sees them.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_PENDING_RESETS", default_value_t = Limits::default().pending_resets)]
+    max_pending_resets: usize,
+
+    /// The longest deadline; a call that asks for more gets this.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_DEADLINE", default_value_t = Limits::default().deadline.into())]
+    max_deadline: Duration,
+
+    /// Time from a shutdown signal until no more connections and calls are taken. Health says NOT_SERVING meanwhile.
+    #[arg(long, env = "RUNS_GATEWAY_DRAIN_DELAY", default_value_t = Limits::default().drain_delay.into())]
+    drain_delay: Duration,
+
+    /// Time after that until what still runs is ended.
+    #[arg(long, env = "RUNS_GATEWAY_DRAIN_TIMEOUT", default_value_t = Limits::default().drain_timeout.into())]
+    drain_timeout: Duration,
+}
+
+impl From<LimitArgs> for Limits {
+    fn from(args: LimitArgs) -> Self {
+        let unless_zero = |duration: Duration| Some(*duration).filter(|duration| !duration.is_zero());
+        Self {
+            connections: args.max_connections,
+            handshake: *args.handshake_timeout,
+            streams: args.max_streams_per_connection,
+            stream_window: args.stream_window,
+            connection_window: args.connection_window,
+            stream_send_buffer: args.stream_send_buffer,
+            metadata: args.max_metadata_bytes,
+            ping_interval: unless_zero(args.ping_interval),
+            ping_timeout: *args.ping_timeout,
+            idle: unless_zero(args.max_connection_idle),
+            age: unless_zero(args.max_connection_age),
+            age_grace: *args.max_connection_age_grace,
+            error_resets: args.max_error_resets,
+            pending_resets: args.max_pending_resets,
+            deadline: *args.max_deadline,
+            drain_delay: *args.drain_delay,
+            drain_timeout: *args.drain_timeout,
+        }
+    }
+}
