@@ -19,7 +19,7 @@ impl App {
     pub fn new(config: &config::Serve) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let client = rest::Client::new(&config.upstream)?;
         Ok(Self {
-            gateway: Gateway::new(client, config.forwarded()),
+            gateway: Gateway::new(client, config.streams.clone(), config.forwarded()),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
         })

@@ -11,13 +11,17 @@
 //!
 //! Must hold: status and details together take at most 4 KiB, since clients bound the metadata they accept (grpc-java: 8 KiB).
 
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{json::Violation, v1::ErrorReason};
+use crate::{
+    events::Resume,
+    json::Violation,
+    v1::{ErrorReason, RunEventType},
+};
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "runsgateway.v1";
@@ -83,6 +87,18 @@ pub enum Error {
     DeadlineExceeded,
     /// The gateway is shutting down, or the connection has reached its age.
     Draining,
+    /// The gateway has as much of something as it may have.
+    Overloaded {
+        /// Of what.
+        what: &'static str,
+    },
+    /// A stream ended before its run did.
+    Interrupted {
+        /// Why.
+        error: Arc<Error>,
+        /// How to go on.
+        resume: Resume,
+    },
 }
 
 /// An answer of the upstream's with an error status.
@@ -123,6 +139,25 @@ impl Error {
         Self::Invalid { field: field.into(), description: description.into() }
     }
 
+    /// Whether the same call may succeed later without anybody doing something about it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Rejected(rejection) => matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota(),
+            Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded { .. } | Self::Draining => true,
+            Self::Interrupted { error, .. } => error.may_pass(),
+            Self::Invalid { .. } | Self::DeadlineExceeded => false,
+        }
+    }
+
+    /// How long the upstream asks to wait before the next request.
+    pub fn retry_delay(&self) -> Option<Duration> {
+        match self {
+            Self::Rejected(rejection) if rejection.status == 429 => Some(rejection.retry_after.unwrap_or(DEFAULT_RETRY_DELAY)),
+            Self::Rejected(rejection) => rejection.retry_after,
+            _ => None,
+        }
+    }
+
     /// What a log may say of it.
     pub fn log(&self) -> impl fmt::Display + '_ {
         Log(self)
@@ -132,24 +167,23 @@ impl Error {
     pub fn status(&self) -> Status {
         let Verdict { code, reason, message, retry } = self.verdict();
         let message = cut(&message, MAX_MESSAGE);
-        let mut info = std::collections::HashMap::new();
         let mut details = ErrorDetails::new();
         let mut metadata = MetadataMap::new();
-        match self {
+        let mut info = HashMap::new();
+        let cause = if let Self::Interrupted { error, resume } = self {
+            info.extend(resume.info());
+            error
+        } else {
+            self
+        };
+        match cause {
             Self::Invalid { field, description } => {
                 details.add_bad_request_violation(cut(field, MAX_WORD), cut(description, MAX_MESSAGE));
             }
             Self::Rejected(rejection) => {
-                info.insert("http_status".to_owned(), rejection.status.to_string());
-                if let Some(body) = &rejection.body {
-                    for (key, value) in [("upstream_code", &body.code), ("upstream_type", &body.r#type)] {
-                        if !value.is_empty() {
-                            info.insert(key.to_owned(), cut(value, MAX_WORD));
-                        }
-                    }
-                    if code == Code::InvalidArgument && !body.param.is_empty() {
-                        details.add_bad_request_violation(cut(&body.param, MAX_WORD), message.clone());
-                    }
+                info.extend(rejection.info());
+                if let Some(param) = rejection.param().filter(|_| code == Code::InvalidArgument) {
+                    details.add_bad_request_violation(param, message.clone());
                 }
                 if let Some(id) = &rejection.request_id {
                     details.set_request_info(cut(id, MAX_WORD), "");
@@ -196,11 +230,47 @@ impl Error {
             Self::Draining => {
                 Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
             }
+            Self::Overloaded { what } => {
+                let message = format!("the gateway has as many {what} as it may have; call again later");
+                Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
+            }
+            Self::Interrupted { error, resume } => {
+                let verdict = error.verdict();
+                let resumable = !resume.run_id.is_empty() && (error.may_pass() || matches!(**error, Self::DeadlineExceeded));
+                let hint = if resumable { "; resume by WatchRun" } else { "" };
+                let message = format!("{}{hint}", verdict.message);
+                Verdict { message, ..verdict }
+            }
         }
     }
 }
 
+impl Resume {
+    /// The part of an `ErrorInfo` that says how to resume.
+    fn info(&self) -> impl Iterator<Item = (String, String)> {
+        let last_event = self.last_event.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
+        let last_event = if self.last_event == RunEventType::Unspecified { "" } else { last_event };
+        let pairs = [("thread_id", &*self.thread_id), ("run_id", &*self.run_id), ("last_event", last_event)];
+        pairs.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)))
+    }
+}
+
 impl Rejection {
+    fn is_quota(&self) -> bool {
+        self.body.as_ref().is_some_and(ErrorBody::is_quota)
+    }
+
+    fn param(&self) -> Option<String> {
+        self.body.as_ref().map(|body| cut(&body.param, MAX_WORD)).filter(|param| !param.is_empty())
+    }
+
+    /// The part of an `ErrorInfo` that says what the upstream said.
+    fn info(&self) -> impl Iterator<Item = (String, String)> {
+        let body = self.body.iter().flat_map(|body| [("upstream_code", &body.code), ("upstream_type", &body.r#type)]);
+        let words = body.filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)));
+        words.chain([("http_status".to_owned(), self.status.to_string())])
+    }
+
     /// The table's part for answers, by status. Anything that is not in it is INTERNAL.
     fn verdict(&self) -> Verdict {
         use ErrorReason as R;
@@ -228,7 +298,7 @@ impl Rejection {
             404 if self.body.is_none() => new(Code::Unimplemented, R::RouteNotFound),
             404 => new(Code::NotFound, R::NotFound),
             409 => new(Code::Aborted, R::Conflict),
-            429 if body.is_quota() => new(Code::ResourceExhausted, R::InsufficientQuota).retry(Retry::Never),
+            429 if self.is_quota() => new(Code::ResourceExhausted, R::InsufficientQuota).retry(Retry::Never),
             429 => new(Code::ResourceExhausted, R::RateLimitExceeded).retry(wait),
             499 => new(Code::Cancelled, R::Cancelled),
             500 => new(Code::Internal, R::ServerError),
@@ -319,6 +389,8 @@ impl fmt::Display for Log<'_> {
             Error::Unusable { what } => write!(out, "unusable answer: {what}"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::Draining => out.write_str("draining"),
+            Error::Overloaded { what } => write!(out, "overloaded: {what}"),
+            Error::Interrupted { error, resume } => write!(out, "{} (run {:?})", error.log(), cut(&resume.run_id, MAX_WORD)),
         }
     }
 }

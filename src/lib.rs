@@ -10,6 +10,7 @@ pub mod app;
 mod codec;
 pub mod config;
 pub mod error;
+pub mod events;
 pub mod json;
 pub mod rest;
 pub mod server;

@@ -6,6 +6,7 @@
 //! name. What is wrong is one line, which never holds a key.
 
 mod limits;
+mod streams;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -14,8 +15,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use self::limits::LimitArgs;
+use self::{limits::LimitArgs, streams::StreamArgs};
 use crate::{
+    events::StreamLimits,
     rest::{AuthStyle, Upstream},
     server::Limits,
 };
@@ -102,6 +104,10 @@ pub struct ServeArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_ANSWER_BYTES", default_value_t = 16 << 20)]
     max_answer_bytes: usize,
 
+    /// The largest event of an upstream's stream, in bytes.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_EVENT_BYTES", default_value_t = 4 << 20)]
+    max_event_bytes: usize,
+
     /// The largest gRPC request message, in bytes.
     #[arg(long, env = "RUNS_GATEWAY_MAX_REQUEST_BYTES", default_value_t = 4 << 20)]
     max_request_bytes: usize,
@@ -116,6 +122,9 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     limits: LimitArgs,
+
+    #[command(flatten)]
+    streams: StreamArgs,
 }
 
 /// Known upstreams.
@@ -158,6 +167,8 @@ pub struct Serve {
     pub log: String,
     /// The server's limits.
     pub limits: Limits,
+    /// The limits of streams.
+    pub streams: StreamLimits,
 }
 
 impl Serve {
@@ -198,12 +209,14 @@ impl TryFrom<ServeArgs> for Serve {
                 connect_timeout: args.connect_timeout,
                 answer_timeout: args.answer_timeout,
                 max_answer_bytes: args.max_answer_bytes,
+                max_event_bytes: args.max_event_bytes,
             },
             forward_metadata: args.forward_metadata,
             max_request_bytes: args.max_request_bytes,
             worker_threads: args.worker_threads.map(usize::from),
             log: args.log,
             limits: args.limits.into(),
+            streams: args.streams.into(),
         })
     }
 }

@@ -22,7 +22,7 @@ mod decimal;
 pub(crate) mod read;
 mod write;
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet};
 
 pub(crate) use cursor::Cursor;
 pub use cursor::Malformed;
@@ -100,32 +100,51 @@ pub fn encode_request<M: Document>(message: &M, owned: &[&str]) -> Result<Vec<u8
 
 /// Whether the text is an object with a list as member `name`.
 pub(crate) fn has_list(text: &[u8], name: &str) -> bool {
-    let found = |mut cursor: Cursor<'_>| {
-        let mut list = false;
-        if cursor.enter(b'{')? {
-            while let Some(member) = cursor.member()? {
-                let value = cursor.skip()?;
-                if *member.bytes() == *name.as_bytes() {
-                    list = value.starts_with('[');
-                }
-            }
-        }
-        Ok::<_, Malformed>(list)
-    };
-    Cursor::new(text).and_then(found).unwrap_or(false)
+    member(text, name).is_some_and(|value| value.starts_with('['))
 }
 
-/// The decoded names of an object's members, in any order. `None` if the text is not exactly one object.
+/// The text of member `name` of an object; `None` if it is not there or the text is not exactly one object. Of duplicates the last.
+pub(crate) fn member<'a>(text: &'a [u8], name: &str) -> Option<&'a str> {
+    let mut found = None;
+    let each = |member: Cow<'_, [u8]>, value| {
+        if *member == *name.as_bytes() {
+            found = Some(value);
+        }
+    };
+    members(text, each).ok().and(found)
+}
+
+/// The string that is member `name` of an object.
+pub(crate) fn text_member(text: &[u8], name: &str) -> Option<String> {
+    let value = member(text, name).filter(|value| value.starts_with('"'))?;
+    Some(Cursor::new(value.as_bytes()).ok()?.string().ok()?.text()?.into_owned())
+}
+
+/// Whether the text is exactly one JSON value.
+pub(crate) fn is_whole(text: &[u8]) -> bool {
+    let one_value = |mut cursor: Cursor<'_>| {
+        cursor.skip()?;
+        cursor.end()
+    };
+    Cursor::new(text).and_then(one_value).is_ok()
+}
+
+/// The decoded names of an object's members, in any order. Fails if the text is not exactly one object.
 fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
     let mut names = HashSet::new();
-    let mut cursor = Cursor::new(object.as_bytes())?;
+    members(object.as_bytes(), |name, _| {
+        names.insert(name.into_owned());
+    })?;
+    Ok(names)
+}
+
+fn members<'a>(object: &'a [u8], mut each: impl FnMut(Cow<'a, [u8]>, &'a str)) -> Result<(), Malformed> {
+    let mut cursor = Cursor::new(object)?;
     if !cursor.enter(b'{')? {
         return Err(cursor.malformed("not an object"));
     }
     while let Some(name) = cursor.member()? {
-        names.insert(name.bytes().into_owned());
-        cursor.skip()?;
+        each(name.bytes(), cursor.skip()?);
     }
-    cursor.end()?;
-    Ok(names)
+    cursor.end()
 }

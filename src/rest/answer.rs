@@ -153,11 +153,28 @@ pub(super) fn error_body(text: &[u8]) -> Option<(ErrorBody, Option<String>)> {
     let message = document.get("message")?.as_str()?;
     let request_id = document.get("requestId").and_then(|it| it.as_str()).map(str::to_owned);
     let embedded = message.find('{').and_then(|at| serde_json::from_str::<serde_json::Value>(&message[at..]).ok());
-    let body = match embedded.as_ref().and_then(|it| it.get("error")).filter(|it| it.is_object()) {
-        Some(error) => read(error),
-        None => ErrorBody { message: message.to_owned(), ..ErrorBody::default() },
-    };
+    let body = embedded.as_ref().and_then(|it| it.get("error")).filter(|it| it.is_object()).map_or_else(|| read(&document), read);
     Some((body, request_id))
+}
+
+/// The error that an `error` event stands for. Its data is an error object, alone or in one of the shapes of error bodies.
+pub(crate) fn error_event(data: &[u8]) -> Error {
+    let (body, request_id) = error_body(data).map_or((None, None), |(body, id)| (Some(body), id));
+    let words = body.as_ref().map(|body| format!("{} {}", body.code, body.r#type)).unwrap_or_default();
+    let status = match words {
+        words if words.contains("rate_limit") || words.contains("insufficient_quota") => 429,
+        words if words.contains("invalid_request") => 400,
+        _ => 500,
+    };
+    Error::Rejected(Box::new(Rejection {
+        status,
+        body,
+        request_id,
+        retry_after: None,
+        effect: Effect::Repeatable,
+        own_key: false,
+        headers: HeaderMap::new(),
+    }))
 }
 
 /// The headers that callers may see.

@@ -3,7 +3,7 @@
 //! Must hold: the routes here are those in the comments of the contract's RPCs (a test compares what arrives upstream).
 
 use super::{
-    Answer, Caller, Client, Request,
+    Answer, Caller, Client, Opened, Request,
     target::{Query, path},
 };
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
     json,
     v1::{
         CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, GetRunStepRequest, ListRunStepsRequest,
-        ListRunStepsResponse, ListRunsRequest, ListRunsResponse, ModifyRunRequest, Run, RunStep, SubmitToolOutputsRequest,
+        ListRunStepsResponse, ListRunsRequest, ListRunsResponse, ModifyRunRequest, Run, RunSpec, RunStep, StreamCreateRunRequest,
+        StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, SubmitToolOutputsRequest, ThreadAndRunSpec, ToolOutputs,
     },
 };
 
@@ -26,20 +27,43 @@ fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Err
     Ok(json::encode_request(body, OWNED).map_err(|violation| violation.within(field))?)
 }
 
+fn create_run(thread_id: &str, run: Option<&RunSpec>, include: &[String]) -> Result<Request, Error> {
+    let path = path("/threads/{thread_id}/runs", &[thread_id])?;
+    Ok(Request::post(path, Effect::Once).query(Query::default().include(include)).body(body("run", run)?))
+}
+
+fn create_thread_and_run(spec: Option<&ThreadAndRunSpec>) -> Result<Request, Error> {
+    Ok(Request::post(path("/threads/runs", &[])?, Effect::Once).body(body("thread_and_run", spec)?))
+}
+
+fn submit_tool_outputs(thread_id: &str, run_id: &str, outputs: Option<&ToolOutputs>) -> Result<Request, Error> {
+    let path = path("/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", &[thread_id, run_id])?;
+    Ok(Request::post(path, Effect::Once).body(body("tool_outputs", outputs)?))
+}
+
 impl Client {
     /// `POST /threads/{thread_id}/runs`
     pub async fn create_run(&self, caller: &Caller, request: &CreateRunRequest) -> Answered<Run> {
-        let path = path("/threads/{thread_id}/runs", &[&request.thread_id])?;
-        let body = body("run", request.run.as_ref())?;
-        let query = Query::default().include(&request.include);
-        self.send(caller, Request::post(path, Effect::Once).query(query).body(body)).await
+        self.send(caller, create_run(&request.thread_id, request.run.as_ref(), &request.include)?).await
+    }
+
+    /// `POST /threads/{thread_id}/runs` with `stream`
+    pub async fn stream_create_run(&self, caller: &Caller, request: &StreamCreateRunRequest) -> Result<Opened, Error> {
+        self.open(caller, create_run(&request.thread_id, request.run.as_ref(), &request.include)?.streamed()).await
     }
 
     /// `POST /threads/runs`
     pub async fn create_thread_and_run(&self, caller: &Caller, request: &CreateThreadAndRunRequest) -> Answered<Run> {
-        let path = path("/threads/runs", &[])?;
-        let body = body("thread_and_run", request.thread_and_run.as_ref())?;
-        self.send(caller, Request::post(path, Effect::Once).body(body)).await
+        self.send(caller, create_thread_and_run(request.thread_and_run.as_ref())?).await
+    }
+
+    /// `POST /threads/runs` with `stream`
+    pub async fn stream_create_thread_and_run(
+        &self,
+        caller: &Caller,
+        request: &StreamCreateThreadAndRunRequest,
+    ) -> Result<Opened, Error> {
+        self.open(caller, create_thread_and_run(request.thread_and_run.as_ref())?.streamed()).await
     }
 
     /// `GET /threads/{thread_id}/runs`
@@ -64,10 +88,17 @@ impl Client {
 
     /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
     pub async fn submit_tool_outputs(&self, caller: &Caller, request: &SubmitToolOutputsRequest) -> Answered<Run> {
-        let route = "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs";
-        let path = path(route, &[&request.thread_id, &request.run_id])?;
-        let body = body("tool_outputs", request.tool_outputs.as_ref())?;
-        self.send(caller, Request::post(path, Effect::Once).body(body)).await
+        self.send(caller, submit_tool_outputs(&request.thread_id, &request.run_id, request.tool_outputs.as_ref())?).await
+    }
+
+    /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs` with `stream`
+    pub async fn stream_submit_tool_outputs(
+        &self,
+        caller: &Caller,
+        request: &StreamSubmitToolOutputsRequest,
+    ) -> Result<Opened, Error> {
+        self.open(caller, submit_tool_outputs(&request.thread_id, &request.run_id, request.tool_outputs.as_ref())?.streamed())
+            .await
     }
 
     /// `POST /threads/{thread_id}/runs/{run_id}/cancel`

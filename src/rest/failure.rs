@@ -9,7 +9,7 @@ use crate::error::{Effect, Error, Outcome};
 
 /// The error for a request that reqwest could not bring to an end.
 pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
-    let chain = || std::iter::successors(error.source(), |error| (*error).source());
+    let chain = || chain(error);
     let http2 = chain().find_map(|error| error.downcast_ref::<h2::Error>());
     let canceled = chain().filter_map(|error| error.downcast_ref::<hyper::Error>()).any(hyper::Error::is_canceled);
     let outcome = if error.is_connect() || error.is_builder() || canceled {
@@ -27,6 +27,15 @@ pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
     let cause = chain().last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
     Error::Lost { outcome, effect, cause, timed_out: error.is_timeout() }
+}
+
+/// Why a body ended before its end.
+pub(super) fn why(error: &reqwest::Error) -> String {
+    chain(error).last().map_or_else(|| "the body was cut".to_owned(), |why| format!("the body was cut: {why}"))
+}
+
+fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |error| (*error).source())
 }
 
 /// The error for an upstream that is silent for too long.

@@ -6,6 +6,8 @@
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
+//! | `stream.rs` | event streams: a client of their own, frames as they come |
+//! | `sse.rs` | the framing of server-sent events, a pure parser |
 //!
 //! Must hold: what is sent is sent once. Redirects are not followed (a 307 replays bodies, and a named key header would cross hosts), the
 //! client's own resending is off (it repeats POSTs), and no proxy is taken from the environment.
@@ -13,6 +15,8 @@
 mod answer;
 mod endpoints;
 mod failure;
+pub mod sse;
+mod stream;
 mod target;
 
 use std::time::Duration;
@@ -22,7 +26,9 @@ use reqwest::redirect;
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
+pub(crate) use answer::error_event;
 pub use answer::{Answer, SHOWN_HEADERS};
+pub use stream::{Cut, EventStream, Opened};
 
 use crate::error::{Effect, Error};
 
@@ -43,6 +49,8 @@ pub struct Upstream {
     pub answer_timeout: Duration,
     /// The largest answer, in bytes.
     pub max_answer_bytes: usize,
+    /// The largest event of a stream, in bytes.
+    pub max_event_bytes: usize,
 }
 
 /// How a credential is sent.
@@ -80,14 +88,40 @@ pub struct Caller {
     pub headers: HeaderMap,
 }
 
+/// Forwarded headers that say nothing about what a caller may see.
+const ANONYMOUS_HEADERS: [&str; 4] = ["idempotency-key", "traceparent", "tracestate", "x-client-request-id"];
+
+impl Caller {
+    /// The headers that may change what the upstream shows, in one order: callers with the same ones may share an answer.
+    pub fn identity(&self) -> Identity {
+        let relevant = self.headers.iter().filter(|(name, _)| !ANONYMOUS_HEADERS.contains(&name.as_str()));
+        let mut identity: Vec<_> = relevant.map(|(name, value)| (name.clone(), value.clone())).collect();
+        identity.sort_by(|a, b| (a.0.as_str(), a.1.as_bytes()).cmp(&(b.0.as_str(), b.1.as_bytes())));
+        Identity(identity)
+    }
+}
+
+/// Who a caller is to the upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity(Vec<(HeaderName, HeaderValue)>);
+
+impl Identity {
+    /// A caller with this identity and nothing else.
+    pub fn caller(&self) -> Caller {
+        Caller { headers: self.0.iter().cloned().collect() }
+    }
+}
+
 /// A client of one upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
+    streams: reqwest::Client,
     base: target::Base,
     own_key: bool,
     answer_timeout: Duration,
     max_answer_bytes: usize,
+    max_event_bytes: usize,
 }
 
 impl Client {
@@ -102,25 +136,27 @@ impl Client {
         if let Some(key) = &upstream.key {
             headers.insert(upstream.auth.header(), upstream.auth.value(key)?);
         }
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .retry(reqwest::retry::never())
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .tcp_nodelay(true)
-            .connect_timeout(upstream.connect_timeout)
-            // Answers are small and many share a connection: each may fill its window without stalling the others.
-            .http2_initial_stream_window_size(256 << 10)
-            .http2_initial_connection_window_size(64 << 20)
-            .build()?;
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
+                .default_headers(headers.clone())
+                .retry(reqwest::retry::never())
+                .redirect(redirect::Policy::none())
+                .referer(false)
+                .no_proxy()
+                .tcp_nodelay(true)
+                .connect_timeout(upstream.connect_timeout)
+        };
+        // Answers are small and many share a connection: each may fill its window without stalling the others.
+        let unary = builder().http2_initial_stream_window_size(256 << 10).http2_initial_connection_window_size(64 << 20);
         Ok(Self {
-            http,
+            http: unary.build()?,
+            streams: builder().http1_only().build()?,
             base: target::Base::new(&upstream.base),
             own_key: upstream.key.is_some(),
             answer_timeout: upstream.answer_timeout,
             max_answer_bytes: upstream.max_answer_bytes,
+            max_event_bytes: upstream.max_event_bytes,
         })
     }
 
@@ -128,18 +164,23 @@ impl Client {
     async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
         let effect = request.effect;
         let exchange = async {
-            let mut http = reqwest::Request::new(request.method, self.base.url(&request.path, &request.query));
-            http.headers_mut().clone_from(&caller.headers);
-            if let Some(body) = request.body {
-                http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                *http.body_mut() = Some(body.into());
-            }
-            let response = self.http.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let response =
+                self.http.execute(self.request(caller, request)).await.map_err(|error| failure::lost(&error, effect))?;
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
         tokio::time::timeout(self.answer_timeout, exchange)
             .await
             .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+    }
+
+    fn request(&self, caller: &Caller, request: Request) -> reqwest::Request {
+        let mut http = reqwest::Request::new(request.method, self.base.url(&request.path, &request.query));
+        http.headers_mut().clone_from(&caller.headers);
+        if let Some(body) = request.body {
+            http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            *http.body_mut() = Some(body.into());
+        }
+        http
     }
 }
 
@@ -163,6 +204,15 @@ impl Request {
 
     fn body(mut self, body: Vec<u8>) -> Self {
         self.body = Some(body);
+        self
+    }
+
+    /// The same request, asking for a stream. `stream` is the gateway's: encoding has refused bodies that name it.
+    fn streamed(mut self) -> Self {
+        if let Some(body) = &mut self.body {
+            body.pop();
+            body.extend_from_slice(if body.len() > 1 { b",\"stream\":true}" } else { b"\"stream\":true}" });
+        }
         self
     }
 

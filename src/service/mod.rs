@@ -5,29 +5,33 @@
 mod run;
 mod run_step;
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    error::Error,
+    error::{Effect, Error, Outcome},
+    events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    v1::{run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
+    server::{Cut, LastWords},
+    v1::{RunEvent, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
 
 /// The implementation of both services.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     upstream: Client,
+    streams: Streams,
     /// Metadata that reaches the upstream.
     forwarded: Arc<[HeaderName]>,
 }
 
 impl Gateway {
     /// A gateway to `upstream` that passes on the metadata named in `forwarded`, and nothing else.
-    pub fn new(upstream: Client, forwarded: impl Into<Arc<[HeaderName]>>) -> Self {
-        Self { upstream, forwarded: forwarded.into() }
+    pub fn new(upstream: Client, limits: StreamLimits, forwarded: impl Into<Arc<[HeaderName]>>) -> Self {
+        Self { streams: Streams::new(upstream.clone(), limits), upstream, forwarded: forwarded.into() }
     }
 
     /// `RunService`. Larger requests than `max_request_bytes` are answered with `OUT_OF_RANGE`.
@@ -42,7 +46,40 @@ impl Gateway {
 
     /// Who calls, and with what.
     fn open<M>(&self, request: Request<M>) -> (Caller, M) {
-        let (metadata, _, message) = request.into_parts();
+        let (caller, _, message) = self.parts(request);
+        (caller, message)
+    }
+
+    /// The same for a call that must not be done twice: if it is cut while it runs, nobody knows whether it was done once.
+    fn open_once<M>(&self, request: Request<M>) -> (Caller, M) {
+        let (caller, last_words, message) = self.parts(request);
+        last_words.set(|cut| match cut {
+            Cut::Deadline => Error::DeadlineExceeded.status(),
+            Cut::Closing => {
+                let cause = "the gateway closed the connection".to_owned();
+                Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }.status()
+            }
+        });
+        (caller, message)
+    }
+
+    /// The same for a stream: if it is cut, it says how to resume.
+    fn open_stream<M>(&self, request: Request<M>) -> (Caller, SharedResume, M) {
+        let (caller, last_words, message) = self.parts(request);
+        let resume = SharedResume::default();
+        let at_cut = resume.clone();
+        last_words.set(move |cut| {
+            let error = match cut {
+                Cut::Deadline => Error::DeadlineExceeded,
+                Cut::Closing => Error::Draining,
+            };
+            Error::Interrupted { error: Arc::new(error), resume: at_cut.get() }.status()
+        });
+        (caller, resume, message)
+    }
+
+    fn parts<M>(&self, request: Request<M>) -> (Caller, LastWords, M) {
+        let (metadata, extensions, message) = request.into_parts();
         let metadata = metadata.into_headers();
         let mut headers = HeaderMap::new();
         for name in &*self.forwarded {
@@ -50,7 +87,7 @@ impl Gateway {
                 headers.append(name, value.clone());
             }
         }
-        (Caller { headers }, message)
+        (Caller { headers }, extensions.get::<LastWords>().cloned().unwrap_or_default(), message)
     }
 }
 
@@ -60,9 +97,23 @@ fn answer<M>(result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
         Ok(Answer { message, headers }) => {
             Ok(Response::from_parts(MetadataMap::from_headers(headers), message, http::Extensions::new()))
         }
-        Err(error) => {
-            tracing::info!(error = %error.log(), "call failed");
-            Err(error.status())
-        }
+        Err(error) => Err(status(&error)),
     }
 }
+
+/// The answer of a streaming call.
+fn stream(result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
+    match result {
+        Ok(events) => Ok(Response::new(Box::pin(events.map(|event| event.map_err(|error| status(&error)))))),
+        Err(error) => Err(status(&error)),
+    }
+}
+
+/// The status of a failed call. The log gets its own words.
+fn status(error: &Error) -> Status {
+    tracing::info!(error = %error.log(), "call failed");
+    error.status()
+}
+
+/// A stream of events as tonic wants it.
+type RunEvents = Pin<Box<dyn Stream<Item = Result<RunEvent, Status>> + Send>>;

@@ -2,21 +2,27 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Gateway, answer};
+use super::{Gateway, RunEvents, answer, status, stream};
 use crate::v1::{
     CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest, ListRunsResponse,
-    ModifyRunRequest, Run, SubmitToolOutputsRequest, run_service_server::RunService,
+    ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
+    SubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest, run_service_server::RunService,
 };
 
 #[tonic::async_trait]
 impl RunService for Gateway {
+    type StreamCreateRunStream = RunEvents;
+    type StreamCreateThreadAndRunStream = RunEvents;
+    type StreamSubmitToolOutputsStream = RunEvents;
+    type WatchRunStream = RunEvents;
+
     async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<Run>, Status> {
-        let (caller, request) = self.open(request);
+        let (caller, request) = self.open_once(request);
         answer(self.upstream.create_run(&caller, &request).await)
     }
 
     async fn create_thread_and_run(&self, request: Request<CreateThreadAndRunRequest>) -> Result<Response<Run>, Status> {
-        let (caller, request) = self.open(request);
+        let (caller, request) = self.open_once(request);
         answer(self.upstream.create_thread_and_run(&caller, &request).await)
     }
 
@@ -32,16 +38,53 @@ impl RunService for Gateway {
 
     async fn modify_run(&self, request: Request<ModifyRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.modify_run(&caller, &request).await)
+        let answered = self.upstream.modify_run(&caller, &request).await;
+        self.streams.touched(&request.thread_id, &request.run_id);
+        answer(answered)
     }
 
     async fn submit_tool_outputs(&self, request: Request<SubmitToolOutputsRequest>) -> Result<Response<Run>, Status> {
-        let (caller, request) = self.open(request);
-        answer(self.upstream.submit_tool_outputs(&caller, &request).await)
+        let (caller, request) = self.open_once(request);
+        let answered = self.upstream.submit_tool_outputs(&caller, &request).await;
+        self.streams.touched(&request.thread_id, &request.run_id);
+        answer(answered)
     }
 
     async fn cancel_run(&self, request: Request<CancelRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.cancel_run(&caller, &request).await)
+        let answered = self.upstream.cancel_run(&caller, &request).await;
+        self.streams.touched(&request.thread_id, &request.run_id);
+        answer(answered)
+    }
+
+    async fn stream_create_run(&self, request: Request<StreamCreateRunRequest>) -> Result<Response<RunEvents>, Status> {
+        let (caller, resume, request) = self.open_stream(request);
+        stream(self.streams.create_run(caller, request, resume).await)
+    }
+
+    async fn stream_create_thread_and_run(
+        &self,
+        request: Request<StreamCreateThreadAndRunRequest>,
+    ) -> Result<Response<RunEvents>, Status> {
+        let (caller, resume, request) = self.open_stream(request);
+        stream(self.streams.create_thread_and_run(caller, request, resume).await)
+    }
+
+    async fn stream_submit_tool_outputs(
+        &self,
+        request: Request<StreamSubmitToolOutputsRequest>,
+    ) -> Result<Response<RunEvents>, Status> {
+        let (caller, resume, request) = self.open_stream(request);
+        stream(self.streams.submit_tool_outputs(caller, request, resume).await)
+    }
+
+    async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {
+        let (caller, resume, request) = self.open_stream(request);
+        stream(self.streams.watch_run(&caller, &request, resume).await)
+    }
+
+    async fn wait_run(&self, request: Request<WaitRunRequest>) -> Result<Response<Run>, Status> {
+        let (caller, request) = self.open(request);
+        self.streams.wait_run(&caller, &request).await.map(Response::new).map_err(|error| status(&error))
     }
 }

@@ -1,0 +1,34 @@
+//! States of a run as events: one for each change of the run and of its steps.
+
+use std::collections::HashMap;
+
+use super::{
+    progress::{run_event, step_event},
+    watch::Snapshot,
+};
+use crate::v1::{Run, RunEvent, RunStep};
+
+/// What was told last.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    run: Option<Run>,
+    steps: HashMap<String, RunStep>,
+}
+
+impl Changes {
+    /// The events that tell of a new state: steps, oldest first, then the run, so that a run's last event is the last.
+    pub(super) fn to(&mut self, snapshot: &Snapshot) -> Vec<RunEvent> {
+        let mut events = Vec::new();
+        for step in snapshot.steps.iter().flatten() {
+            if self.steps.get(&step.id) != Some(step) {
+                self.steps.insert(step.id.clone(), step.clone());
+                events.push(step_event(step.clone()));
+            }
+        }
+        if self.run.as_ref() != Some(&snapshot.run) {
+            self.run = Some(snapshot.run.clone());
+            events.push(run_event(snapshot.run.clone()));
+        }
+        events
+    }
+}

@@ -1,0 +1,29 @@
+//! Signs of life in quiet streams. Proxies end streams on which nothing happens, and HTTP/2 pings do not count for them.
+
+use std::time::Duration;
+
+use async_stream::stream;
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::StreamExt as _;
+
+use super::Events;
+use crate::v1::{RunEvent, RunEventType};
+
+/// The same events, and a heartbeat whenever nothing happened for `interval`.
+pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> Events {
+    let Some(interval) = interval else { return events };
+    Box::pin(stream! {
+        loop {
+            let quiet_until = Instant::now() + interval;
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => yield event,
+                    None => break,
+                },
+                () = sleep_until(quiet_until) => {
+                    yield Ok(RunEvent { r#type: RunEventType::Heartbeat.into(), payload: None, synthesized: true });
+                }
+            }
+        }
+    })
+}

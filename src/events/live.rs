@@ -1,0 +1,199 @@
+//! The events of a run that this call started.
+//!
+//! Must hold: the end of the upstream's bytes is never quietly success. After `done`, or when the bytes end, the run's last state decides: if it
+//! was sent, the stream ends with OK; if not, the run is watched from here on, what was missed is named in a `gap`, and its last state is
+//! synthesized. Before any run id is known there is nothing to look at, and the outcome is unknown.
+
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use tokio::time::timeout;
+use tokio_stream::Stream;
+
+use super::{
+    Events, Options, Streams,
+    changes::Changes,
+    heartbeat::with_heartbeat,
+    is_settled,
+    progress::{Progress, SharedResume, run_event, synthesized},
+    reader::{Reader, Source},
+    received::{Received, received},
+};
+use crate::{
+    error::{Effect, Error, Outcome},
+    rest::{Caller, Opened, error_event},
+    v1::{
+        RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
+        run_event::Payload,
+    },
+};
+
+impl Streams {
+    /// Creates a run and gives its events. `resume` says at any time how to resume them.
+    pub async fn create_run(
+        &self,
+        caller: Caller,
+        request: StreamCreateRunRequest,
+        resume: SharedResume,
+    ) -> Result<Events, Error> {
+        let options = Options::new(request.options.as_ref())?;
+        let progress = Progress::new(resume, &request.thread_id, "");
+        let reader = Reader::new(self, &caller, progress, options);
+        let client = self.client.clone();
+        self.start(reader, options, async move { client.stream_create_run(&caller, &request).await }).await
+    }
+
+    /// Creates a thread and a run and gives their events. `resume` says at any time how to resume them.
+    pub async fn create_thread_and_run(
+        &self,
+        caller: Caller,
+        request: StreamCreateThreadAndRunRequest,
+        resume: SharedResume,
+    ) -> Result<Events, Error> {
+        let options = Options::new(request.options.as_ref())?;
+        let reader = Reader::new(self, &caller, Progress::new(resume, "", ""), options);
+        let client = self.client.clone();
+        self.start(reader, options, async move { client.stream_create_thread_and_run(&caller, &request).await }).await
+    }
+
+    /// Submits tool outputs and gives the run's further events. `resume` says at any time how to resume them.
+    pub async fn submit_tool_outputs(
+        &self,
+        caller: Caller,
+        request: StreamSubmitToolOutputsRequest,
+        resume: SharedResume,
+    ) -> Result<Events, Error> {
+        let options = Options::new(request.options.as_ref())?;
+        let progress = Progress::new(resume, &request.thread_id, &request.run_id);
+        let reader = Reader::new(self, &caller, progress, options);
+        let streams = self.clone();
+        let opening = async move {
+            let opened = streams.client.stream_submit_tool_outputs(&caller, &request).await;
+            streams.touched(&request.thread_id, &request.run_id);
+            opened
+        };
+        self.start(reader, options, opening).await
+    }
+
+    /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening goes on when it leaves meanwhile: without
+    /// the answer nobody would know which run to cancel.
+    async fn start<F>(&self, reader: Reader, options: Options, opening: F) -> Result<Events, Error>
+    where
+        F: Future<Output = Result<Opened, Error>> + Send + 'static,
+    {
+        let place = Arc::clone(&self.live).try_acquire_owned().map_err(|_| Error::Overloaded { what: "live streams" });
+        let opened = async move {
+            let mut reader = reader;
+            let opened = match place {
+                Ok(place) => opening.await.map(|opened| (opened, place)),
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok((Opened::Stream(stream), _place)) => {
+                    reader.source = Some(Source { stream, _place });
+                    Ok((reader, None))
+                }
+                Ok((Opened::Run(answer), _)) => Ok((reader, Some(run_event(answer.message)))),
+                Err(error) => {
+                    reader.settle();
+                    Err(error)
+                }
+            }
+        };
+        let opened = if options.cancel_on_disconnect {
+            // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels the run.
+            tokio::spawn(opened).await.unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned() }))
+        } else {
+            opened.await
+        };
+        let (reader, first) = opened?;
+        Ok(with_heartbeat(Box::pin(events(reader, first)), options.heartbeat))
+    }
+}
+
+/// All events, from the first one (of an upstream that answered with the run alone) to the run's last state.
+fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
+    try_stream! {
+        if let Some(event) = first {
+            reader.progress.sent(&event);
+            yield event;
+        }
+        while let Some(event) = next(&mut reader).await? {
+            reader.progress.sent(&event);
+            yield event;
+        }
+        reader.source = None;
+        if !reader.progress.is_told() {
+            for await event in rest(&mut reader) {
+                yield event?;
+            }
+        }
+        reader.settle();
+    }
+}
+
+/// The next event of the upstream's stream; `None` once it is over, in whatever way but an error of the upstream's own.
+async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
+    let told = reader.progress.is_told();
+    let limits = &reader.streams.limits;
+    // The timer runs only while a read is pending: a slow reader does not make a silent stream.
+    let silence = if told { limits.linger } else { limits.idle };
+    let Some(source) = &mut reader.source else { return Ok(None) };
+    let frame = match timeout(silence, source.stream.next()).await {
+        Ok(Ok(Some(frame))) => frame,
+        Ok(Ok(None)) => return Ok(None),
+        Ok(Err(cut)) => {
+            tracing::warn!(cause = cut.0, "the upstream's stream was cut");
+            return Ok(None);
+        }
+        Err(_) => {
+            tracing::debug!(?silence, told, "the upstream's stream is silent");
+            return Ok(None);
+        }
+    };
+    match received(&frame) {
+        Received::Event(event) => Ok(Some(*event)),
+        // The upstream's word for the end of a stream is passed on only where it is true.
+        Received::Done => {
+            reader.source = None;
+            let event = RunEvent { r#type: RunEventType::Done.into(), payload: None, synthesized: false };
+            Ok(told.then_some(event))
+        }
+        Received::Error(data) => {
+            let error = reader.interrupted(error_event(&data));
+            reader.settle();
+            Err(error)
+        }
+    }
+}
+
+/// What comes after the upstream's stream was cut: the run's changes by polling, what was missed, its last state.
+fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
+    try_stream! {
+        let resume = reader.progress.resume();
+        if resume.run_id.is_empty() {
+            let cause = "the upstream's stream ended before it named the run".to_owned();
+            Err(reader.interrupted(Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }))?;
+        }
+        let watch = reader.streams.watches.join(&reader.caller, &resume.thread_id, &resume.run_id, true);
+        let mut watch = watch.map_err(|error| reader.interrupted(error))?;
+        let mut changes = Changes::default();
+        let last = loop {
+            let snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
+            if is_settled(snapshot.run.status()) {
+                break snapshot;
+            }
+            for event in changes.to(&snapshot) {
+                reader.progress.sent(&event);
+                yield event;
+            }
+        };
+        drop(watch);
+        if let Some(gap) = reader.progress.gap(last.steps.as_deref().unwrap_or_default()) {
+            yield synthesized(RunEventType::Gap, Payload::Gap(gap));
+        }
+        let event = run_event(last.run.clone());
+        reader.progress.sent(&event);
+        yield event;
+    }
+}

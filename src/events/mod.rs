@@ -1,0 +1,138 @@
+//! Runs as streams of events: from the upstream's server-sent events, and from polling.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `received.rs` | one frame of the upstream as an event of the contract |
+//! | `progress.rs` | what a stream has sent so far: how to resume it, and what is missing when it is cut |
+//! | `live.rs` | the events of a run that this call started; when the upstream's stream is cut, the rest by polling |
+//! | `observe.rs` | runs that somebody else started: watching and waiting |
+//! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
+//! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
+//! | `changes.rs` | states of a run as events |
+//! | `heartbeat.rs` | signs of life in quiet streams |
+//!
+//! Must hold: no stream ends quietly in the middle. It ends with OK after the run's last state (or after the run came to require action), or
+//! with a status that says how to resume. Streams are pulled: nothing is read from the upstream, and nothing is held, for a reader that does
+//! not read. Dropping a stream lets go of all that it holds at once.
+
+mod changes;
+mod heartbeat;
+mod live;
+mod observe;
+mod progress;
+mod reader;
+mod received;
+mod watch;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+use tokio_stream::Stream;
+
+pub use progress::{Resume, SharedResume};
+pub use watch::PollLimits;
+
+use crate::{
+    error::Error,
+    rest::Client,
+    v1::{RunEvent, RunStatus, StreamOptions},
+};
+
+/// A stream of events.
+pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
+
+/// Limits of streams. [`Default`] suits most deployments.
+#[derive(Debug, Clone)]
+pub struct StreamLimits {
+    /// Live event streams of the upstream at a time; each has a connection of its own. One more is refused at once.
+    pub live: usize,
+    /// How long the upstream may be silent on a live stream before the gateway looks at the run itself.
+    pub idle: Duration,
+    /// How long to wait for the upstream's `done` after the run's last event: some never send it.
+    pub linger: Duration,
+    /// How long `WaitRun` waits when nobody says how long. A run expires ten minutes after it was created.
+    pub wait: Duration,
+    /// How long a cancellation goes on after its caller has left.
+    pub farewell: Duration,
+    /// Polling.
+    pub poll: PollLimits,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        Self {
+            live: 4096,
+            idle: Duration::from_secs(60),
+            linger: Duration::from_secs(2),
+            wait: Duration::from_secs(15 * 60),
+            farewell: Duration::from_secs(30),
+            poll: PollLimits::default(),
+        }
+    }
+}
+
+/// The source of all streams of one gateway. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Streams {
+    client: Client,
+    watches: watch::Watches,
+    live: Arc<Semaphore>,
+    limits: Arc<StreamLimits>,
+}
+
+impl Streams {
+    /// Streams of the runs of one upstream.
+    pub fn new(client: Client, limits: StreamLimits) -> Self {
+        Self {
+            watches: watch::Watches::new(client.clone(), limits.poll.clone()),
+            client,
+            live: Arc::new(Semaphore::new(limits.live.min(Semaphore::MAX_PERMITS))),
+            limits: Arc::new(limits),
+        }
+    }
+
+    /// Tells whoever watches a run that it was changed by way of this gateway, so that they need not wait for the next poll.
+    pub fn touched(&self, thread_id: &str, run_id: &str) {
+        self.watches.touched(thread_id, run_id);
+    }
+}
+
+/// The run will not change any more.
+fn is_terminal(status: RunStatus) -> bool {
+    use RunStatus as S;
+    match status {
+        S::Cancelled | S::Failed | S::Completed | S::Incomplete | S::Expired => true,
+        // A status that this contract does not know may be followed by any other.
+        S::Unspecified | S::Queued | S::InProgress | S::RequiresAction | S::Cancelling => false,
+    }
+}
+
+/// The run will not change unless somebody acts.
+fn is_settled(status: RunStatus) -> bool {
+    status == RunStatus::RequiresAction || is_terminal(status)
+}
+
+/// The options of a stream, checked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Options {
+    cancel_on_disconnect: bool,
+    heartbeat: Option<Duration>,
+}
+
+impl Options {
+    fn new(options: Option<&StreamOptions>) -> Result<Self, Error> {
+        let Some(options) = options else { return Ok(Self::default()) };
+        let field = "options.heartbeat_interval";
+        let heartbeat = duration(field, options.heartbeat_interval.as_ref())?;
+        if heartbeat.is_some_and(|interval| interval < Duration::from_secs(1)) {
+            return Err(Error::invalid(field, "must be at least one second"));
+        }
+        Ok(Self { cancel_on_disconnect: options.cancel_on_disconnect, heartbeat })
+    }
+}
+
+/// A duration of the request that must not be negative.
+fn duration(field: &str, duration: Option<&prost_types::Duration>) -> Result<Option<Duration>, Error> {
+    let convert = |duration: &prost_types::Duration| Duration::try_from(*duration);
+    duration.map(convert).transpose().map_err(|_| Error::invalid(field, "must not be negative"))
+}

@@ -1,0 +1,71 @@
+//! Runs that somebody else started: `WatchRun` and `WaitRun`, on the shared poller.
+
+use async_stream::try_stream;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Events, Options, Resume, Streams,
+    changes::Changes,
+    duration,
+    heartbeat::with_heartbeat,
+    is_settled, is_terminal,
+    progress::{Progress, SharedResume},
+    reader::Reader,
+};
+use crate::{
+    error::Error,
+    rest::Caller,
+    v1::{Run, WaitRunRequest, WatchRunRequest},
+};
+
+impl Streams {
+    /// The state of a run and each of its changes, until it is terminal. `resume` says at any time how to resume.
+    pub async fn watch_run(&self, caller: &Caller, request: &WatchRunRequest, resume: SharedResume) -> Result<Events, Error> {
+        let options = Options::new(request.options.as_ref())?;
+        let progress = Progress::new(resume, &request.thread_id, &request.run_id);
+        let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, request.include_steps)?;
+        let mut reader = Reader::new(self, caller, progress, options);
+        // The first state is awaited, so that a run that is not there is an answer and not a stream.
+        let mut snapshot = watch.next().await.map_err(|error| {
+            reader.settle();
+            reader.interrupted(error)
+        })?;
+        let events = try_stream! {
+            let mut changes = Changes::default();
+            loop {
+                for event in changes.to(&snapshot) {
+                    reader.progress.sent(&event);
+                    yield event;
+                }
+                if is_terminal(snapshot.run.status()) {
+                    break;
+                }
+                snapshot = watch.next().await.map_err(|error| {
+                    reader.settle();
+                    reader.interrupted(error)
+                })?;
+            }
+        };
+        Ok(with_heartbeat(Box::pin(events), options.heartbeat))
+    }
+
+    /// Waits until a run is terminal, or requires action if that is asked for, or the time is over.
+    pub async fn wait_run(&self, caller: &Caller, request: &WaitRunRequest) -> Result<Run, Error> {
+        let longest = self.limits.wait;
+        let wait = duration("timeout", request.timeout.as_ref())?.map_or(longest, |wait| wait.min(longest));
+        let until = Instant::now() + wait;
+        let enough = if request.return_on_requires_action { is_settled } else { is_terminal };
+        let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, false)?;
+        // Errors are every watcher's; here there is nothing to resume.
+        let own = |error| Error::Interrupted { error, resume: Resume::default() };
+        // The first state is waited for in any case: there is nothing else to answer.
+        let mut snapshot = watch.next().await.map_err(own)?;
+        while !enough(snapshot.run.status()) {
+            match timeout_at(until, watch.next()).await {
+                Ok(next) => snapshot = next.map_err(own)?,
+                Err(_) => break,
+            }
+        }
+        Ok(snapshot.run.clone())
+    }
+}

@@ -1,0 +1,157 @@
+//! What a stream has sent so far.
+//!
+//! It answers three questions: how to resume (a broken stream says so in its `ErrorInfo`), whether the run has come to an end or waits for
+//! somebody, and, after a cut, which steps and messages were not sent whole.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{is_settled, is_terminal};
+use crate::v1::{Gap, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus, run_event::Payload};
+
+/// How to resume a stream: watch this run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// The thread; empty if not known.
+    pub thread_id: String,
+    /// The run; empty if not known.
+    pub run_id: String,
+    /// The type of the last event that was sent; `Unspecified` if none was.
+    pub last_event: RunEventType,
+}
+
+/// A [`Resume`] that both a stream and whoever may cut it can see.
+#[derive(Debug, Clone, Default)]
+pub struct SharedResume(Arc<Mutex<Resume>>);
+
+impl SharedResume {
+    /// How to resume the stream as far as it has come.
+    pub fn get(&self) -> Resume {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn update(&self, update: impl FnOnce(&mut Resume)) {
+        update(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// What was sent.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    resume: SharedResume,
+    /// The status of the run, as far as it was told.
+    status: RunStatus,
+    /// Steps and messages that were sent whole, by id.
+    whole: HashSet<String>,
+}
+
+impl Progress {
+    /// Nothing was sent. Of `thread_id` and `run_id` either may be empty, if it is not known yet.
+    pub(super) fn new(resume: SharedResume, thread_id: &str, run_id: &str) -> Self {
+        let progress = Self { resume, ..Self::default() };
+        progress.knows(thread_id, run_id);
+        progress
+    }
+
+    pub(super) fn resume(&self) -> Resume {
+        self.resume.get()
+    }
+
+    /// The run's last state was sent, or one in which somebody else has to act: a stream may end here.
+    pub(super) fn is_told(&self) -> bool {
+        is_settled(self.status)
+    }
+
+    /// The run's last state was sent.
+    pub(super) fn is_terminal(&self) -> bool {
+        is_terminal(self.status)
+    }
+
+    /// Notes an event that is sent now.
+    pub(super) fn sent(&mut self, event: &RunEvent) {
+        use RunEventType as T;
+        let kind = event.r#type();
+        match &event.payload {
+            Some(Payload::Run(run)) => {
+                self.status = run.status();
+                self.knows(&run.thread_id, &run.id);
+            }
+            Some(Payload::RunStep(step)) => {
+                self.knows(&step.thread_id, &step.run_id);
+                if !matches!(kind, T::ThreadRunStepCreated | T::ThreadRunStepInProgress) {
+                    self.whole.insert(step.id.clone());
+                }
+            }
+            Some(Payload::Message(message)) => {
+                self.knows(&message.thread_id, &message.run_id);
+                if matches!(kind, T::ThreadMessageCompleted | T::ThreadMessageIncomplete) {
+                    self.whole.insert(message.id.clone());
+                }
+            }
+            Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
+            _ => {}
+        }
+        self.resume.update(|resume| resume.last_event = kind);
+    }
+
+    fn knows(&self, thread_id: &str, run_id: &str) {
+        self.resume.update(|resume| {
+            for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
+                if known != id && !id.is_empty() {
+                    id.clone_into(known);
+                }
+            }
+        });
+    }
+
+    /// What of a run's steps was not sent whole; `None` if nothing is missing.
+    pub(super) fn gap(&self, steps: &[RunStep]) -> Option<Gap> {
+        let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
+        let ended = |step: &&RunStep| !matches!(step.status(), RunStepStatus::Unspecified | RunStepStatus::InProgress);
+        let message = |step: &RunStep| Some(step.step_details.as_ref()?.message_creation.as_ref()?.message_id.clone());
+        let gap = Gap {
+            run_step_ids: steps.iter().filter(ended).map(|step| step.id.clone()).filter(missing).collect(),
+            message_ids: steps.iter().filter_map(message).filter(missing).collect(),
+        };
+        (gap != Gap::default()).then_some(gap)
+    }
+}
+
+/// The event that tells of a run's state.
+pub(super) fn run_event(run: Run) -> RunEvent {
+    use {RunEventType as T, RunStatus as S};
+    let kind = match run.status() {
+        S::Unspecified => T::Unspecified,
+        S::Queued => T::ThreadRunQueued,
+        S::InProgress => T::ThreadRunInProgress,
+        S::RequiresAction => T::ThreadRunRequiresAction,
+        S::Cancelling => T::ThreadRunCancelling,
+        S::Cancelled => T::ThreadRunCancelled,
+        S::Failed => T::ThreadRunFailed,
+        S::Completed => T::ThreadRunCompleted,
+        S::Incomplete => T::ThreadRunIncomplete,
+        S::Expired => T::ThreadRunExpired,
+    };
+    synthesized(kind, Payload::Run(run))
+}
+
+/// The event that tells of a step's state.
+pub(super) fn step_event(step: RunStep) -> RunEvent {
+    use {RunEventType as T, RunStepStatus as S};
+    let kind = match step.status() {
+        S::Unspecified => T::Unspecified,
+        S::InProgress => T::ThreadRunStepInProgress,
+        S::Cancelled => T::ThreadRunStepCancelled,
+        S::Failed => T::ThreadRunStepFailed,
+        S::Completed => T::ThreadRunStepCompleted,
+        S::Expired => T::ThreadRunStepExpired,
+    };
+    synthesized(kind, Payload::RunStep(step))
+}
+
+/// An event of the gateway's own making.
+pub(super) fn synthesized(kind: RunEventType, payload: Payload) -> RunEvent {
+    RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: true }
+}

@@ -1,0 +1,100 @@
+//! One frame of the upstream as an event of the contract.
+//!
+//! Must hold: everything arrives. What has an unknown name, or data that is not what its name promises, is an [`UnknownEvent`] with name and
+//! data verbatim. Two dialects are read: `event:` and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
+//! `{"event":"thread.run.created","data":{…}}`.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use crate::{
+    json::{self, Names as _},
+    rest::sse::Frame,
+    v1::{RunEvent, RunEventType, UnknownEvent, run_event::Payload},
+};
+
+/// What a frame says.
+pub(super) enum Received {
+    /// An event to pass on.
+    Event(Box<RunEvent>),
+    /// The upstream says that its stream is over.
+    Done,
+    /// The upstream says that it failed, in these words (JSON).
+    Error(Bytes),
+}
+
+/// Reads a frame.
+pub(super) fn received(frame: &Frame) -> Received {
+    let (name, data) = named(frame);
+    match &*name {
+        b"done" => return Received::Done,
+        b"error" => return Received::Error(Bytes::copy_from_slice(data)),
+        b"" if data == b"[DONE]" => return Received::Done,
+        _ => {}
+    }
+    let known = event_type(&name).and_then(|kind| Some((kind, payload(kind, data)?)));
+    let (kind, payload) = known.unwrap_or_else(|| (RunEventType::Unspecified, Payload::Unknown(unknown(&name, data))));
+    Received::Event(Box::new(RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: false }))
+}
+
+/// The event's name and data, wherever they stand.
+fn named(frame: &Frame) -> (Cow<'_, [u8]>, &[u8]) {
+    if !frame.event.is_empty() {
+        return (Cow::Borrowed(&frame.event), &frame.data);
+    }
+    let inside = json::text_member(&frame.data, "event").zip(json::member(&frame.data, "data"));
+    match inside {
+        // `done` has its data as a JSON string, which nobody reads.
+        Some((name, data)) => (Cow::Owned(name.into_bytes()), data.as_bytes()),
+        None => (Cow::Borrowed(b""), &frame.data),
+    }
+}
+
+/// The type of an event of the REST API: `thread.run.created` is `THREAD_RUN_CREATED`.
+fn event_type(name: &[u8]) -> Option<RunEventType> {
+    let mut buffer = [0; 64];
+    let words = buffer.get_mut(..name.len())?;
+    words.copy_from_slice(name);
+    words.iter_mut().filter(|byte| **byte == b'.').for_each(|dot| *dot = b'_');
+    let kind = RunEventType::try_from(RunEventType::number(words)?).ok()?;
+    (kind < RunEventType::Heartbeat).then_some(kind)
+}
+
+/// The data as what the type promises; `None` if it is something else.
+fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
+    use RunEventType as T;
+    Some(match kind {
+        T::ThreadCreated => Payload::Thread(json::decode(data).ok()?),
+        T::ThreadRunStepDelta => Payload::RunStepDelta(json::decode(data).ok()?),
+        T::ThreadMessageDelta => Payload::MessageDelta(json::decode(data).ok()?),
+        T::ThreadRunStepCreated
+        | T::ThreadRunStepInProgress
+        | T::ThreadRunStepCompleted
+        | T::ThreadRunStepFailed
+        | T::ThreadRunStepCancelled
+        | T::ThreadRunStepExpired => Payload::RunStep(json::decode(data).ok()?),
+        T::ThreadMessageCreated | T::ThreadMessageInProgress | T::ThreadMessageCompleted | T::ThreadMessageIncomplete => {
+            Payload::Message(json::decode(data).ok()?)
+        }
+        T::ThreadRunCreated
+        | T::ThreadRunQueued
+        | T::ThreadRunInProgress
+        | T::ThreadRunRequiresAction
+        | T::ThreadRunCompleted
+        | T::ThreadRunIncomplete
+        | T::ThreadRunFailed
+        | T::ThreadRunCancelling
+        | T::ThreadRunCancelled
+        | T::ThreadRunExpired => Payload::Run(json::decode(data).ok()?),
+        T::Unspecified | T::Done | T::Heartbeat | T::Gap => return None,
+    })
+}
+
+fn unknown(name: &[u8], data: &[u8]) -> UnknownEvent {
+    let name = String::from_utf8_lossy(name).into_owned();
+    match std::str::from_utf8(data) {
+        Ok(data) => UnknownEvent { name, data: data.to_owned(), binary_data: Vec::new() },
+        Err(_) => UnknownEvent { name, data: String::new(), binary_data: data.to_vec() },
+    }
+}

@@ -1,0 +1,362 @@
+//! The shared poller.
+//!
+//! Must hold:
+//!
+//! - One poller per (thread, run, caller's identity), however many watch. Last leave and new join are decided under one lock; nothing is
+//!   kept after the last one left.
+//! - A joiner sees only a fetch that *started after* it joined: it reads its own writes. A thousand joiners at once cost two fetches at most.
+//! - No caller's deadline bounds the poller, and a slow watcher misses states in between, never the last.
+//! - What can pass (lost connections, 5xx, 429) is borne for [`PollLimits::patience`]; what cannot (401, 403, 404) ends all watches.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::is_terminal;
+use crate::{
+    error::Error,
+    rest::{Caller, Client, Identity},
+    v1::{GetRunRequest, ListRunStepsRequest, Run, RunStep, SortOrder},
+};
+
+/// Limits of polling. [`Default`] suits most upstreams.
+#[derive(Debug, Clone)]
+pub struct PollLimits {
+    /// The shortest time between two fetches of a run.
+    pub floor: Duration,
+    /// The longest time between two fetches of a run.
+    pub ceiling: Duration,
+    /// Fetches a second, of all runs together.
+    pub rate: u32,
+    /// Runs polled at a time. One more is refused.
+    pub runs: usize,
+    /// How long fetches may fail before watches end.
+    pub patience: Duration,
+}
+
+impl Default for PollLimits {
+    fn default() -> Self {
+        Self {
+            floor: Duration::from_millis(250),
+            ceiling: Duration::from_secs(5),
+            rate: 200,
+            runs: 10_000,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The time to the second fetch of a run in the same status, where the upstream does not say.
+const FIRST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The most pages of steps that are read of a run: a hundred on each.
+const MAX_STEP_PAGES: usize = 100;
+
+/// A state of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub(super) run: Run,
+    /// Its steps, oldest first, if anybody asked for them.
+    pub(super) steps: Option<Vec<RunStep>>,
+}
+
+/// All pollers of one gateway.
+#[derive(Debug, Clone)]
+pub(super) struct Watches(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    limits: PollLimits,
+    polls: Mutex<HashMap<Key, Poll>>,
+    /// When the next fetch may begin, of all.
+    next_slot: Mutex<Instant>,
+    /// Until when an identity was asked to wait.
+    slowed: Mutex<HashMap<Identity, Instant>>,
+    jitter: RandomState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    thread_id: String,
+    run_id: String,
+    identity: Identity,
+}
+
+/// One poller, as its watchers see it. Everything is read and written under the lock of [`Shared::polls`].
+#[derive(Debug)]
+struct Poll {
+    watchers: usize,
+    /// Those of them that want steps.
+    step_watchers: usize,
+    /// Fetches that have begun.
+    begun: u64,
+    /// The first fetch that somebody waits for; the poller does not sleep before it.
+    wanted: u64,
+    wake: Arc<Notify>,
+    published: watch::Receiver<Option<Published>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What a fetch gave.
+#[derive(Debug, Clone)]
+struct Published {
+    /// Which fetch it was, from 1.
+    number: u64,
+    result: Result<Arc<Snapshot>, Arc<Error>>,
+}
+
+/// A place among the watchers of a run. Dropping it leaves.
+#[derive(Debug)]
+pub(super) struct Watch {
+    watches: Watches,
+    key: Key,
+    steps: bool,
+    /// Fetches up to this one began before this watcher joined.
+    seen: u64,
+    published: watch::Receiver<Option<Published>>,
+}
+
+impl Watches {
+    pub(super) fn new(client: Client, limits: PollLimits) -> Self {
+        Self(Arc::new(Shared {
+            client,
+            limits,
+            polls: Mutex::default(),
+            next_slot: Mutex::new(Instant::now()),
+            slowed: Mutex::default(),
+            jitter: RandomState::new(),
+        }))
+    }
+
+    /// Joins the watchers of a run.
+    pub(super) fn join(&self, caller: &Caller, thread_id: &str, run_id: &str, steps: bool) -> Result<Watch, Error> {
+        let key = Key { thread_id: thread_id.to_owned(), run_id: run_id.to_owned(), identity: caller.identity() };
+        let mut polls = lock(&self.0.polls);
+        if !polls.contains_key(&key) && polls.len() >= self.0.limits.runs {
+            return Err(Error::Overloaded { what: "runs watched" });
+        }
+        let poll = polls.entry(key.clone()).or_insert_with(|| self.start(&key));
+        poll.watchers += 1;
+        poll.step_watchers += usize::from(steps);
+        poll.wanted = poll.begun + 1;
+        poll.wake.notify_one();
+        let (seen, published) = (poll.begun, poll.published.clone());
+        drop(polls);
+        Ok(Watch { watches: self.clone(), key, steps, seen, published })
+    }
+
+    /// A run was changed: whoever watches it, as whoever, sees that as soon as can be.
+    pub(super) fn touched(&self, thread_id: &str, run_id: &str) {
+        let mut polls = lock(&self.0.polls);
+        for (key, poll) in polls.iter_mut() {
+            if key.run_id == run_id && key.thread_id == thread_id {
+                poll.wanted = poll.begun + 1;
+                poll.wake.notify_one();
+            }
+        }
+    }
+
+    fn start(&self, key: &Key) -> Poll {
+        let (publish, published) = watch::channel(None);
+        let wake = Arc::new(Notify::new());
+        let poller = Poller {
+            shared: Arc::clone(&self.0),
+            key: key.clone(),
+            caller: key.identity.caller(),
+            wake: Arc::clone(&wake),
+            publish,
+            interval: self.0.limits.floor,
+            failing_since: None,
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(poller.run()));
+        Poll { watchers: 0, step_watchers: 0, begun: 0, wanted: 0, wake, published, _task: task }
+    }
+}
+
+impl Watch {
+    /// The next state of the run. May be dropped while it waits: nothing is lost.
+    pub(super) async fn next(&mut self) -> Result<Arc<Snapshot>, Arc<Error>> {
+        loop {
+            // The sender lives as long as there are watchers; a poller that panicked is the one exception.
+            if self.published.changed().await.is_err() {
+                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned() }));
+            }
+            let published = self.published.borrow_and_update().clone();
+            if let Some(published) = published.filter(|it| it.number > self.seen) {
+                self.seen = published.number;
+                return published.result;
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut polls = lock(&self.watches.0.polls);
+        if let Some(poll) = polls.get_mut(&self.key) {
+            poll.watchers -= 1;
+            poll.step_watchers -= usize::from(self.steps);
+            if poll.watchers == 0 {
+                polls.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// The task that fetches one run.
+struct Poller {
+    shared: Arc<Shared>,
+    key: Key,
+    caller: Caller,
+    wake: Arc<Notify>,
+    publish: watch::Sender<Option<Published>>,
+    /// The time to the next fetch, where the upstream does not say.
+    interval: Duration,
+    failing_since: Option<Instant>,
+}
+
+impl Poller {
+    async fn run(mut self) {
+        loop {
+            self.turn().await;
+            let Some((number, steps)) = self.begin() else { return };
+            let fetched = self.fetch(steps).await;
+            let pause = match fetched {
+                Ok((snapshot, asked)) => self.succeeded(number, snapshot, asked),
+                Err(error) => self.failed(number, error),
+            };
+            self.rest(number, pause).await;
+        }
+    }
+
+    /// Waits until this fetch's turn has come, by the rate of all and by what this identity was asked to wait.
+    async fn turn(&self) {
+        let slot = {
+            let mut next = lock(&self.shared.next_slot);
+            let slot = Instant::now().max(*next);
+            *next = slot + Duration::from_secs(1) / self.shared.limits.rate.max(1);
+            slot
+        };
+        sleep_until(slot).await;
+        loop {
+            let slowed = lock(&self.shared.slowed).get(&self.key.identity).copied();
+            match slowed.filter(|until| *until > Instant::now()) {
+                Some(until) => sleep_until(until).await,
+                None => break,
+            }
+        }
+    }
+
+    /// Numbers the fetch that begins now; `None` if nobody watches any more.
+    fn begin(&self) -> Option<(u64, bool)> {
+        let mut polls = lock(&self.shared.polls);
+        let poll = polls.get_mut(&self.key)?;
+        poll.begun += 1;
+        Some((poll.begun, poll.step_watchers > 0))
+    }
+
+    /// The run, then its steps: those of a terminal run are read after it was seen to be terminal. With what the upstream asks to wait.
+    async fn fetch(&self, steps: bool) -> Result<(Snapshot, Option<Duration>), Error> {
+        let Key { thread_id, run_id, .. } = &self.key;
+        let request = GetRunRequest { thread_id: thread_id.clone(), run_id: run_id.clone() };
+        let answer = self.shared.client.get_run(&self.caller, &request).await?;
+        let asked = answer.headers.get("openai-poll-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+        let steps = if steps { Some(self.steps().await?) } else { None };
+        Ok((Snapshot { run: answer.message, steps }, asked.map(Duration::from_millis)))
+    }
+
+    async fn steps(&self) -> Result<Vec<RunStep>, Error> {
+        let mut request = ListRunStepsRequest {
+            thread_id: self.key.thread_id.clone(),
+            run_id: self.key.run_id.clone(),
+            limit: Some(100),
+            order: SortOrder::Asc.into(),
+            ..ListRunStepsRequest::default()
+        };
+        let mut steps = Vec::new();
+        for _ in 0..MAX_STEP_PAGES {
+            let page = self.shared.client.list_run_steps(&self.caller, &request).await?.message;
+            let more = page.has_more == Some(true) && !page.data.is_empty();
+            // An upstream that names no last id is asked by the last one's own.
+            let last = page.data.last().map(|step| step.id.clone()).unwrap_or_default();
+            request.after = if page.last_id.is_empty() { last } else { page.last_id };
+            steps.extend(page.data);
+            if !more {
+                break;
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Publishes a state, and says how long to rest; `None` for until somebody wants more.
+    fn succeeded(&mut self, number: u64, snapshot: Snapshot, asked: Option<Duration>) -> Option<Duration> {
+        let limits = &self.shared.limits;
+        self.failing_since = None;
+        let before = self.publish.borrow().as_ref().and_then(|it| Some(it.result.as_ref().ok()?.run.status()));
+        let status = snapshot.run.status();
+        self.publish.send_replace(Some(Published { number, result: Ok(Arc::new(snapshot)) }));
+        if is_terminal(status) {
+            return None;
+        }
+        // While nothing happens the pauses grow.
+        self.interval = if before == Some(status) { self.interval * 3 / 2 } else { FIRST_INTERVAL };
+        self.interval = self.interval.clamp(limits.floor, limits.ceiling);
+        Some(asked.map_or_else(|| self.jittered(number), |asked| asked.clamp(limits.floor, limits.ceiling)))
+    }
+
+    /// Bears a failure or publishes it, and says how long to rest.
+    fn failed(&mut self, number: u64, error: Error) -> Option<Duration> {
+        let limits = &self.shared.limits;
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if let Some(delay) = error.retry_delay() {
+            let until = Instant::now() + delay.min(limits.patience);
+            let mut slowed = lock(&self.shared.slowed);
+            slowed.retain(|_, until| *until > Instant::now());
+            slowed.insert(self.key.identity.clone(), until);
+        }
+        if !error.may_pass() || since.elapsed() >= limits.patience {
+            self.publish.send_replace(Some(Published { number, result: Err(Arc::new(error)) }));
+            return None;
+        }
+        tracing::debug!(error = %error.log(), "a poll failed; trying again");
+        self.interval = (self.interval * 2).clamp(limits.floor, limits.ceiling);
+        Some(self.jittered(number))
+    }
+
+    /// The interval, up to a quarter shorter, so that pollers that began together do not stay together.
+    fn jittered(&self, number: u64) -> Duration {
+        let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
+        self.interval - self.interval * u32::try_from(random).unwrap_or_default() / 1024
+    }
+
+    /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.
+    async fn rest(&self, number: u64, pause: Option<Duration>) {
+        let wanted = async {
+            loop {
+                if lock(&self.shared.polls).get(&self.key).is_none_or(|poll| poll.wanted > number) {
+                    break;
+                }
+                self.wake.notified().await;
+            }
+        };
+        match pause {
+            // The end of the pause is the usual case, no error.
+            Some(pause) => drop(timeout(pause, wanted).await),
+            None => wanted.await,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,85 @@
+//! Event streams of the upstream: opening one, and reading its frames.
+//!
+//! Must hold: event streams go over a client of their own, HTTP/1.1 only, one connection per live stream. On a shared HTTP/2 connection a
+//! stream that nobody reads stalls all others. There is no total and no read timeout: both would end streams whose reader is slow.
+//! Bytes are read from the upstream only when the next frame is asked for, so a slow reader slows its own upstream and nothing else.
+
+use std::fmt;
+
+use http::{HeaderValue, header};
+
+use super::{
+    Answer, Caller, Client, Request, answer, failure,
+    sse::{Frame, Parser},
+};
+use crate::{error::Error, json, v1::Run};
+
+/// What a request for a stream gave.
+#[derive(Debug)]
+pub enum Opened {
+    /// The stream.
+    Stream(EventStream),
+    /// The run alone: the upstream does not stream.
+    Run(Box<Answer<Run>>),
+}
+
+/// An event stream of the upstream. Dropping it closes its connection.
+pub struct EventStream {
+    response: reqwest::Response,
+    /// `None` once the body is over.
+    parser: Option<Parser>,
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}
+
+/// Why a stream ended before its end.
+#[derive(Debug)]
+pub struct Cut(pub String);
+
+impl Client {
+    /// Sends a request whose body asks for a stream. The status of the answer is awaited, so an error comes before any event.
+    pub(super) async fn open(&self, caller: &Caller, request: Request) -> Result<Opened, Error> {
+        let effect = request.effect;
+        let head = async {
+            let mut http = self.request(caller, request);
+            http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+            let response = self.streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+            if response.status().is_success() && kind.starts_with(b"text/event-stream") {
+                return Ok(Opened::Stream(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) }));
+            }
+            let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
+            Ok(Opened::Run(Box::new(answer)))
+        };
+        let head = tokio::time::timeout(self.answer_timeout, head).await;
+        head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+    }
+}
+
+impl EventStream {
+    /// The next frame; `None` at the end of the body. May be dropped while it waits: nothing is lost.
+    pub async fn next(&mut self) -> Result<Option<Frame>, Cut> {
+        while let Some(parser) = &mut self.parser {
+            if let Some(frame) = parser.next_frame().map_err(|error| Cut(error.to_string()))? {
+                return Ok(Some(frame));
+            }
+            match self.response.chunk().await {
+                Ok(Some(chunk)) => parser.push(chunk),
+                // Some services leave out the last blank line. What is then pending counts if it is whole.
+                Ok(None) => {
+                    let pending = self.parser.take().and_then(Parser::finish).map(|pending| pending.frame);
+                    return Ok(pending.filter(|frame| frame.data == "[DONE]" || json::is_whole(&frame.data)));
+                }
+                Err(error) => {
+                    self.parser = None;
+                    return Err(Cut(failure::why(&error)));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
