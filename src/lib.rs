@@ -5,7 +5,9 @@
 //! | [`v1`] | the contract, generated from `proto/` |
 //! | [`json`] | the codec: how a message looks as JSON |
 //! | `codec` | the generated lines of the codec |
+//! | [`server`] | connections and calls: their limits, health, reflection, drain |
 
 mod codec;
 pub mod json;
+pub mod server;
 pub mod v1;

@@ -1,0 +1,335 @@
+//! One call, from its headers to the last byte of its answer: deadline, end from outside, span, log line.
+//!
+//! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's future into its body and goes with
+//! the last byte, or with the caller. A call that is cut ends with a gRPC status (trailers only if the head was not sent yet) and lets go
+//! of its handler at once, even if the caller reads nothing. A caller's leaving is `CANCELLED`, never success.
+//!
+//! Why not tower's layers: they let go when the response head is there, and that is when a stream begins. Why not tonic's `timeout`: it
+//! bounds only the head and answers CANCELLED.
+
+use std::{
+    any::Any,
+    convert::Infallible,
+    fmt,
+    panic::{self, AssertUnwindSafe},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::{select, sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{Code, Status, body::Body, service::Routes};
+use tower::Service;
+use tracing::{Instrument, Span};
+
+use super::deadline;
+
+/// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
+/// for what should not be begun, or not be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub Instant);
+
+/// Why a call was ended from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Its deadline passed.
+    Deadline,
+    /// Its connection, or the whole server, is about to close.
+    Closing,
+}
+
+impl Cut {
+    fn status(self) -> Status {
+        match self {
+            Self::Deadline => Status::deadline_exceeded("the deadline passed before the call was over"),
+            Self::Closing => Status::unavailable("this connection is closing: call again on a new one"),
+        }
+    }
+}
+
+/// What a call answers when it is cut, as a request extension. Without it, that is `DEADLINE_EXCEEDED` or `UNAVAILABLE`.
+///
+/// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write that may have reached the upstream
+/// must not be; and a stream can say how to resume.
+#[derive(Clone, Default)]
+pub struct LastWords(Arc<Mutex<Option<Words>>>);
+
+type Words = Box<dyn Fn(Cut) -> Status + Send>;
+
+impl LastWords {
+    /// From now on a cut answers what `words` says.
+    pub fn set(&self, words: impl Fn(Cut) -> Status + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(words));
+    }
+
+    fn status(&self, cut: Cut) -> Status {
+        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.as_ref().map_or_else(|| cut.status(), |words| words(cut))
+    }
+}
+
+impl fmt::Debug for LastWords {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("LastWords").finish_non_exhaustive()
+    }
+}
+
+/// The calls of one connection.
+#[derive(Clone)]
+pub(super) struct Calls {
+    pub(super) routes: Routes,
+    pub(super) max_deadline: Duration,
+    /// Cuts them all.
+    pub(super) end: CancellationToken,
+    /// How many are open.
+    pub(super) open: watch::Sender<usize>,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<CallBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let timeout = deadline::take(request.headers_mut());
+        let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
+        let call = Call::begin(self, request.uri().path(), deadline);
+        let routes = self.routes.clone();
+        let span = call.span.clone();
+        let answer = async move {
+            match timeout {
+                Ok(_) => Ok(call.answer(routes, request).await),
+                Err(status) => Ok(call.refuse(status)),
+            }
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+/// All that is held for as long as the call lasts. Its drop is the end of the call, and logs it.
+struct Call {
+    span: Span,
+    began: Instant,
+    deadline: Option<Instant>,
+    end: CancellationToken,
+    /// Ready when the call is cut.
+    cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
+    last_words: LastWords,
+    /// How it ended, once that is known.
+    code: Option<Code>,
+    open: watch::Sender<usize>,
+}
+
+impl Call {
+    fn begin(calls: &Calls, path: &str, deadline: Option<Instant>) -> Self {
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+        let span = tracing::info_span!("call", rpc.service = short(service), rpc.method = short(method));
+        calls.open.send_modify(|open| *open += 1);
+        let end = calls.end.clone();
+        let cut = {
+            let end = end.clone();
+            async move {
+                select! {
+                    () = end.cancelled() => Cut::Closing,
+                    () = passed(deadline) => Cut::Deadline,
+                }
+            }
+        };
+        Self {
+            span,
+            began: Instant::now(),
+            deadline,
+            end,
+            cut: Box::pin(cut),
+            last_words: LastWords::default(),
+            code: None,
+            open: calls.open.clone(),
+        }
+    }
+
+    async fn answer(mut self, mut routes: Routes, mut request: Request<Incoming>) -> Response<CallBody> {
+        if let Some(deadline) = self.deadline {
+            request.extensions_mut().insert(Deadline(deadline));
+        }
+        request.extensions_mut().insert(self.last_words.clone());
+        let answered = {
+            let mut handler = pin!(async move { routes.call(request).await });
+            let handler = std::future::poll_fn(|cx| caught(|| handler.as_mut().poll(cx)));
+            select! {
+                // The cut goes first: a call on a connection that has ended must not reach a handler, which may write.
+                biased;
+                cut = &mut self.cut => Err(self.last_words.status(cut)),
+                answered = handler => answered,
+            }
+        };
+        match answered {
+            Ok(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                if body.is_end_stream() {
+                    self.code = Some(code(&head.headers));
+                    return Response::from_parts(head, CallBody::default());
+                }
+                Response::from_parts(head, CallBody::new(self, body))
+            }
+            Ok(Err(never)) => match never {},
+            Err(status) => self.refuse(status),
+        }
+    }
+
+    /// The call is over before there was a response head.
+    fn refuse(mut self, status: Status) -> Response<CallBody> {
+        self.code = Some(status.code());
+        status.into_http()
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let code = self.code.unwrap_or_else(|| {
+            // Neither a handler's status nor a cut reached the caller: it left, or did not read until the connection was cut.
+            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                Code::DeadlineExceeded
+            } else if self.end.is_cancelled() {
+                Code::Unavailable
+            } else {
+                Code::Cancelled
+            }
+        });
+        let duration_ms = self.began.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!(parent: &self.span, ?code, duration_ms, "call ended");
+        self.open.send_modify(|open| *open -= 1);
+    }
+}
+
+/// The body of a call's answer. Empty once the call is over.
+#[derive(Default)]
+pub(super) struct CallBody(Option<Streaming>);
+
+struct Streaming {
+    call: Call,
+    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but has to go at the deadline.
+    handler: Arc<Mutex<Option<Body>>>,
+    /// Drops the handler's side at the deadline.
+    _reaper: Option<AbortOnDropHandle<()>>,
+}
+
+impl CallBody {
+    fn new(call: Call, body: Body) -> Self {
+        let handler = Arc::new(Mutex::new(Some(body)));
+        let reaper = call.deadline.map(|deadline| {
+            let handler = Arc::clone(&handler);
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep_until(deadline).await;
+                let body = handler.lock().unwrap_or_else(PoisonError::into_inner).take();
+                drop(body);
+            }))
+        });
+        Self(Some(Streaming { call, handler, _reaper: reaper }))
+    }
+
+    fn close(&mut self, code: Code) {
+        if let Some(mut streaming) = self.0.take() {
+            streaming.call.code = Some(code);
+        }
+    }
+
+    fn close_with(&mut self, status: Status) -> Frame<Bytes> {
+        self.close(status.code());
+        Frame::trailers(trailers(status))
+    }
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
+        let span = streaming.call.span.clone();
+        let _in_span = span.enter();
+
+        // The cut goes first: a handler that always has more to say is cut, too.
+        if let Poll::Ready(cut) = streaming.call.cut.as_mut().poll(cx) {
+            let status = streaming.call.last_words.status(cut);
+            return Poll::Ready(Some(Ok(self.close_with(status))));
+        }
+        let polled = {
+            let mut handler = streaming.handler.lock().unwrap_or_else(PoisonError::into_inner);
+            match handler.as_mut() {
+                Some(body) => ready!(caught(|| Pin::new(body).poll_frame(cx))),
+                // The reaper's clock was the faster one.
+                None => Err(streaming.call.last_words.status(Cut::Deadline)),
+            }
+        };
+        Poll::Ready(match polled {
+            Ok(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let code = code(trailers);
+                    self.close(code);
+                }
+                Some(Ok(frame))
+            }
+            Ok(Some(Err(status))) | Err(status) => Some(Ok(self.close_with(status))),
+            Ok(None) => {
+                self.close(Code::Unknown);
+                None
+            }
+        })
+    }
+
+    /// Only what is over is at its end: the trailers are always still to come.
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Nothing is promised, as the call may be cut at any time.
+    fn size_hint(&self) -> SizeHint {
+        if self.0.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        // At once: a sleep takes its millisecond even so.
+        Some(deadline) if deadline <= Instant::now() => {}
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream, which reads as "cancelled".
+fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Status>> {
+    // What was being polled is dropped by its owner, never polled again: nothing sees a half-changed state.
+    match panic::catch_unwind(AssertUnwindSafe(poll)) {
+        Ok(poll) => poll.map(Ok),
+        Err(panic) => {
+            tracing::error!(panic = message(&*panic), "a handler panicked");
+            Poll::Ready(Err(Status::internal("the gateway failed")))
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("")
+}
+
+fn code(headers: &HeaderMap) -> Code {
+    headers.get(Status::GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
+}
+
+fn trailers(status: Status) -> HeaderMap {
+    let mut trailers = status.into_http::<()>().into_parts().0.headers;
+    trailers.remove(CONTENT_TYPE);
+    trailers
+}
+
+/// A caller may ask for any path; a log line is not the place for all of it.
+fn short(name: &str) -> &str {
+    name.char_indices().nth(100).map_or(name, |(end, _)| &name[..end])
+}

@@ -1,0 +1,113 @@
+//! One connection: handshake, life, GOAWAY, end.
+//!
+//! Must hold: every wait here has a limit. A connection never just vanishes from under its calls: GOAWAY first, then time to finish, then
+//! a status for what is left, then the cut.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    io::{self, Cursor},
+    pin::pin,
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+    select,
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{Server, call::Calls};
+
+/// What every HTTP/2 client sends first (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Time for the statuses of calls that were cut to reach their callers. One that does not read is not waited for.
+pub(super) const FLUSH: Duration = Duration::from_secs(1);
+
+/// Serves a connection until it is closed.
+pub(super) async fn serve(stream: TcpStream, server: &Server) {
+    let limits = &server.limits;
+    // Frames are written when they are complete; waiting for more (Nagle) only delays events.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    // Under one limit, since all of it is a stranger's time: TLS, when there is any, accepts the stream here; then the preface.
+    let io = match timeout(limits.handshake, preface(stream)).await {
+        Ok(Ok(io)) => io,
+        Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
+        Err(_) => return tracing::debug!("handshake took too long"),
+    };
+
+    let open = watch::Sender::new(0);
+    let end = server.end.child_token();
+    let calls = Calls { routes: server.routes.clone(), max_deadline: limits.deadline, end: end.clone(), open: open.clone() };
+    let mut connection = pin!(server.http2.serve_connection(TokioIo::new(io), calls));
+
+    let grace = select! {
+        _ = &mut connection => return,
+        () = after(limits.age.map(jittered)) => Some(limits.age_grace),
+        () = idle(open.subscribe(), limits.idle) => Some(limits.age_grace),
+        // No time of its own: the server's drain timeout bounds it.
+        () = server.draining.cancelled() => None,
+    };
+    // GOAWAY. From here on the connection ends as soon as no call is open.
+    connection.as_mut().graceful_shutdown();
+    select! {
+        _ = &mut connection => return,
+        () = after(grace) => {}
+        () = end.cancelled() => {}
+    }
+    // What still runs is cut, and says so.
+    end.cancel();
+    _ = timeout(FLUSH, connection).await;
+}
+
+/// Waits for the preface and puts it back in front. hyper reads it, too, but without a limit and without saying when it has.
+async fn preface(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
+    let (mut read, write) = stream.into_split();
+    let mut start = [0; PREFACE.len()];
+    read.read_exact(&mut start).await?;
+    if start != *PREFACE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
+    }
+    Ok(tokio::io::join(Cursor::new(start).chain(read), write))
+}
+
+/// Ready once no call was open for the whole of `limit`.
+async fn idle(mut open: watch::Receiver<usize>, limit: Option<Duration>) {
+    while open.wait_for(|open| *open == 0).await.is_ok() {
+        select! {
+            () = after(limit) => return,
+            _ = open.changed() => {}
+        }
+    }
+}
+
+async fn after(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// `time` ±10%. The hasher's keys are random enough for that.
+fn jittered(time: Duration) -> Duration {
+    let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
+    time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_stays_within_ten_percent_and_differs() {
+        let times: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(100))).collect();
+        assert!(times.iter().all(|time| (90..=110).contains(&time.as_secs())), "{times:?}");
+        let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+        assert!(*most - *least > Duration::from_secs(10), "{times:?}");
+    }
+}

@@ -1,0 +1,161 @@
+//! The server: accepts connections, bounds them and their calls, and drains.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `limits` | everything that is bounded, and the bounds |
+//! | `routes` | health and reflection beside the gateway's services |
+//! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `call`, `deadline` | one call: its deadline, its end, its log line |
+//!
+//! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the others; nothing, a full descriptor
+//! table neither, makes the loop spin or end; a drain ends in bounded time, and every call that it cuts is told so.
+//!
+//! Why not tonic's own transport server: its age limit cuts without GOAWAY, its streams are unlimited, its handshakes have no limit,
+//! and a drain waits for open streams for ever.
+
+mod call;
+mod connection;
+mod deadline;
+mod limits;
+mod routes;
+
+use std::{io, sync::Arc, time::Duration};
+
+use hyper::server::conn::http2;
+use hyper_util::rt::TokioTimer;
+use tokio::{
+    net::TcpListener,
+    select,
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+
+pub use self::{
+    call::{Cut, Deadline, LastWords},
+    limits::Limits,
+    routes::{Health, routes},
+};
+
+/// Time to wait when no connection can be accepted for want of something that only others can give back, such as descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
+/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
+/// that at the latest.
+pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, health: Health, shutdown: CancellationToken) {
+    let tasks = TaskTracker::new();
+    let server = Arc::new(Server {
+        http2: http2(&limits, Tasks(tasks.clone())),
+        routes,
+        draining: CancellationToken::new(),
+        end: CancellationToken::new(),
+        limits,
+    });
+
+    select! {
+        never = accept(&listener, &server, &tasks) => match never {},
+        () = async {
+            shutdown.cancelled().await;
+            tracing::info!("draining");
+            health.not_serving().await;
+            sleep(server.limits.drain_delay).await;
+        } => {}
+    }
+    drop(listener);
+    server.draining.cancel();
+    health.close().await;
+    tasks.close();
+    if timeout(server.limits.drain_timeout, tasks.wait()).await.is_err() {
+        tracing::warn!("the drain timeout passed: what still runs is cut");
+        server.end.cancel();
+        // Connections take up to FLUSH; then the handlers that they had are dropped.
+        _ = timeout(2 * connection::FLUSH, tasks.wait()).await;
+    }
+    tracing::info!("drained");
+}
+
+/// What all connections share.
+struct Server {
+    limits: Limits,
+    http2: http2::Builder<Tasks>,
+    routes: Routes,
+    /// Connections take no more calls.
+    draining: CancellationToken,
+    /// Calls are cut.
+    end: CancellationToken,
+}
+
+/// Runs hyper's tasks, one per call, where [`serve`] can wait for them.
+#[derive(Clone)]
+struct Tasks(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
+    let mut http2 = http2::Builder::new(tasks);
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_send_buf_size(limits.stream_send_buffer as usize)
+        .max_header_list_size(limits.metadata)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(limits.ping_timeout)
+        .max_local_error_reset_streams(limits.error_resets)
+        .max_pending_accept_reset_streams(limits.pending_resets);
+    http2
+}
+
+async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracker) -> std::convert::Infallible {
+    let places = Arc::new(Semaphore::new(server.limits.connections.min(Semaphore::MAX_PERMITS)));
+    let mut complained = None;
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_peers(&error) => continue,
+            Err(error) => {
+                if once_a_second(&mut complained) {
+                    tracing::warn!(%error, "cannot accept connections");
+                }
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            if once_a_second(&mut complained) {
+                tracing::warn!(limit = server.limits.connections, "too many connections: closing new ones");
+            }
+            continue;
+        };
+        let server = Arc::clone(server);
+        tasks.spawn(async move {
+            connection::serve(stream, &server).await;
+            drop(place);
+        });
+    }
+}
+
+/// Whether only this connection failed, before it was accepted: there is nothing to wait for.
+fn is_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn once_a_second(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let due = last.is_none_or(|last| now - last >= Duration::from_secs(1));
+    if due {
+        *last = Some(now);
+    }
+    due
+}
