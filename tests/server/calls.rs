@@ -1,0 +1,213 @@
+//! One call: its deadline, its end, its log line.
+
+use std::time::Duration;
+
+use runs_gateway::server::{Cut, Deadline, LastWords, Limits};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::harness::{Client, Gateway, code, data, log, millis, soon, status};
+
+#[tokio::test]
+async fn a_call_without_an_answer_at_its_deadline_is_answered_deadline_exceeded_and_its_handler_dropped() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    let pending = client.call("/test.Script/Unary", &[("grpc-timeout", "100m")]).await.unwrap();
+    let mut call = gateway.call().await;
+
+    assert_eq!(pending.code_in_head().await, Code::DeadlineExceeded);
+    soon(call.answer.closed()).await;
+}
+
+#[tokio::test]
+async fn a_stream_still_open_at_its_deadline_ends_with_deadline_exceeded_in_its_trailers() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    let pending = client.call("/test.Script/Stream", &[("grpc-timeout", "500m")]).await.unwrap();
+    let events = gateway.call().await.stream();
+    events.send(data("one")).await.unwrap();
+    let mut answer = pending.head().await.unwrap();
+
+    assert_eq!(answer.data().await.unwrap(), "one");
+    assert_eq!(code(&answer.trailers().await), Code::DeadlineExceeded);
+    soon(events.closed()).await;
+}
+
+#[tokio::test]
+async fn a_handler_with_always_more_to_say_is_cut_at_the_deadline_too() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    let pending = client.call("/test.Script/Stream", &[("grpc-timeout", "200m")]).await.unwrap();
+    let events = gateway.call().await.stream();
+    let says = tokio::spawn(async move { while events.send(data("more")).await.is_ok() {} });
+
+    assert_eq!(code(&pending.head().await.unwrap().trailers().await), Code::DeadlineExceeded);
+    soon(says).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_nothing_does_not_keep_a_handler_beyond_the_deadline() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = Client::connect(gateway.address, h2::client::Builder::new().initial_window_size(0)).await;
+
+    let pending = client.call("/test.Script/Stream", &[("grpc-timeout", "500m")]).await.unwrap();
+    let events = gateway.call().await.stream();
+    events.send(data("never read")).await.unwrap();
+    let _unread = pending.head().await.unwrap();
+
+    soon(events.closed()).await;
+}
+
+#[tokio::test]
+async fn a_handler_is_told_the_deadline_instead_of_the_header_and_never_one_beyond_the_longest() {
+    let longest = Duration::from_secs(60);
+    let mut gateway = Gateway::start(Limits { deadline: longest, ..Limits::default() }).await;
+    let mut client = gateway.client().await;
+
+    for (header, expected) in [("5S", Some(Duration::from_secs(5))), ("99999999H", Some(longest)), ("", None)] {
+        let headers = [("grpc-timeout", header)];
+        let before = Instant::now();
+        let pending = client.call("/test.Script/Unary", if header.is_empty() { &[] } else { &headers }).await.unwrap();
+        let call = gateway.call().await;
+        let after = Instant::now();
+
+        assert!(!call.request.headers().contains_key("grpc-timeout"));
+        let told = call.request.extensions().get::<Deadline>().copied();
+        match expected {
+            None => assert_eq!(told, None),
+            Some(time) => assert!((before + time..=after + time).contains(&told.unwrap().0), "{header}"),
+        }
+        call.answer(status(Code::Ok));
+        assert_eq!(pending.code_in_head().await, Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_a_malformed_timeout_reaches_no_handler() {
+    let gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    for header in ["soon", "1", "123456789S", "-1S"] {
+        let pending = client.call("/test.Script/Unary", &[("grpc-timeout", header)]).await.unwrap();
+        assert_eq!(pending.code_in_head().await, Code::InvalidArgument, "{header}");
+    }
+    assert!(!gateway.has_calls());
+}
+
+#[tokio::test]
+async fn a_call_whose_deadline_has_passed_already_reaches_no_handler() {
+    let gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+    for _ in 0..20 {
+        let pending = client.call("/test.Script/Unary", &[("grpc-timeout", "0n")]).await.unwrap();
+        assert_eq!(pending.code_in_head().await, Code::DeadlineExceeded);
+    }
+    assert!(!gateway.has_calls());
+}
+
+#[tokio::test]
+async fn a_method_that_is_not_there_is_unimplemented() {
+    let gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+    for path in ["/runsgateway.v1.RunService/NoSuchMethod", "/no.such.Service/Method", "/", "/grpc.health.v1.Health/No"] {
+        let pending = client.call(path, &[]).await.unwrap();
+        assert_eq!(pending.code_in_head().await, Code::Unimplemented, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_before_the_answer_or_within_it_makes_the_handler_be_dropped() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    let pending = client.call("/test.Script/Unary", &[]).await.unwrap();
+    let mut call = gateway.call().await;
+    drop(pending);
+    soon(call.answer.closed()).await;
+
+    let pending = client.call("/test.Script/Stream", &[]).await.unwrap();
+    let events = gateway.call().await.stream();
+    drop(pending.head().await.unwrap());
+    soon(events.closed()).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_is_an_internal_error_of_its_call_alone() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+
+    let other = client.call("/test.Script/Unary", &[]).await.unwrap();
+    let waiting = gateway.call().await;
+    let pending = client.call("/test.Script/Panic", &[]).await.unwrap();
+    gateway.call().await.answer(status(Code::Ok));
+
+    assert_eq!(pending.code_in_head().await, Code::Internal);
+    waiting.answer(status(Code::Ok));
+    assert_eq!(other.code_in_head().await, Code::Ok);
+}
+
+#[tokio::test]
+async fn a_handler_may_say_what_its_call_answers_when_it_is_cut() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let pending = gateway.client().await.call("/test.Script/Unary", &[("grpc-timeout", "100m")]).await.unwrap();
+
+    let call = gateway.call().await;
+    let last_words = call.request.extensions().get::<LastWords>().unwrap();
+    last_words.set(|cut| Status::unknown(format!("sent, and then: {cut:?}")));
+
+    let answer = pending.head().await.unwrap();
+    assert_eq!(code(&answer.head), Code::Unknown);
+    assert_eq!(answer.head["grpc-message"], format!("sent,%20and%20then:%20{:?}", Cut::Deadline));
+}
+
+#[tokio::test]
+async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cancelled() {
+    let mut gateway = Gateway::start(Limits { drain_delay: millis(0), ..Limits::default() }).await;
+    let mut client = gateway.client().await;
+
+    let pending = client.call("/test.Script/Answered", &[]).await.unwrap();
+    gateway.call().await.answer(status(Code::NotFound));
+    pending.head().await.unwrap();
+
+    let pending = client.call("/test.Script/Streamed", &[]).await.unwrap();
+    let events = gateway.call().await.stream();
+    events.send(http_body::Frame::trailers(status(Code::Ok).into_parts().0.headers)).await.unwrap();
+    pending.head().await.unwrap().trailers().await;
+
+    let pending = client.call("/test.Script/LeftBefore", &[]).await.unwrap();
+    let mut call = gateway.call().await;
+    drop(pending);
+    soon(call.answer.closed()).await;
+
+    let pending = client.call("/test.Script/LeftWithin", &[]).await.unwrap();
+    let events = gateway.call().await.stream();
+    drop(pending.head().await.unwrap());
+    soon(events.closed()).await;
+
+    gateway.shutdown.cancel();
+    soon(gateway.served).await.unwrap();
+    let lines = log().lines();
+    let of_method = |method| lines.iter().filter(move |line| line["span"]["rpc.method"] == method);
+    let methods = ["Answered", "LeftBefore", "LeftWithin", "Streamed"];
+    let ended: Vec<_> = methods.into_iter().flat_map(of_method).map(summary).collect();
+    assert_eq!(
+        ended,
+        [
+            "INFO test.Script Answered NotFound",
+            "INFO test.Script LeftBefore Cancelled",
+            "INFO test.Script LeftWithin Cancelled",
+            "INFO test.Script Streamed Ok",
+        ]
+    );
+}
+
+fn summary(line: &serde_json::Value) -> String {
+    assert_eq!(line["fields"]["message"], "call ended");
+    assert!(line["fields"]["duration_ms"].as_f64().unwrap() > 0.0);
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let span = &line["span"];
+    [&line["level"], &span["rpc.service"], &span["rpc.method"], &line["fields"]["code"]].map(text).join(" ")
+}
