@@ -1,0 +1,5 @@
+//! What the end-to-end tests share.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+pub(crate) mod upstream;
