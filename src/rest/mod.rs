@@ -1,0 +1,3 @@
+//! The REST side: how events are framed.
+
+pub mod sse;
