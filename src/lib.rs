@@ -3,8 +3,22 @@
 //! | module | what it is, and what only it knows |
 //! |---|---|
 //! | [`v1`] | the contract, generated from `proto/` |
-//! | [`json`] | the codec: how a message looks as JSON |
-//! | `codec` | the generated lines of the codec |
+//! | [`json`] | the codec: how a message looks as JSON (`codec` has its generated lines) |
+//! | [`rest`] | the REST side: HTTP as a client, and the framing of server-sent events |
+//! | [`events`] | runs as streams: from the upstream's events, from polling |
+//! | [`service`] | the gRPC services: validate, call, answer |
+//! | [`error`] | one error, and the only mapping from errors to gRPC status |
+//! | [`server`] | connections and calls: their limits, health, reflection, drain |
+//! | [`config`] | flags and environment as typed configuration |
+//! | [`app`] | all of it put together |
+//!
+//! What must stay true, wherever it is cut:
+//!
+//! - **Nothing is lost.** What a message cannot hold is in its `extra_json`; an event that is not known is passed on whole; a stream that is cut
+//!   is mended or says how to resume.
+//! - **Nothing is done twice.** A create or a submit is sent once; if its fate is not known, that is what the caller is told.
+//! - **Nothing is unbounded.** Every queue, buffer, wait and count has a limit, and a flag.
+//! - **Nothing secret is written.** Keys, prompts and bodies are in no log and no error.
 
 pub mod app;
 mod codec;

@@ -1,11 +1,12 @@
 //! Server-sent events framing, as the WHATWG's HTML standard defines it: bytes in chunks become events.
 //!
 //! Must hold: any chunking gives the same frames; a frame is there as soon as its last byte is (a blank line that ends in CR is not held
-//! back to see whether LF follows); the work is linear in the bytes; what is held is bounded by the limit, one chunk, and what frames hold.
-//! No I/O, and no panic on any input. Bytes are passed on as they came, UTF-8 or not: who reads the data judges it, and nothing is replaced.
+//! back to see whether LF follows); the work is linear in the bytes; what is held is bounded by a small multiple of the limit and the
+//! chunks that the event being read lies in. No I/O, and no panic on any input. Bytes are passed on as they came, UTF-8 or not: who reads
+//! the data judges it, and nothing is replaced.
 //!
 //! Where an event's data is one line within one chunk it is a slice of that chunk, which therefore lives as long as the frame does.
-//! Crates that do this were tried: each panicked on some input, was quadratic on long lines, or mistook CR.
+//! Not a crate, since this is at the heart of the gateway and small: it needs the limit, the slices, and what was pending at the end.
 
 use std::{error::Error, fmt, mem};
 
