@@ -38,7 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn embedded(files: &[PathBuf]) -> Result<String, Box<dyn Error>> {
     let entries = files.iter().map(|file| {
         let path = file.strip_prefix(INCLUDES[0])?;
-        Ok(format!("({path:?}, include_str!({:?})),\n", fs::canonicalize(file)?))
+        let (path, source) = (path.display().to_string(), fs::canonicalize(file)?.display().to_string());
+        Ok(format!("({path:?}, include_str!({source:?})),\n"))
     });
     Ok(format!("[\n{}]", entries.collect::<Result<String, Box<dyn Error>>>()?))
 }

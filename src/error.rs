@@ -1,6 +1,6 @@
 //! One error, and the only mapping from errors to gRPC status.
 //!
-//! The table, from what happened to what a caller is told, is [`Error::verdict`]. Behind it stand three ideas:
+//! The table, from what happened to what a caller is told, is `Error::verdict`. Behind it stand three ideas:
 //!
 //! - **Meshes repeat UNAVAILABLE.** It is said only where repeating is harmless: the request was never sent or was refused, or doing it twice
 //!   is the same as doing it once. A create or a submit whose fate is not known is UNKNOWN, reason `OUTCOME_UNKNOWN`, with a pushback of -1.
@@ -92,6 +92,16 @@ pub enum Error {
         /// Of what.
         what: &'static str,
     },
+    /// A conversation's caller closed its side while the run waits for these outputs.
+    OutputsMissing {
+        /// The calls' ids.
+        ids: Vec<String>,
+    },
+    /// A conversation's caller sent more outputs than are held for it.
+    OutputsTooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// A stream ended before its run did.
     Interrupted {
         /// Why.
@@ -139,13 +149,31 @@ impl Error {
         Self::Invalid { field: field.into(), description: description.into() }
     }
 
+    /// The same error in a request that holds the wrong field's message as `parent`.
+    #[must_use]
+    pub fn within(self, parent: &str) -> Self {
+        match self {
+            Self::Invalid { field, description } => Self::Invalid { field: format!("{parent}.{field}"), description },
+            other => other,
+        }
+    }
+
     /// Whether the same call may succeed later without anybody doing something about it.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Rejected(rejection) => matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota(),
             Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded { .. } | Self::Draining => true,
             Self::Interrupted { error, .. } => error.may_pass(),
-            Self::Invalid { .. } | Self::DeadlineExceeded => false,
+            Self::Invalid { .. } | Self::DeadlineExceeded | Self::OutputsMissing { .. } | Self::OutputsTooLarge { .. } => false,
+        }
+    }
+
+    /// Whether a write that failed so may be due now, or may have been done: reading the resource tells.
+    pub fn is_unsettled(&self) -> bool {
+        match self {
+            Self::Rejected(rejection) => self.may_pass() || rejection.is_state_conflict(),
+            Self::Lost { .. } | Self::Unusable { .. } => true,
+            _ => false,
         }
     }
 
@@ -234,10 +262,19 @@ impl Error {
                 let message = format!("the gateway has as many {what} as it may have; call again later");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
             }
+            Self::OutputsMissing { ids } => {
+                let message = format!("the run waits for outputs of {}, and the caller has closed its side", ids.join(", "));
+                Verdict::new(Code::FailedPrecondition, R::OutputsMissing, message)
+            }
+            Self::OutputsTooLarge { limit } => {
+                let message = format!("tool outputs of more than {limit} bytes are held for this conversation");
+                Verdict::new(Code::ResourceExhausted, R::OutputsTooLarge, message).retry(Retry::Never)
+            }
             Self::Interrupted { error, resume } => {
                 let verdict = error.verdict();
-                let resumable = !resume.run_id.is_empty() && (error.may_pass() || matches!(**error, Self::DeadlineExceeded));
-                let hint = if resumable { "; resume by WatchRun" } else { "" };
+                let over = matches!(**error, Self::DeadlineExceeded | Self::OutputsMissing { .. } | Self::OutputsTooLarge { .. });
+                let resumable = !resume.run_id.is_empty() && (over || error.may_pass());
+                let hint = if resumable { "; resume by WatchRun or ConverseRun.attach" } else { "" };
                 let message = format!("{}{hint}", verdict.message);
                 Verdict { message, ..verdict }
             }
@@ -258,6 +295,10 @@ impl Resume {
 impl Rejection {
     fn is_quota(&self) -> bool {
         self.body.as_ref().is_some_and(ErrorBody::is_quota)
+    }
+
+    fn is_state_conflict(&self) -> bool {
+        self.status == 400 && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
     }
 
     fn param(&self) -> Option<String> {
@@ -291,7 +332,7 @@ impl Rejection {
                 "the upstream does not accept the gateway's own key".to_owned(),
             ),
             401 => new(Code::Unauthenticated, R::InvalidApiKey),
-            400 if body.is_state_conflict() => new(Code::FailedPrecondition, R::StateConflict),
+            400 if self.is_state_conflict() => new(Code::FailedPrecondition, R::StateConflict),
             400 | 413 | 415 | 422 => new(Code::InvalidArgument, R::InvalidRequest),
             402 => new(Code::ResourceExhausted, R::PaymentRequired).retry(Retry::Never),
             403 => new(Code::PermissionDenied, R::PermissionDenied),
@@ -390,6 +431,8 @@ impl fmt::Display for Log<'_> {
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::Draining => out.write_str("draining"),
             Error::Overloaded { what } => write!(out, "overloaded: {what}"),
+            Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),
+            Error::OutputsTooLarge { limit } => write!(out, "more than {limit} bytes of outputs"),
             Error::Interrupted { error, resume } => write!(out, "{} (run {:?})", error.log(), cut(&resume.run_id, MAX_WORD)),
         }
     }

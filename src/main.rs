@@ -54,9 +54,9 @@ fn serve(args: ServeArgs) -> ExitCode {
     };
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     if io::stderr().is_terminal() {
-        logs.init()
+        logs.init();
     } else {
-        logs.json().init()
+        logs.json().init();
     }
 
     let mut runtime = runtime::Builder::new_multi_thread();

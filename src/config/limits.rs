@@ -69,7 +69,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_DEADLINE", default_value_t = Limits::default().deadline.into())]
     max_deadline: Duration,
 
-    /// Time from a shutdown signal until no more connections and calls are taken. Health says NOT_SERVING meanwhile.
+    /// Time from a shutdown signal until no more connections and calls are taken. Health says `NOT_SERVING` meanwhile.
     #[arg(long, env = "RUNS_GATEWAY_DRAIN_DELAY", default_value_t = Limits::default().drain_delay.into())]
     drain_delay: Duration,
 

@@ -132,7 +132,7 @@ pub struct ServeArgs {
 enum Profile {
     /// The AI/ML API: no `/v1` in its paths, bearer key.
     Aimlapi,
-    /// OpenAI and what is built after it: `/v1`, bearer key.
+    /// The API of `OpenAI` and what is built after it: `/v1`, bearer key.
     Openai,
     /// Azure deployments: `api-key` header and `api-version` query. The URL must be given.
     Azure,

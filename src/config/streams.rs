@@ -21,13 +21,17 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "RUNS_GATEWAY_STREAM_LINGER", default_value_t = StreamLimits::default().linger.into())]
     stream_linger: Duration,
 
-    /// How long WaitRun waits when nobody says how long.
+    /// How long `WaitRun` waits when nobody says how long.
     #[arg(long, env = "RUNS_GATEWAY_MAX_WAIT", default_value_t = StreamLimits::default().wait.into())]
     max_wait: Duration,
 
     /// How long the cancellation of a run whose caller left may take.
     #[arg(long, env = "RUNS_GATEWAY_FAREWELL_TIMEOUT", default_value_t = StreamLimits::default().farewell.into())]
     farewell_timeout: Duration,
+
+    /// The most tool outputs that are held for a conversation, in bytes.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_HELD_OUTPUT_BYTES", default_value_t = StreamLimits::default().held_output_bytes)]
+    max_held_output_bytes: usize,
 
     /// The shortest time between two polls of a run.
     #[arg(long, env = "RUNS_GATEWAY_POLL_FLOOR", default_value_t = PollLimits::default().floor.into())]
@@ -58,6 +62,7 @@ impl From<StreamArgs> for StreamLimits {
             linger: *args.stream_linger,
             wait: *args.max_wait,
             farewell: *args.farewell_timeout,
+            held_output_bytes: args.max_held_output_bytes,
             poll: PollLimits {
                 floor: *args.poll_floor,
                 ceiling: (*args.poll_ceiling).max(*args.poll_floor),

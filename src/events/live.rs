@@ -4,28 +4,22 @@
 //! was sent, the stream ends with OK; if not, the run is watched from here on, what was missed is named in a `gap`, and its last state is
 //! synthesized. Before any run id is known there is nothing to look at, and the outcome is unknown.
 
-use std::sync::Arc;
-
 use async_stream::try_stream;
 use tokio::time::timeout;
 use tokio_stream::Stream;
 
 use super::{
     Events, Options, Streams,
-    changes::Changes,
+    follow::{Follow, Followed},
     heartbeat::with_heartbeat,
-    is_settled,
-    progress::{Progress, SharedResume, run_event, synthesized},
+    progress::{Progress, SharedResume, run_event},
     reader::{Reader, Source},
     received::{Received, received},
 };
 use crate::{
     error::{Effect, Error, Outcome},
     rest::{Caller, Opened, error_event},
-    v1::{
-        RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
-        run_event::Payload,
-    },
+    v1::{RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest},
 };
 
 impl Streams {
@@ -81,7 +75,7 @@ impl Streams {
     where
         F: Future<Output = Result<Opened, Error>> + Send + 'static,
     {
-        let place = Arc::clone(&self.live).try_acquire_owned().map_err(|_| Error::Overloaded { what: "live streams" });
+        let place = self.place();
         let opened = async move {
             let mut reader = reader;
             let opened = match place {
@@ -89,8 +83,8 @@ impl Streams {
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((Opened::Stream(stream), _place)) => {
-                    reader.source = Some(Source { stream, _place });
+                Ok((Opened::Stream(stream), place)) => {
+                    reader.source = Some(Source { stream, _place: place });
                     Ok((reader, None))
                 }
                 Ok((Opened::Run(answer), _)) => Ok((reader, Some(run_event(answer.message)))),
@@ -133,7 +127,7 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
 }
 
 /// The next event of the upstream's stream; `None` once it is over, in whatever way but an error of the upstream's own.
-async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
+pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
     let told = reader.progress.is_told();
     let limits = &reader.streams.limits;
     // The timer runs only while a read is pending: a slow reader does not make a silent stream.
@@ -170,30 +164,30 @@ async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
 /// What comes after the upstream's stream was cut: the run's changes by polling, what was missed, its last state.
 fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
-        let resume = reader.progress.resume();
-        if resume.run_id.is_empty() {
-            let cause = "the upstream's stream ended before it named the run".to_owned();
-            Err(reader.interrupted(Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }))?;
-        }
-        let watch = reader.streams.watches.join(&reader.caller, &resume.thread_id, &resume.run_id, true);
-        let mut watch = watch.map_err(|error| reader.interrupted(error))?;
-        let mut changes = Changes::default();
-        let last = loop {
-            let snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
-            if is_settled(snapshot.run.status()) {
-                break snapshot;
-            }
-            for event in changes.to(&snapshot) {
+        let mut follow = follow(reader)?;
+        loop {
+            let (events, settled) = match follow.next(&reader.progress).await.map_err(|error| reader.interrupted(error))? {
+                Followed::On(events) => (events, false),
+                Followed::Settled(events, _) => (events, true),
+            };
+            for event in events {
                 reader.progress.sent(&event);
                 yield event;
             }
-        };
-        drop(watch);
-        if let Some(gap) = reader.progress.gap(last.steps.as_deref().unwrap_or_default()) {
-            yield synthesized(RunEventType::Gap, Payload::Gap(gap));
+            if settled {
+                break;
+            }
         }
-        let event = run_event(last.run.clone());
-        reader.progress.sent(&event);
-        yield event;
     }
+}
+
+/// Begins to follow the run of a stream that was cut.
+pub(super) fn follow(reader: &Reader) -> Result<Follow, Error> {
+    let resume = reader.progress.resume();
+    if resume.run_id.is_empty() {
+        let cause = "the upstream's stream ended before it named the run".to_owned();
+        return Err(reader.interrupted(Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }));
+    }
+    let watch = reader.streams.watches.join(&reader.caller, &resume.thread_id, &resume.run_id, true);
+    watch.map(Follow::new).map_err(|error| reader.interrupted(error))
 }

@@ -6,6 +6,9 @@
 //! | `progress.rs` | what a stream has sent so far: how to resume it, and what is missing when it is cut |
 //! | `live.rs` | the events of a run that this call started; when the upstream's stream is cut, the rest by polling |
 //! | `observe.rs` | runs that somebody else started: watching and waiting |
+//! | `follow.rs` | a run by polling, for a stream that lost its upstream |
+//! | `converse.rs` | a conversation: all rounds of a run on one stream |
+//! | `desk.rs` | what a conversation's caller says: outputs, held until they are asked for |
 //! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
 //! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
 //! | `changes.rs` | states of a run as events |
@@ -16,6 +19,9 @@
 //! not read. Dropping a stream lets go of all that it holds at once.
 
 mod changes;
+mod converse;
+mod desk;
+mod follow;
 mod heartbeat;
 mod live;
 mod observe;
@@ -26,9 +32,10 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
 
+pub use converse::Inbound;
 pub use progress::{Resume, SharedResume};
 pub use watch::PollLimits;
 
@@ -54,6 +61,8 @@ pub struct StreamLimits {
     pub wait: Duration,
     /// How long a cancellation goes on after its caller has left.
     pub farewell: Duration,
+    /// The most tool outputs that are held for a conversation, in bytes.
+    pub held_output_bytes: usize,
     /// Polling.
     pub poll: PollLimits,
 }
@@ -66,6 +75,7 @@ impl Default for StreamLimits {
             linger: Duration::from_secs(2),
             wait: Duration::from_secs(15 * 60),
             farewell: Duration::from_secs(30),
+            held_output_bytes: 16 << 20,
             poll: PollLimits::default(),
         }
     }
@@ -89,6 +99,11 @@ impl Streams {
             live: Arc::new(Semaphore::new(limits.live.min(Semaphore::MAX_PERMITS))),
             limits: Arc::new(limits),
         }
+    }
+
+    /// A place among the live streams of the upstream.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.live).try_acquire_owned().map_err(|_| Error::Overloaded { what: "live streams" })
     }
 
     /// Tells whoever watches a run that it was changed by way of this gateway, so that they need not wait for the next poll.

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{is_settled, is_terminal};
@@ -24,16 +27,21 @@ pub struct Resume {
 
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]
-pub struct SharedResume(Arc<Mutex<Resume>>);
+pub struct SharedResume(Arc<(Mutex<Resume>, AtomicBool)>);
 
 impl SharedResume {
+    /// The stream ends, but its run is to live on: the caller will resume elsewhere.
+    pub fn spare_run(&self) {
+        self.0.1.store(true, Ordering::Relaxed);
+    }
+
     /// How to resume the stream as far as it has come.
     pub fn get(&self) -> Resume {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn update(&self, update: impl FnOnce(&mut Resume)) {
-        update(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        update(&mut self.0.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -59,6 +67,15 @@ impl Progress {
         self.resume.get()
     }
 
+    pub(super) fn shared(&self) -> SharedResume {
+        self.resume.clone()
+    }
+
+    /// The run is not to be cancelled, whatever becomes of the stream.
+    pub(super) fn is_spared(&self) -> bool {
+        self.resume.0.1.load(Ordering::Relaxed)
+    }
+
     /// The run's last state was sent, or one in which somebody else has to act: a stream may end here.
     pub(super) fn is_told(&self) -> bool {
         is_settled(self.status)
@@ -67,6 +84,11 @@ impl Progress {
     /// The run's last state was sent.
     pub(super) fn is_terminal(&self) -> bool {
         is_terminal(self.status)
+    }
+
+    /// The run goes on: its last state that was sent is not its state any more.
+    pub(super) fn resumed(&mut self) {
+        self.status = RunStatus::Unspecified;
     }
 
     /// Notes an event that is sent now.

@@ -12,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    Options, Streams,
-    progress::Progress,
+    Options, Resume, Streams,
+    progress::{Progress, SharedResume},
     received::{Received, received},
 };
 use crate::{
@@ -38,7 +38,7 @@ pub(super) struct Reader {
 
 /// A live stream of the upstream, with its place among those that there may be.
 pub(super) struct Source {
-    pub(super) stream: EventStream,
+    pub(super) stream: Box<EventStream>,
     pub(super) _place: OwnedSemaphorePermit,
 }
 
@@ -52,6 +52,11 @@ impl Reader {
         self.cancel = false;
     }
 
+    /// What cancels this reader's run.
+    pub(super) fn farewell(&self) -> Farewell {
+        Farewell { streams: self.streams.clone(), caller: self.caller.clone(), resume: self.progress.shared() }
+    }
+
     /// The error that ends this stream: it says how to resume.
     pub(super) fn interrupted(&self, error: impl Into<Arc<Error>>) -> Error {
         Error::Interrupted { error: error.into(), resume: self.progress.resume() }
@@ -60,64 +65,67 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if !self.cancel || self.progress.is_terminal() {
-            return;
+        if self.cancel && !self.progress.is_terminal() && !self.progress.is_spared() {
+            self.farewell().begin(self.source.take());
         }
-        let farewell = Farewell {
-            streams: self.streams.clone(),
-            caller: self.caller.clone(),
-            progress: std::mem::take(&mut self.progress),
-            source: self.source.take(),
-        };
-        // A reader that outlives the runtime has nobody to cancel for it.
-        let Ok(runtime) = Handle::try_current() else { return };
-        runtime.spawn(async move {
-            let limit = farewell.streams.limits.farewell;
-            if timeout(limit, farewell.cancel()).await.is_err() {
-                tracing::warn!(?limit, "a run whose reader left was not cancelled in time");
-            }
-        });
     }
 }
 
-/// What is left to do for a reader that is gone.
-struct Farewell {
+/// Cancels a run, apart from whoever wants it cancelled.
+#[derive(Debug, Clone)]
+pub(super) struct Farewell {
     streams: Streams,
     caller: Caller,
-    progress: Progress,
-    source: Option<Source>,
+    resume: SharedResume,
 }
 
 impl Farewell {
-    async fn cancel(mut self) {
-        self.find_run().await;
-        let resume = self.progress.resume();
-        if resume.run_id.is_empty() {
-            tracing::warn!("a run whose reader left cannot be cancelled: the upstream did not name it");
+    pub(super) fn knows_run(&self) -> bool {
+        !self.resume.get().run_id.is_empty()
+    }
+
+    /// Begins to cancel. If the run is not known, `source` is read until it is.
+    pub(super) fn begin(self, source: Option<Source>) {
+        // Without a runtime the program is at its end.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let limit = self.streams.limits.farewell;
+            if timeout(limit, self.cancel(source)).await.is_err() {
+                tracing::warn!(?limit, "a run was not cancelled in time");
+            }
+        });
+    }
+
+    async fn cancel(&self, source: Option<Source>) {
+        self.find_run(source).await;
+        let Resume { thread_id, run_id, .. } = self.resume.get();
+        if run_id.is_empty() {
+            tracing::warn!("a run cannot be cancelled: the upstream did not name it");
             return;
         }
-        let request = CancelRunRequest { thread_id: resume.thread_id, run_id: resume.run_id };
+        let request = CancelRunRequest { thread_id, run_id };
         for pause in PAUSES {
             sleep(pause).await;
             match self.streams.client.cancel_run(&self.caller, &request).await {
                 Err(error) if error.may_pass() => tracing::debug!(error = %error.log(), "cancelling failed"),
-                Err(error) => return tracing::info!(error = %error.log(), "a run whose reader left was not cancelled"),
+                Err(error) => return tracing::info!(error = %error.log(), "a run was not cancelled"),
                 Ok(_) => return self.streams.touched(&request.thread_id, &request.run_id),
             }
         }
-        tracing::warn!("a run whose reader left was not cancelled: the upstream does not answer");
+        tracing::warn!("a run was not cancelled: the upstream does not answer");
     }
 
     /// Reads on until the run is known.
-    async fn find_run(&mut self) {
-        while let Some(source) = self.source.as_mut().filter(|_| self.progress.resume().run_id.is_empty()) {
-            match source.stream.next().await {
+    async fn find_run(&self, mut source: Option<Source>) {
+        let mut progress = Progress::new(self.resume.clone(), "", "");
+        while let Some(open) = source.as_mut().filter(|_| !self.knows_run()) {
+            match open.stream.next().await {
                 Ok(Some(frame)) => {
                     if let Received::Event(event) = received(&frame) {
-                        self.progress.sent(&event);
+                        progress.sent(&event);
                     }
                 }
-                Ok(None) | Err(_) => self.source = None,
+                Ok(None) | Err(_) => source = None,
             }
         }
     }

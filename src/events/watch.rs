@@ -336,7 +336,7 @@ impl Poller {
     /// The interval, up to a quarter shorter, so that pollers that began together do not stay together.
     fn jittered(&self, number: u64) -> Duration {
         let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
-        self.interval - self.interval * u32::try_from(random).unwrap_or_default() / 1024
+        self.interval * (1024 - u32::try_from(random).unwrap_or_default()) / 1024
     }
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.

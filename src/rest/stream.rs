@@ -18,7 +18,7 @@ use crate::{error::Error, json, v1::Run};
 #[derive(Debug)]
 pub enum Opened {
     /// The stream.
-    Stream(EventStream),
+    Stream(Box<EventStream>),
     /// The run alone: the upstream does not stream.
     Run(Box<Answer<Run>>),
 }
@@ -50,7 +50,7 @@ impl Client {
             let response = self.streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
             if response.status().is_success() && kind.starts_with(b"text/event-stream") {
-                return Ok(Opened::Stream(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) }));
+                return Ok(Opened::Stream(Box::new(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) })));
             }
             let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
             Ok(Opened::Run(Box::new(answer)))

@@ -1,6 +1,6 @@
 //! The gRPC services: validate, call, answer.
 //!
-//! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`rest::Client`] and what comes back into an answer.
+//! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`Client`] and what comes back into an answer.
 
 mod run;
 mod run_step;
@@ -9,7 +9,7 @@ use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
     error::{Effect, Error, Outcome},
@@ -71,7 +71,10 @@ impl Gateway {
         last_words.set(move |cut| {
             let error = match cut {
                 Cut::Deadline => Error::DeadlineExceeded,
-                Cut::Closing => Error::Draining,
+                Cut::Closing => {
+                    at_cut.spare_run();
+                    Error::Draining
+                }
             };
             Error::Interrupted { error: Arc::new(error), resume: at_cut.get() }.status()
         });
@@ -107,6 +110,19 @@ fn stream(result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> 
         Ok(events) => Ok(Response::new(Box::pin(events.map(|event| event.map_err(|error| status(&error)))))),
         Err(error) => Err(status(&error)),
     }
+}
+
+/// What a conversation's caller sends. A message that cannot be read is its mistake; anything else that ends the stream is its end.
+fn inbound<M: Send + 'static>(requests: Streaming<M>) -> Pin<Box<dyn Stream<Item = Result<M, Error>> + Send>> {
+    Box::pin(requests.map_while(|request| match request {
+        Ok(message) => Some(Ok(message)),
+        Err(status)
+            if matches!(status.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented) =>
+        {
+            Some(Err(Error::invalid("message", status.message())))
+        }
+        Err(_) => None,
+    }))
 }
 
 /// The status of a failed call. The log gets its own words.

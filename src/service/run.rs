@@ -1,12 +1,12 @@
 //! `RunService`.
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Gateway, RunEvents, answer, status, stream};
+use super::{Gateway, RunEvents, answer, inbound, status, stream};
 use crate::v1::{
-    CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest, ListRunsResponse,
-    ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
-    SubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest, run_service_server::RunService,
+    CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest,
+    ListRunsResponse, ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
+    StreamSubmitToolOutputsRequest, SubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest, run_service_server::RunService,
 };
 
 #[tonic::async_trait]
@@ -15,6 +15,7 @@ impl RunService for Gateway {
     type StreamCreateThreadAndRunStream = RunEvents;
     type StreamSubmitToolOutputsStream = RunEvents;
     type WatchRunStream = RunEvents;
+    type ConverseRunStream = RunEvents;
 
     async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open_once(request);
@@ -76,6 +77,11 @@ impl RunService for Gateway {
     ) -> Result<Response<RunEvents>, Status> {
         let (caller, resume, request) = self.open_stream(request);
         stream(self.streams.submit_tool_outputs(caller, request, resume).await)
+    }
+
+    async fn converse_run(&self, request: Request<Streaming<ConverseRunRequest>>) -> Result<Response<RunEvents>, Status> {
+        let (caller, resume, requests) = self.open_stream(request);
+        stream(self.streams.converse(caller, inbound(requests), resume).await)
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {

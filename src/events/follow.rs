@@ -1,0 +1,47 @@
+//! A run by polling, as far as a stream that lost its upstream needs it: until the run is terminal or requires action.
+
+use std::sync::Arc;
+
+use super::{
+    changes::Changes,
+    is_settled,
+    progress::{Progress, run_event, synthesized},
+    watch::Watch,
+};
+use crate::{
+    error::Error,
+    v1::{Run, RunEvent, RunEventType, run_event::Payload},
+};
+
+/// A run that is followed. Dropping it stops the polling.
+pub(super) struct Follow {
+    watch: Watch,
+    changes: Changes,
+}
+
+/// What following a run gives next.
+pub(super) enum Followed {
+    /// It goes on; these events tell how.
+    On(Vec<RunEvent>),
+    /// It is terminal or requires action; these events are the last: what was missed, and the run's state.
+    Settled(Vec<RunEvent>, Run),
+}
+
+impl Follow {
+    /// Follows the run of a watch that was joined with steps.
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch, changes: Changes::default() }
+    }
+
+    /// What comes next, given what was sent. May be dropped while it waits: nothing is lost.
+    pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
+        let snapshot = self.watch.next().await?;
+        if !is_settled(snapshot.run.status()) {
+            return Ok(Followed::On(self.changes.to(&snapshot)));
+        }
+        let gap = progress.gap(snapshot.steps.as_deref().unwrap_or_default());
+        let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));
+        let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
+        Ok(Followed::Settled(events, snapshot.run.clone()))
+    }
+}
