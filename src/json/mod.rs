@@ -1,6 +1,6 @@
 //! The codec: contract messages as JSON and back, losing nothing.
 //!
-//! What each message looks like is generated at build time (`build/codec.rs`; `src/json/sample.rs` shows one message's); this module holds the rules
+//! What each message looks like is generated at build time (`build/codec.rs`; `build/sample.rs` shows what comes out for one); this module holds the rules
 //! that the generated lines call. The rules:
 //!
 //! 1. A JSON member is the field of the same name (or of an explicit `json_name`).
@@ -98,7 +98,7 @@ pub fn encode_request<M: Document>(message: &M, owned: &[&str]) -> Result<Vec<u8
     Ok(out)
 }
 
-/// The decoded names of an object's members, in any order. `None` if the text is not exactly one object.
+/// The decoded names of an object's members. Fails if the text is not exactly one object.
 fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
     let mut names = HashSet::new();
     let mut cursor = Cursor::new(object.as_bytes())?;

@@ -3,7 +3,10 @@
 //! Must hold: what is written is JSON, whatever the message holds, or there is a [`Violation`]; fields first, then `extra_json`; on a
 //! request no member is written twice and none that the gateway owns comes from `extra_json`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use prost_types::Timestamp;
 
@@ -99,39 +102,30 @@ impl<'a> Writer<'a> {
 
     /// An object: its fields, then its `extra_json`.
     pub(crate) fn object_value<M: Object>(&mut self, message: &M) -> Written {
-        let extra = message.extra();
-        let start = self.out.len();
-        if self.request.is_none() && !extra.is_empty() && !extra.trim_ascii_start().starts_with('{') {
+        let extra = message.extra().trim_matches([' ', '\t', '\n', '\r']);
+        let violation = |description: String| Violation::new("extra_json", description);
+        if self.request.is_none() && !extra.is_empty() && !extra.starts_with('{') {
             // An element that was not an object.
-            return json(self.out, extra).map_err(|description| Violation::new("extra_json", description));
+            return json(self.out, extra).map_err(violation);
+        }
+        let mut added = HashSet::new();
+        if !extra.is_empty() {
+            added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
+        }
+        if let Some(name) = self.request.unwrap_or_default().iter().find(|name| added.contains(name.as_bytes())) {
+            return Err(violation(format!("must not name {name:?}: the gateway sets it")));
         }
         self.out.push(b'{');
-        message.write(&mut ObjectWriter { out: self.out, request: self.request.is_some(), extra })?;
-        if !extra.is_empty() {
-            self.extra(extra, start)?;
-        }
-        self.out.push(b'}');
-        Ok(())
-    }
-
-    fn extra(&mut self, extra: &str, start: usize) -> Written {
-        let violation = |description: String| Violation::new("extra_json", description);
-        let added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
-        if let Some(owned) = self.request {
-            if let Some(name) = owned.iter().find(|name| added.contains(name.as_bytes())) {
-                return Err(violation(format!("must not name {name:?}: the gateway sets it")));
-            }
-            let fields = format!("{}}}", String::from_utf8_lossy(&self.out[start..]));
-            let fields = names(&fields).map_err(|error| violation(error.to_string()))?;
-            if let Some(name) = fields.intersection(&added).next() {
-                return Err(violation(format!("names {:?}, which is also set as a field", String::from_utf8_lossy(name))));
-            }
+        let mut members = ObjectWriter { out: self.out, request: self.request.is_some(), added: &added, twice: None };
+        message.write(&mut members)?;
+        if let Some(name) = members.twice {
+            return Err(violation(format!("names {name:?}, which is also set as a field")));
         }
         if !added.is_empty() {
             separate(self.out);
-            let text = extra.trim_ascii();
-            self.out.extend_from_slice(text[1..text.len() - 1].as_bytes());
+            self.out.extend_from_slice(&extra.as_bytes()[1..extra.len() - 1]);
         }
+        self.out.push(b'}');
         Ok(())
     }
 }
@@ -140,11 +134,17 @@ impl<'a> Writer<'a> {
 pub(crate) struct ObjectWriter<'a> {
     out: &'a mut Vec<u8>,
     request: bool,
-    extra: &'a str,
+    /// The members that `extra_json` adds.
+    added: &'a HashSet<Vec<u8>>,
+    /// On a request, a member that stands in a field and in `extra_json`.
+    twice: Option<String>,
 }
 
 impl ObjectWriter<'_> {
     fn key(&mut self, name: &str) {
+        if self.request && self.added.contains(name.as_bytes()) {
+            self.twice = Some(name.to_owned());
+        }
         separate(self.out);
         self.out.push(b'"');
         self.out.extend_from_slice(name.as_bytes());
@@ -153,8 +153,7 @@ impl ObjectWriter<'_> {
 
     /// Writes an unset field's empty form, unless the member is in `extra_json`.
     fn empty(&mut self, name: &str, empty: Empty, form: &str) -> Written {
-        let wanted = empty == Empty::Written && !self.request;
-        if wanted && (self.extra.is_empty() || !names(self.extra).is_ok_and(|names| names.contains(name.as_bytes()))) {
+        if empty == Empty::Written && !self.request && !self.added.contains(name.as_bytes()) {
             self.key(name);
             self.out.extend_from_slice(form.as_bytes());
         }
@@ -224,14 +223,10 @@ impl ObjectWriter<'_> {
     pub(crate) fn tag<N: Names>(&mut self, number: i32, payloads: &[(i32, bool)]) -> Written {
         let mut set = payloads.iter().filter(|(_, set)| *set);
         let inferred = match (number, set.next(), set.next()) {
-            (0, Some((only, _)), None) if self.request && !self.extra_names("type") => *only,
+            (0, Some((only, _)), None) if self.request && !self.added.contains(&b"type"[..]) => *only,
             _ => number,
         };
         self.name::<N>("type", inferred, Empty::Omitted)
-    }
-
-    fn extra_names(&self, name: &str) -> bool {
-        !self.extra.is_empty() && names(self.extra).is_ok_and(|names| names.contains(name.as_bytes()))
     }
 
     pub(crate) fn texts(&mut self, name: &str, texts: &[String], empty: Empty) -> Written {
