@@ -79,6 +79,7 @@ impl<'a> Writer<'a> {
         Self { out, request: Some(owned) }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     pub(crate) fn empty_list(&mut self) -> Written {
         self.out.extend_from_slice(b"[]");
         Ok(())
@@ -90,6 +91,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     pub(crate) fn bare_text(&mut self, text: Option<&str>) -> Written {
         string(self.out, text.unwrap_or_default());
         Ok(())
@@ -102,14 +104,15 @@ impl<'a> Writer<'a> {
 
     /// An object: its fields, then its `extra_json`.
     pub(crate) fn object_value<M: Object>(&mut self, message: &M) -> Written {
-        let extra = message.extra().trim_matches([' ', '\t', '\n', '\r']);
+        let extra = message.extra();
         let violation = |description: String| Violation::new("extra_json", description);
-        if self.request.is_none() && !extra.is_empty() && !extra.starts_with('{') {
-            // An element that was not an object.
-            return json(self.out, extra).map_err(violation);
-        }
         let mut added = HashSet::new();
         if !extra.is_empty() {
+            let is_object = Cursor::new(extra.as_bytes()).is_ok_and(|mut cursor| cursor.peek() == b'{');
+            if self.request.is_none() && !is_object {
+                // An element that was not an object.
+                return json(self.out, extra).map_err(violation);
+            }
             added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
         }
         if let Some(name) = self.request.unwrap_or_default().iter().find(|name| added.contains(name.as_bytes())) {
@@ -123,7 +126,8 @@ impl<'a> Writer<'a> {
         }
         if !added.is_empty() {
             separate(self.out);
-            self.out.extend_from_slice(&extra.as_bytes()[1..extra.len() - 1]);
+            let object = extra.trim_ascii();
+            self.out.extend_from_slice(&object.as_bytes()[1..object.len() - 1]);
         }
         self.out.push(b'}');
         Ok(())
@@ -152,6 +156,7 @@ impl ObjectWriter<'_> {
     }
 
     /// Writes an unset field's empty form, unless the member is in `extra_json`.
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     fn empty(&mut self, name: &str, empty: Empty, form: &str) -> Written {
         if empty == Empty::Written && !self.request && !self.added.contains(name.as_bytes()) {
             self.key(name);

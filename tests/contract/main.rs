@@ -1,6 +1,6 @@
 //! The contract (`proto/`) names all of the REST API, and keeps its own rules.
 //!
-//! The published OpenAPI document is read from the path in `RUNS_OPENAPI`. It is not part of the project: where the variable is not set, the
+//! The published `OpenAPI` document is read from the path in `RUNS_OPENAPI`. It is not part of the project: where the variable is not set, the
 //! test that needs the document says so and checks nothing.
 
 mod schema;

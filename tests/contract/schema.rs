@@ -1,4 +1,4 @@
-//! Walks the schemas of an OpenAPI document beside the contract's descriptors, and names what the contract lacks.
+//! Walks the schemas of an `OpenAPI` document beside the contract's descriptors, and names what the contract lacks.
 //!
 //! Must hold: every property that a schema reaches is looked at, through `$ref`, `anyOf`, `oneOf`, `allOf` and lists; what the walk does not
 //! understand is reported, never passed over.
@@ -97,7 +97,7 @@ impl<'a> Comparison<'a> {
             if schema["type"] == "array" {
                 if field.is_list() {
                     self.one(&format!("{place}[]"), name, &schema["items"], field);
-                } else if let Some(bare) = bare(field, |bare| bare.is_list()) {
+                } else if let Some(bare) = bare(field, FieldDescriptor::is_list) {
                     self.one(&format!("{place}[]"), name, &schema["items"], &bare);
                 } else {
                     self.lack(format!("{place} as array"));
