@@ -228,7 +228,7 @@ fn text(random: &mut Random) -> Doc {
 }
 
 /// Values that come close to what some field holds.
-const NASTY: [&str; 52] = [
+const NASTY: [&str; 55] = [
     "null",
     "true",
     "false",
@@ -254,6 +254,7 @@ const NASTY: [&str; 52] = [
     "1e-400",
     "0e400",
     "1e999999999",
+    "1e99999999999999999",
     "1e-999999999",
     "0.1000000000000000055",
     "123456789012345678901234567890.123456789",
@@ -272,6 +273,8 @@ const NASTY: [&str; 52] = [
     "\"\\udc00\\ud800\"",
     "\"\\ud800\\ud800\\udc00\"",
     "\"\\u0000\"",
+    "\"\\ud800\\ue000\"",
+    "\"\\udbff\\udfff\\uffff\"",
     "[]",
     "{}",
     "[[]]",

@@ -291,6 +291,14 @@ pub(crate) fn extra(json: &Json, message: &DynamicMessage, place: &str) -> Resul
     if !right {
         return Err(format!("{place}.extra_json is {found:?}, but should have {:?}", Json::Object(expected)));
     }
+    let held = |field: &FieldDescriptor| {
+        members.iter().any(|entry| !unfit(&entry) && self::field(&descriptor, entry.0).as_ref() == Some(field))
+    };
+    if let Some(field) =
+        descriptor.fields().find(|field| message.has_field(field) && field.name() != "extra_json" && !held(field))
+    {
+        return Err(format!("{place}.{} is set, though no member fits it", field.name()));
+    }
     for (name, value) in members.iter().filter(|member| !unfit(member)) {
         let field = field(&descriptor, name).expect("it fits");
         let place = format!("{place}.{}", field.name());
