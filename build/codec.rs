@@ -1,11 +1,11 @@
 //! Writes the JSON codec of every message that mirrors JSON: one line per field each way, in terms of the rules in `src/json`.
 //!
 //! Must hold: what a message looks like as JSON is derived from its descriptor and from the two tables below, and from nothing else.
-//! A field that no rule covers fails the build. `src/json/sample.rs` shows what comes out for two messages.
+//! A field that no rule covers fails the build. `build/sample.rs` shows what comes out for one message.
 
 use std::{error::Error, fmt::Write as _};
 
-use prost_reflect::{Cardinality, DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 /// The last field of every message that mirrors a JSON object.
 const EXTRA: (&str, u32) = ("extra_json", 1000);
@@ -15,7 +15,7 @@ const BARE: [(&str, &[&str]); 3] =
     [("ToolChoice", &["mode"]), ("ResponseFormat", &["mode"]), ("MessageContent", &["text", "parts"])];
 
 /// Members that services send even when they are empty (`required` in the schema, plus what recordings always have), by message.
-const ALWAYS: [(&str, &[&str]); 10] = [
+const ALWAYS: [(&str, &[&str]); 9] = [
     (
         "Run",
         &[
@@ -54,19 +54,13 @@ const ALWAYS: [(&str, &[&str]); 10] = [
     ("SubmitToolOutputsAction", &["tool_calls"]),
     ("CodeInterpreterCall", &["outputs"]),
     ("FunctionCall", &["output"]),
-    ("ToolOutputs", &["tool_outputs"]),
 ];
 
 /// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module that defines them.
 pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
     for descriptor in pool.all_enums().filter(|it| it.full_name().starts_with("runsgateway.")) {
-        let prefix = format!("{}_", shouting(descriptor.name()));
-        let names = descriptor.values().filter(|value| value.number() != 0).map(|value| {
-            let name = value.name().strip_prefix(&prefix).ok_or(format!("{} lacks the prefix {prefix}", value.name()))?;
-            Ok((name.to_ascii_lowercase(), value.number()))
-        });
-        let names = names.collect::<Result<Vec<_>, String>>()?;
+        let names = names(&descriptor)?;
         write!(
             out,
             "impl Names for {} {{\n    fn number(name: &[u8]) -> Option<i32> {{\n        match name {{\n",
@@ -217,9 +211,8 @@ fn writer(message: &MessageDescriptor, field: &FieldDescriptor, empty: &str) -> 
     let name = member(field);
     let place = format!("self.{}", rust_name(field));
     let rule = match (field.kind(), shape(field)) {
-        (Kind::Enum(names), Shape::Plain) if name == "type" => {
-            let payloads = payloads(message, field);
-            return Ok(format!("out.tag::<{}>({place}, &[{payloads}])", names.name()));
+        (Kind::Enum(tags), Shape::Plain) if name == "type" => {
+            return Ok(format!("out.tag::<{}>({place}, &[{}])", tags.name(), payloads(message, &tags)?));
         }
         (Kind::Enum(names), Shape::Plain) => return Ok(format!("out.name::<{}>(\"{name}\", {place}, {empty})", names.name())),
         (Kind::Int32 | Kind::Int64, Shape::Optional) => {
@@ -245,16 +238,22 @@ fn writer(message: &MessageDescriptor, field: &FieldDescriptor, empty: &str) -> 
 }
 
 /// The fields that a `type` may name, each with whether it is set: a missing type is inferred when exactly one is.
-fn payloads(message: &MessageDescriptor, tag: &FieldDescriptor) -> String {
-    let Kind::Enum(names) = tag.kind() else { return String::new() };
-    let prefix = format!("{}_", shouting(names.name()));
-    let mut out = Vec::new();
-    for value in names.values() {
-        let name = value.name().trim_start_matches(&prefix).to_ascii_lowercase();
-        let Some(field) = message.get_field_by_name(&name) else { continue };
-        out.push(format!("({}, {})", value.number(), is_set(&field)));
-    }
-    out.join(", ")
+fn payloads(message: &MessageDescriptor, tags: &EnumDescriptor) -> Result<String, Box<dyn Error>> {
+    let payload = |(name, number): (String, i32)| {
+        let field = message.get_field_by_name(&name)?;
+        Some(format!("({number}, {})", is_set(&field)))
+    };
+    Ok(names(tags)?.into_iter().filter_map(payload).collect::<Vec<_>>().join(", "))
+}
+
+/// The JSON strings of an enum, and their numbers. The zero value has none.
+fn names(of: &EnumDescriptor) -> Result<Vec<(String, i32)>, String> {
+    let prefix = format!("{}_", shouting(of.name()));
+    let values = of.values().filter(|value| value.number() != 0).map(|value| {
+        let name = value.name().strip_prefix(&prefix).ok_or(format!("{} lacks the prefix {prefix}", value.name()))?;
+        Ok((name.to_ascii_lowercase(), value.number()))
+    });
+    values.collect()
 }
 
 #[derive(PartialEq)]

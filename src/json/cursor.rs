@@ -141,8 +141,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn next(&mut self, open: u8, close: u8) -> Result<bool, Malformed> {
-        // The byte before the white space tells whether this is the first entry: nothing else can end in the opening bracket.
-        let first = self.text.as_bytes()[..self.at].trim_ascii_end().last() == Some(&open);
+        // The cursor stands right behind the opening bracket or behind a value, and no value ends in an opening bracket.
+        let first = self.text.as_bytes()[..self.at].last() == Some(&open);
         match self.peek() {
             byte if byte == close => {
                 self.at += 1;
@@ -150,8 +150,9 @@ impl<'a> Cursor<'a> {
                 Ok(false)
             }
             b',' if !first => {
+                // An entry must follow: whoever reads it finds the end if none does.
                 self.at += 1;
-                if self.peek() == close { Err(self.malformed("a comma before the end")) } else { Ok(true) }
+                Ok(true)
             }
             _ if first => Ok(true),
             _ => Err(self.malformed("expected a comma or the end")),

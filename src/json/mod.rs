@@ -1,6 +1,6 @@
 //! The codec: contract messages as JSON and back, losing nothing.
 //!
-//! What each message looks like is generated at build time (`build/codec.rs`; `src/json/sample.rs` shows one message's); this module holds the rules
+//! What each message looks like is generated at build time (`build/codec.rs`; `build/sample.rs` shows what comes out for one); this module holds the rules
 //! that the generated lines call. The rules:
 //!
 //! 1. A JSON member is the field of the same name (or of an explicit `json_name`).
@@ -122,14 +122,16 @@ pub(crate) fn text_member(text: &[u8], name: &str) -> Option<String> {
 
 /// Whether the text is exactly one JSON value.
 pub(crate) fn is_whole(text: &[u8]) -> bool {
-    let one_value = |mut cursor: Cursor<'_>| {
-        cursor.skip()?;
-        cursor.end()
-    };
-    Cursor::new(text).and_then(one_value).is_ok()
+    one_value(text).is_ok()
 }
 
-/// The decoded names of an object's members, in any order. Fails if the text is not exactly one object.
+fn one_value(text: &[u8]) -> Result<(), Malformed> {
+    let mut cursor = Cursor::new(text)?;
+    cursor.skip()?;
+    cursor.end()
+}
+
+/// The decoded names of an object's members. Fails if the text is not exactly one object.
 fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
     let mut names = HashSet::new();
     members(object.as_bytes(), |name, _| {

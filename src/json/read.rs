@@ -3,7 +3,10 @@
 //! Must hold: a function reports [`Fit::Held`] iff writing the field would give the value back (or the value is one of the empty forms that
 //! mean "unset"). Otherwise it leaves the field unset, whatever an earlier duplicate put there, and the caller goes back and takes the text.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
 use prost_types::Timestamp;
 
@@ -30,10 +33,10 @@ type Read = Result<Fit, Malformed>;
 pub(super) const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Sets `field` to what was read, or to its default where nothing fits.
-fn set<T: Default>(field: &mut T, value: Option<T>) -> Read {
+fn set<T: Default>(field: &mut T, value: Option<T>) -> Fit {
     let fit = if value.is_some() { Fit::Held } else { Fit::Unfit };
     *field = value.unwrap_or_default();
-    Ok(fit)
+    fit
 }
 
 /// Clears `field` and reads on if the value is `null`.
@@ -55,7 +58,7 @@ pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read {
         return Ok(Fit::Held);
     }
     let text = string(value)?.filter(|text| !text.is_empty());
-    set(field, text.map(Cow::into_owned))
+    Ok(set(field, text.map(Cow::into_owned)))
 }
 
 /// Free text, where the empty string differs from nothing.
@@ -64,7 +67,7 @@ pub(crate) fn optional_text(field: &mut Option<String>, value: &mut Cursor<'_>) 
         return Ok(Fit::Held);
     }
     let text = string(value)?;
-    set(field, text.map(|text| Some(text.into_owned())))
+    Ok(set(field, text.map(|text| Some(text.into_owned()))))
 }
 
 /// Any JSON value, kept as its text.
@@ -73,16 +76,17 @@ pub(crate) fn json(field: &mut String, value: &mut Cursor<'_>) -> Read {
         return Ok(Fit::Held);
     }
     let text = value.skip()?;
-    set(field, Some(text.to_owned()))
+    Ok(set(field, Some(text.to_owned())))
 }
 
 /// A boolean.
+#[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
 pub(crate) fn flag(field: &mut Option<bool>, value: &mut Cursor<'_>) -> Read {
     if null(field, value) {
         return Ok(Fit::Held);
     }
     let flag = if value.literal("true") { Some(true) } else { value.literal("false").then_some(false) };
-    set(field, flag.map(Some))
+    Ok(set(field, flag.map(Some)))
 }
 
 /// A whole number.
@@ -91,7 +95,7 @@ pub(crate) fn integer<N: TryFrom<i64>>(field: &mut Option<N>, value: &mut Cursor
         return Ok(Fit::Held);
     }
     let number = value.number()?.and_then(decimal::integer).and_then(|number| N::try_from(number).ok());
-    set(field, number.map(Some))
+    Ok(set(field, number.map(Some)))
 }
 
 /// A number.
@@ -100,7 +104,7 @@ pub(crate) fn number(field: &mut Option<f64>, value: &mut Cursor<'_>) -> Read {
         return Ok(Fit::Held);
     }
     let number = value.number()?.and_then(decimal::double);
-    set(field, number.map(Some))
+    Ok(set(field, number.map(Some)))
 }
 
 /// A time, in JSON a whole number of seconds since 1970.
@@ -109,7 +113,7 @@ pub(crate) fn time(field: &mut Option<Timestamp>, value: &mut Cursor<'_>) -> Rea
         return Ok(Fit::Held);
     }
     let seconds = value.number()?.and_then(decimal::integer).filter(|seconds| TIMES.contains(seconds));
-    set(field, seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 })))
+    Ok(set(field, seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 }))))
 }
 
 /// A value of a closed set.
@@ -118,7 +122,7 @@ pub(crate) fn name<N: Names>(field: &mut i32, value: &mut Cursor<'_>) -> Read {
         return Ok(Fit::Held);
     }
     let number = if value.peek() == b'"' { N::number(&value.string()?.bytes()) } else { None };
-    set(field, number)
+    Ok(set(field, number))
 }
 
 /// A list of strings. One bad element and none fits.
@@ -134,7 +138,7 @@ pub(crate) fn texts(field: &mut Vec<String>, value: &mut Cursor<'_>) -> Read {
         value.unfold(size_of::<String>())?;
         match string(value)? {
             Some(text) => field.push(text.into_owned()),
-            None => return set(field, None),
+            None => return Ok(set(field, None)),
         }
     }
     Ok(Fit::Held)
@@ -150,23 +154,20 @@ pub(crate) fn map(field: &mut BTreeMap<String, String>, value: &mut Cursor<'_>) 
         return Ok(Fit::Unfit);
     }
     // A duplicate whose last value is a string fits, whatever the ones before were.
-    let mut unfit = BTreeMap::new();
+    let mut unfit = BTreeSet::new();
     while let Some(name) = value.member()? {
         value.unfold(2 * size_of::<String>())?;
         let mark = value.mark();
-        match (name.text(), string(value)?) {
-            (Some(name), Some(text)) => {
-                unfit.remove(name.as_bytes());
-                field.insert(name.into_owned(), text.into_owned());
-            }
-            _ => {
-                value.back(mark);
-                value.skip()?;
-                unfit.insert(name.bytes().into_owned(), ());
-            }
+        if let (Some(name), Some(text)) = (name.text(), string(value)?) {
+            unfit.remove(name.as_bytes());
+            field.insert(name.into_owned(), text.into_owned());
+        } else {
+            value.back(mark);
+            value.skip()?;
+            unfit.insert(name.bytes().into_owned());
         }
     }
-    if unfit.is_empty() { Ok(Fit::Held) } else { set(field, None) }
+    if unfit.is_empty() { Ok(Fit::Held) } else { Ok(set(field, None)) }
 }
 
 /// A message.
@@ -175,7 +176,7 @@ pub(crate) fn object<M: Value>(field: &mut Option<M>, value: &mut Cursor<'_>) ->
         return Ok(Fit::Held);
     }
     let message = M::read_value(value)?;
-    set(field, message.map(Some))
+    Ok(set(field, message.map(Some)))
 }
 
 /// A list of messages. An element that is not an object is kept as its text, in `extra_json`.
@@ -250,17 +251,14 @@ impl<'a> Extra<'a> {
         self.held(name);
         value.back(mark);
         let member = (name, value.skip()?);
-        if fit == Fit::Unfit {
-            self.unfit.push(member)
-        } else {
-            self.unknown.push(member)
-        }
+        let place = if fit == Fit::Unfit { &mut self.unfit } else { &mut self.unknown };
+        place.push(member);
         Ok(())
     }
 
     fn into_object(mut self) -> String {
         if self.unknown.len() > 1 {
-            let mut last = std::collections::HashMap::with_capacity(self.unknown.len());
+            let mut last = HashMap::with_capacity(self.unknown.len());
             for (at, (name, _)) in self.unknown.iter().enumerate() {
                 last.insert(name.bytes(), at);
             }

@@ -3,11 +3,14 @@
 //! Must hold: what is written is JSON, whatever the message holds, or there is a [`Violation`]; fields first, then `extra_json`; on a
 //! request no member is written twice and none that the gateway owns comes from `extra_json`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use prost_types::Timestamp;
 
-use super::{Cursor, Names, Object, Value, cursor, decimal, names, read};
+use super::{Cursor, Names, Object, Value, cursor, decimal, names, one_value, read};
 
 /// A field that cannot be written:
 ///
@@ -76,6 +79,7 @@ impl<'a> Writer<'a> {
         Self { out, request: Some(owned) }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     pub(crate) fn empty_list(&mut self) -> Written {
         self.out.extend_from_slice(b"[]");
         Ok(())
@@ -87,6 +91,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     pub(crate) fn bare_text(&mut self, text: Option<&str>) -> Written {
         string(self.out, text.unwrap_or_default());
         Ok(())
@@ -100,38 +105,31 @@ impl<'a> Writer<'a> {
     /// An object: its fields, then its `extra_json`.
     pub(crate) fn object_value<M: Object>(&mut self, message: &M) -> Written {
         let extra = message.extra();
-        let start = self.out.len();
-        if self.request.is_none() && !extra.is_empty() && !extra.trim_ascii_start().starts_with('{') {
-            // An element that was not an object.
-            return json(self.out, extra).map_err(|description| Violation::new("extra_json", description));
+        let violation = |description: String| Violation::new("extra_json", description);
+        let mut added = HashSet::new();
+        if !extra.is_empty() {
+            let is_object = Cursor::new(extra.as_bytes()).is_ok_and(|mut cursor| cursor.peek() == b'{');
+            if self.request.is_none() && !is_object {
+                // An element that was not an object.
+                return json(self.out, extra).map_err(violation);
+            }
+            added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
+        }
+        if let Some(name) = self.request.unwrap_or_default().iter().find(|name| added.contains(name.as_bytes())) {
+            return Err(violation(format!("must not name {name:?}: the gateway sets it")));
         }
         self.out.push(b'{');
-        message.write(&mut ObjectWriter { out: self.out, request: self.request.is_some(), extra })?;
-        if !extra.is_empty() {
-            self.extra(extra, start)?;
-        }
-        self.out.push(b'}');
-        Ok(())
-    }
-
-    fn extra(&mut self, extra: &str, start: usize) -> Written {
-        let violation = |description: String| Violation::new("extra_json", description);
-        let added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
-        if let Some(owned) = self.request {
-            if let Some(name) = owned.iter().find(|name| added.contains(name.as_bytes())) {
-                return Err(violation(format!("must not name {name:?}: the gateway sets it")));
-            }
-            let fields = format!("{}}}", String::from_utf8_lossy(&self.out[start..]));
-            let fields = names(&fields).map_err(|error| violation(error.to_string()))?;
-            if let Some(name) = fields.intersection(&added).next() {
-                return Err(violation(format!("names {:?}, which is also set as a field", String::from_utf8_lossy(name))));
-            }
+        let mut members = ObjectWriter { out: self.out, request: self.request.is_some(), added: &added, twice: None };
+        message.write(&mut members)?;
+        if let Some(name) = members.twice {
+            return Err(violation(format!("names {name:?}, which is also set as a field")));
         }
         if !added.is_empty() {
             separate(self.out);
-            let text = extra.trim_ascii();
-            self.out.extend_from_slice(text[1..text.len() - 1].as_bytes());
+            let object = extra.trim_ascii();
+            self.out.extend_from_slice(&object.as_bytes()[1..object.len() - 1]);
         }
+        self.out.push(b'}');
         Ok(())
     }
 }
@@ -140,11 +138,17 @@ impl<'a> Writer<'a> {
 pub(crate) struct ObjectWriter<'a> {
     out: &'a mut Vec<u8>,
     request: bool,
-    extra: &'a str,
+    /// The members that `extra_json` adds.
+    added: &'a HashSet<Vec<u8>>,
+    /// On a request, a member that stands in a field and in `extra_json`.
+    twice: Option<String>,
 }
 
 impl ObjectWriter<'_> {
     fn key(&mut self, name: &str) {
+        if self.request && self.added.contains(name.as_bytes()) {
+            self.twice = Some(name.to_owned());
+        }
         separate(self.out);
         self.out.push(b'"');
         self.out.extend_from_slice(name.as_bytes());
@@ -152,9 +156,9 @@ impl ObjectWriter<'_> {
     }
 
     /// Writes an unset field's empty form, unless the member is in `extra_json`.
+    #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
     fn empty(&mut self, name: &str, empty: Empty, form: &str) -> Written {
-        let wanted = empty == Empty::Written && !self.request;
-        if wanted && (self.extra.is_empty() || !names(self.extra).is_ok_and(|names| names.contains(name.as_bytes()))) {
+        if empty == Empty::Written && !self.request && !self.added.contains(name.as_bytes()) {
             self.key(name);
             self.out.extend_from_slice(form.as_bytes());
         }
@@ -224,14 +228,10 @@ impl ObjectWriter<'_> {
     pub(crate) fn tag<N: Names>(&mut self, number: i32, payloads: &[(i32, bool)]) -> Written {
         let mut set = payloads.iter().filter(|(_, set)| *set);
         let inferred = match (number, set.next(), set.next()) {
-            (0, Some((only, _)), None) if self.request && !self.extra_names("type") => *only,
+            (0, Some((only, _)), None) if self.request && !self.added.contains(&b"type"[..]) => *only,
             _ => number,
         };
         self.name::<N>("type", inferred, Empty::Omitted)
-    }
-
-    fn extra_names(&self, name: &str) -> bool {
-        !self.extra.is_empty() && names(self.extra).is_ok_and(|names| names.contains(name.as_bytes()))
     }
 
     pub(crate) fn texts(&mut self, name: &str, texts: &[String], empty: Empty) -> Written {
@@ -307,11 +307,7 @@ fn separate(out: &mut Vec<u8>) {
 
 /// JSON text, checked to be one value.
 fn json(out: &mut Vec<u8>, text: &str) -> Result<(), String> {
-    let one_value = |mut cursor: Cursor<'_>| {
-        cursor.skip()?;
-        cursor.end()
-    };
-    Cursor::new(text.as_bytes()).and_then(one_value).map_err(|error| format!("must be one JSON value ({error})"))?;
+    one_value(text.as_bytes()).map_err(|error| format!("must be one JSON value ({error})"))?;
     out.extend_from_slice(text.trim_ascii().as_bytes());
     Ok(())
 }

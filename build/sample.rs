@@ -1,0 +1,42 @@
+//! What `build/codec.rs` writes for one message, `ToolChoice`: a JSON string (`mode`) or an object (all other fields). For reading only, it is
+//! not compiled; the lines that are stand in `OUT_DIR`.
+//!
+//! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
+
+impl Object for ToolChoice {
+    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed> {
+        match name {
+            b"type" => read::name::<ToolType>(&mut self.r#type, value),
+            b"function" => read::object(&mut self.function, value),
+            _ => Ok(Fit::Unknown),
+        }
+    }
+    fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation> {
+        out.tag::<ToolType>(self.r#type, &[(3, self.function.is_some())])?;
+        out.object("function", self.function.as_ref(), Empty::Omitted)?;
+        Ok(())
+    }
+    fn extra(&self) -> &str {
+        &self.extra_json
+    }
+    fn extra_mut(&mut self) -> &mut String {
+        &mut self.extra_json
+    }
+}
+
+impl Value for ToolChoice {
+    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed> {
+        let (mut bare, mark) = (Self::default(), value.mark());
+        if read::name::<ToolChoiceMode>(&mut bare.mode, value)? == Fit::Held {
+            return Ok(Some(bare));
+        }
+        value.back(mark);
+        read::object_value(value)
+    }
+    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {
+        if self.mode != 0 {
+            return if self.r#type != 0 || self.function.is_some() || !self.extra_json.is_empty() { Err(Violation::not_alone("mode")) } else { out.bare_name::<ToolChoiceMode>(self.mode) };
+        }
+        out.object_value(self)
+    }
+}

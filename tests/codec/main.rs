@@ -1,0 +1,170 @@
+//! The codec keeps its promises (`runs_gateway::json`) on documents generated from the contract and then damaged.
+//!
+//! A run takes new documents each time and says which seed failed. `CODEC_SEED=<seed>` takes that one document again,
+//! `CODEC_DOCUMENTS=<number>` takes another number than 10,000.
+
+mod documents;
+mod oracle;
+mod requests;
+mod sample;
+mod text;
+
+use std::{
+    env, thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use documents::{Doc, Random};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use runs_gateway::{
+    json::{self, Document, MAX_DEPTH},
+    v1,
+};
+
+/// A message as the tests see it: what the codec reads and what it writes.
+struct Root {
+    name: &'static str,
+    read: fn(&[u8]) -> Result<Read, json::Malformed>,
+}
+
+/// What became of a document.
+struct Read {
+    /// The message in protobuf's own bytes.
+    message: Vec<u8>,
+    /// What is written for it.
+    written: Vec<u8>,
+}
+
+fn read<M: Document + Message>(text: &[u8]) -> Result<Read, json::Malformed> {
+    let message: M = json::decode(text)?;
+    let written = json::encode(&message).expect("what was read can be written");
+    Ok(Read { message: message.encode_to_vec(), written })
+}
+
+macro_rules! roots {
+    ($($message:ident),*) => { [$(Root { name: stringify!($message), read: read::<v1::$message> }),*] };
+}
+
+/// Everything that is sent or received as a document of its own.
+const ROOTS: [Root; 12] = roots![
+    Run,
+    RunStep,
+    ListRunsResponse,
+    ListRunStepsResponse,
+    ThreadMessage,
+    ThreadResource,
+    MessageDelta,
+    RunStepDelta,
+    RunSpec,
+    ThreadAndRunSpec,
+    RunUpdate,
+    ToolOutputs
+];
+
+fn descriptor(root: &Root) -> MessageDescriptor {
+    let pool = DescriptorPool::decode(v1::DESCRIPTOR).expect("the descriptor set is whole");
+    pool.get_message_by_name(&format!("runsgateway.v1.{}", root.name)).expect("the contract has the message")
+}
+
+/// Says which document it was when a check fails, by panic or otherwise.
+struct Failed<'a>(u64, &'a str, &'a str);
+
+impl Drop for Failed<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("failed with CODEC_SEED={} as {}: {}", self.0, self.1, self.2);
+        }
+    }
+}
+
+/// Runs `check` on many documents, valid and with `damage`.
+fn each_document(damage: bool, check: impl Fn(&Root, &MessageDescriptor, &Doc, &str, &mut Random)) {
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is no number")));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_nanos();
+    let first = number("CODEC_SEED").unwrap_or(u64::try_from(now % u128::from(u32::MAX)).expect("it has 32 bits"));
+    let many = if number("CODEC_SEED").is_some() { 1 } else { number("CODEC_DOCUMENTS").unwrap_or(10_000) };
+    let descriptors: Vec<_> = ROOTS.iter().map(descriptor).collect();
+    for seed in first..first + many {
+        let mut random = Random(seed);
+        let which = random.below(ROOTS.len());
+        let mut doc = documents::valid(&descriptors[which], &mut random);
+        if damage {
+            documents::damage(&mut doc, &mut random);
+        }
+        let text = doc.print(&mut random);
+        let _failed = Failed(seed, ROOTS[which].name, &text);
+        check(&ROOTS[which], &descriptors[which], &doc, &text, &mut random);
+    }
+}
+
+/// Reads and writes a document; gives how many of its members were in `extra_json`.
+fn round(root: &Root, descriptor: &MessageDescriptor, text: &str) -> usize {
+    let Read { message, written } = (root.read)(text.as_bytes()).expect("it is read");
+    let (before, after) = (oracle::parse(text.as_bytes()), oracle::parse(&written));
+    let (before_normal, after_normal) = (oracle::normal(&before, descriptor), oracle::normal(&after, descriptor));
+    assert_eq!(before_normal, after_normal, "written as {}", String::from_utf8_lossy(&written));
+    let message = DynamicMessage::decode(descriptor.clone(), &*message).expect("protobuf reads its own");
+    oracle::extra(&before, &message, root.name).unwrap_or_else(|wrong| panic!("{wrong}"))
+}
+
+#[test]
+fn a_valid_document_is_read_into_fields_alone_and_written_back_the_same() {
+    each_document(false, |root, descriptor, _, text, _| {
+        assert_eq!(round(root, descriptor, text), 0, "there are members in extra_json");
+    });
+}
+
+#[test]
+fn a_damaged_document_is_written_back_the_same_and_only_what_does_not_fit_is_in_extra_json() {
+    each_document(true, |root, descriptor, doc, text, _| {
+        if doc.depth() > usize::from(MAX_DEPTH) {
+            let error = (root.read)(text.as_bytes()).err().map(|error| error.what);
+            assert_eq!(error, Some("nested too deeply"));
+        } else {
+            round(root, descriptor, text);
+        }
+    });
+}
+
+#[test]
+fn the_roots_reach_every_message_that_mirrors_json() {
+    let mut open: Vec<_> = ROOTS.iter().map(descriptor).collect();
+    let mut seen = Vec::new();
+    while let Some(message) = open.pop() {
+        if !seen.contains(&message) {
+            open.extend(message.fields().filter_map(|field| field.kind().as_message().cloned()));
+            seen.push(message);
+        }
+    }
+    for message in descriptor(&ROOTS[0]).parent_pool().all_messages().filter(oracle::is_object) {
+        assert!(seen.iter().any(|known| known.full_name() == message.full_name()), "{} is in no document", message.name());
+    }
+}
+
+#[test]
+fn the_oracle_tells_values_apart() {
+    let same = [
+        ("1e3", "1000.0"),
+        ("-0", "0"),
+        (r#""\u0061""#, r#""a""#),
+        (r#""\ud83d\ude00""#, r#""😀""#),
+        (r#"{"a":1,"\u0061":2}"#, r#"{"a":2}"#),
+    ];
+    let different = [
+        ("1e400", "1e401"),
+        ("9007199254740993", "9007199254740992"),
+        (r#""\ud800""#, r#""\ud801""#),
+        ("-1", "1"),
+        ("0.10000000000000001", "0.1"),
+        (r#"{"a":1,"a":2}"#, r#"{"a":1}"#),
+        ("[]", "null"),
+        (r#"{"a":null}"#, "{}"),
+    ];
+    for (one, other) in same {
+        assert_eq!(oracle::parse(one.as_bytes()), oracle::parse(other.as_bytes()));
+    }
+    for (one, other) in different {
+        assert_ne!(oracle::parse(one.as_bytes()), oracle::parse(other.as_bytes()));
+    }
+}
