@@ -15,7 +15,7 @@ const BARE: [(&str, &[&str]); 3] =
     [("ToolChoice", &["mode"]), ("ResponseFormat", &["mode"]), ("MessageContent", &["text", "parts"])];
 
 /// Members that services send even when they are empty (`required` in the schema, plus what recordings always have), by message.
-const ALWAYS: [(&str, &[&str]); 10] = [
+const ALWAYS: [(&str, &[&str]); 15] = [
     (
         "Run",
         &[
@@ -55,6 +55,25 @@ const ALWAYS: [(&str, &[&str]); 10] = [
     ("CodeInterpreterCall", &["outputs"]),
     ("FunctionCall", &["output"]),
     ("ToolOutputs", &["tool_outputs"]),
+    ("TextContent", &["annotations"]),
+    (
+        "Assistant",
+        &[
+            "description",
+            "instructions",
+            "metadata",
+            "name",
+            "reasoning_effort",
+            "response_format",
+            "temperature",
+            "tool_resources",
+            "tools",
+            "top_p",
+        ],
+    ),
+    ("ListAssistantsResponse", &["data", "first_id", "last_id"]),
+    ("ListMessagesResponse", &["data", "first_id", "last_id"]),
+    ("ApiError", &["code", "param"]),
 ];
 
 /// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module that defines them.

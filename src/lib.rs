@@ -5,7 +5,9 @@
 //! | [`v1`] | the contract, generated from `proto/` |
 //! | [`json`] | the codec: how a message looks as JSON |
 //! | `codec` | the generated lines of the codec |
+//! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
 
 mod codec;
+pub mod embedded;
 pub mod json;
 pub mod v1;
