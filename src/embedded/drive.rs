@@ -56,6 +56,7 @@ impl Drive {
             let last = matches!(piece, Piece::End(..) | Piece::Failed(_));
             self.at_work(|run, messages, now| run.take(piece, messages, now))?;
             if last {
+                self.api.store().weigh(&self.thread_id);
                 return Some(());
             }
         }

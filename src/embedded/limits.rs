@@ -13,7 +13,7 @@ pub struct Limits {
     pub assistants: usize,
     /// Bytes in the body of a request.
     pub body: usize,
-    /// Bytes in all threads together, as protobuf messages; in memory it is a small multiple. A thread that is the only one is kept whole.
+    /// Bytes in all threads together, as protobuf messages; in memory it is a small multiple.
     pub bytes: usize,
 }
 

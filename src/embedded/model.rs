@@ -164,6 +164,9 @@ fn answer(prompt: &Prompt) -> String {
     let mut text = format!("This is the embedded model. You said: \"{}\".", quoted(prompt.question()));
     for call in prompt.rounds().flatten() {
         text.extend([" ", &call.name, " gave: ", &quoted(&call.output), "."]);
+        if text.len() > 8 * QUOTED {
+            break;
+        }
     }
     if prompt.response_format.r#type() == crate::v1::ResponseFormatType::JsonObject {
         return json!({ "answer": text }).to_string();
@@ -171,13 +174,13 @@ fn answer(prompt: &Prompt) -> String {
     text
 }
 
-/// The most characters that an answer repeats of a message or of an output: what a run adds to a thread is bounded by this.
+/// The most characters that an answer repeats of a message or of an output, and an eighth of what it repeats in all.
 const QUOTED: usize = 2_000;
 
 /// What a question is about, as far as can be told without thinking: its last name, a word that begins with a capital inside a sentence.
 fn topic(question: &str) -> Option<&str> {
     let words = question.split_whitespace().skip(1).map(|word| word.trim_matches(|letter: char| !letter.is_alphanumeric()));
-    words.filter(|word| word.starts_with(char::is_uppercase) && word.len() > 1).last()
+    words.filter(|word| word.starts_with(char::is_uppercase) && (2..100).contains(&word.len())).last()
 }
 
 /// Text cut before its spaces, as models write it; long words are cut too.

@@ -2,30 +2,37 @@
 //!
 //! Must hold: for the schemas that tools really have (types, `enum`, `const`, `required`, nested objects and arrays, bounds, lengths, the
 //! first branch of `anyOf` and `oneOf`, `allOf`, `$ref` into the same document) the value validates; the same schema and topic give the same
-//! value; a schema that refers to itself ends.
+//! value; a schema that refers to itself ends, and no schema, however it multiplies, makes a value much larger than [`BYTES`].
+
+use std::cell::Cell;
 
 use serde_json::{Map, Number, Value, json};
 
 /// Below this depth only what is required is filled in; twice as deep nothing is.
 const DEPTH: usize = 6;
 
+/// About how many bytes a value may have. What is beyond is `null`.
+const BYTES: usize = 64 << 10;
+
 /// A value that fits `schema`. Free texts are `topic` where it fits, else the name of the property.
 pub(super) fn value(schema: &Value, topic: Option<&str>) -> Value {
-    Sampler { root: schema, topic }.value(schema, "value", 0)
+    Sampler { root: schema, topic, left: Cell::new(BYTES) }.value(schema, "value", 0)
 }
 
 struct Sampler<'a> {
     root: &'a Value,
     topic: Option<&'a str>,
+    /// How many bytes are left.
+    left: Cell<usize>,
 }
 
 impl<'a> Sampler<'a> {
     fn value(&self, schema: &'a Value, name: &str, depth: usize) -> Value {
-        if depth > 2 * DEPTH {
+        if depth > 2 * DEPTH || !self.spend(name.len() + 8) {
             return Value::Null;
         }
         if let Some(value) = schema.get("const").or_else(|| schema.get("enum")?.get(0)) {
-            return value.clone();
+            return if self.spend(value.to_string().len()) { value.clone() } else { Value::Null };
         }
         if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
             let target = self.root.pointer(target.trim_start_matches('#')).unwrap_or(&Value::Null);
@@ -48,11 +55,18 @@ impl<'a> Sampler<'a> {
         }
     }
 
+    /// Accounts for bytes of the value; false if there are not so many left.
+    fn spend(&self, bytes: usize) -> bool {
+        let left = self.left.get().checked_sub(bytes);
+        self.left.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
     fn object(&self, schema: &'a Value, depth: usize) -> Value {
         let required =
             |name: &str| matches!(schema.get("required"), Some(Value::Array(names)) if names.iter().any(|it| it == name));
         let Some(Value::Object(properties)) = schema.get("properties") else { return json!({}) };
-        let wanted = properties.iter().filter(|(name, _)| depth < DEPTH || required(name));
+        let wanted = properties.iter().filter(|(name, _)| depth < DEPTH || required(name)).take_while(|_| self.left.get() > 0);
         let members = wanted.map(|(name, schema)| (name.clone(), self.value(schema, name, depth + 1)));
         Value::Object(members.collect::<Map<_, _>>())
     }
@@ -62,7 +76,8 @@ impl<'a> Sampler<'a> {
         let most = bound(schema, "maxItems").unwrap_or(usize::MAX);
         let length = least.max(usize::from(depth < DEPTH)).min(most);
         let items = schema.get("items").unwrap_or(&Value::Null);
-        Value::Array((0..length).map(|_| self.value(items, name, depth + 1)).collect())
+        let enough = (0..length).take_while(|_| self.left.get() > 0);
+        Value::Array(enough.map(|_| self.value(items, name, depth + 1)).collect())
     }
 
     fn text(&self, schema: &Value, name: &str) -> String {
@@ -75,12 +90,13 @@ impl<'a> Sampler<'a> {
             Some("uuid") => Some("00000000-0000-4000-8000-000000000000"),
             _ => None,
         };
-        let mut text = known.or(self.topic).unwrap_or(name).to_owned();
-        let least = bound(schema, "minLength").unwrap_or(0);
-        while text.chars().count() < least {
-            text.push('.');
-        }
-        text.chars().take(bound(schema, "maxLength").unwrap_or(usize::MAX)).collect()
+        let text = known.or(self.topic).unwrap_or(name);
+        let least = bound(schema, "minLength").unwrap_or(0).min(self.left.get());
+        let most = bound(schema, "maxLength").unwrap_or(usize::MAX).min(self.left.get());
+        let missing = least.saturating_sub(text.chars().count());
+        let text: String = text.chars().chain(std::iter::repeat_n('.', missing)).take(most).collect();
+        self.spend(text.len());
+        text
     }
 }
 
@@ -189,5 +205,19 @@ mod tests {
         let endless = json!({ "type": "object", "properties": { "next": { "$ref": "#" } }, "required": ["next"] });
         assert!(value(&endless, None).is_object());
         assert_eq!(value(&json!({ "$ref": "#" }), None), Value::Null);
+    }
+
+    #[test]
+    fn a_schema_that_multiplies_is_cut() {
+        let branches: Map<String, Value> = (0..100).map(|at| (at.to_string(), json!({ "$ref": "#" }))).collect();
+        let schemas = [
+            json!({ "type": "object", "properties": branches }),
+            json!({ "type": "array", "items": { "type": "array", "items": {}, "minItems": 1_000_000_000 }, "minItems": 1_000_000 }),
+            json!({ "type": "string", "minLength": 1_000_000_000 }),
+            json!({ "type": "array", "items": { "const": "x".repeat(1_000) }, "minItems": 1_000_000 }),
+        ];
+        for schema in schemas {
+            assert!(value(&schema, None).to_string().len() < 2 * BYTES);
+        }
     }
 }

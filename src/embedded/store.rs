@@ -118,16 +118,16 @@ impl Store {
         changed
     }
 
-    fn weigh(&mut self, id: &str) {
+    /// Measures a thread that has grown, and holds memory to the limits.
+    pub(super) fn weigh(&mut self, id: &str) {
         if let Some(thread) = self.threads.get_mut(id) {
             let bytes = thread.weight(&self.limits);
             self.bytes = self.bytes - thread.bytes + bytes;
             thread.bytes = bytes;
         }
-        while self.order.len() > self.limits.threads || (self.bytes > self.limits.bytes && self.order.len() > 1) {
-            if let Some(oldest) = self.order.pop_front().and_then(|oldest| self.threads.remove(&oldest)) {
-                self.bytes -= oldest.bytes;
-            }
+        while self.order.len() > self.limits.threads || self.bytes > self.limits.bytes {
+            let Some(oldest) = self.order.pop_front().and_then(|oldest| self.threads.remove(&oldest)) else { break };
+            self.bytes -= oldest.bytes;
         }
     }
 

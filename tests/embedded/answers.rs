@@ -91,3 +91,9 @@ async fn an_answer_has_the_headers_of_the_service() {
     assert!(!finished.headers.contains_key("openai-poll-after-ms"));
     assert_ne!(finished.headers["x-request-id"], unfinished.headers["x-request-id"]);
 }
+
+#[test]
+fn the_contract_knows_nothing_of_the_embedded_package() {
+    let name = b"runsgateway.embedded";
+    assert!(!runs_gateway::v1::DESCRIPTOR.windows(name.len()).any(|window| window == name));
+}

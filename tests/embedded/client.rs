@@ -1,11 +1,11 @@
 //! A server and a client of it, with a clock that the test moves.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use reqwest::{Method, Response, header::HeaderMap};
 use runs_gateway::embedded::{self, Clock, Hand, Limits};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::schema;
@@ -19,6 +19,7 @@ pub(crate) struct Embedded {
     client: reqwest::Client,
     hand: Option<Hand>,
     stop: Option<DropGuard>,
+    served: JoinHandle<io::Result<()>>,
 }
 
 /// An answer with a JSON body.
@@ -48,20 +49,26 @@ impl Embedded {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
-        tokio::spawn(embedded::serve(listener, limits, clock, stop.clone()));
+        let served = tokio::spawn(embedded::serve(listener, limits, clock, stop.clone()));
         // Set once; later attempts find it set.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().expect("a client without surprises");
-        Self { url, client, hand, stop: Some(stop.drop_guard()) }
+        Self { url, client, hand, stop: Some(stop.drop_guard()), served }
     }
 
     pub(crate) fn advance(&self, by: Duration) {
         self.hand.as_ref().expect("the clock is moved by hand").advance(by);
     }
 
-    /// Shuts the server down.
+    /// Asks the server to stop.
     pub(crate) fn stop(&mut self) {
         self.stop = None;
+    }
+
+    /// Waits until the server has stopped.
+    pub(crate) async fn stopped(self) {
+        let served = tokio::time::timeout(Duration::from_secs(10), self.served).await;
+        served.expect("it stops").expect("it does not panic").expect("it served");
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<reqwest::Body>) -> Response {

@@ -231,4 +231,5 @@ async fn a_stream_whose_run_is_taken_away_ends_in_an_error() {
         assert_eq!((name.as_str(), text(&data["type"])), ("error", "server_error"), "deleted: {deleted}");
         assert_eq!(events.next().await, None);
     }
+    api.stopped().await;
 }
