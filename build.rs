@@ -1,31 +1,30 @@
 //! Compiles the contract: message types and service stubs (tonic-build), the descriptor that reflection serves, and the JSON codec
 //! (`build/codec.rs`).
 //!
+//! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no part of the descriptor.
+//!
 //! Must hold: nothing but cargo is needed. The protobuf compiler is protox, a Rust library.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, io, path::PathBuf};
 
 #[path = "build/codec.rs"]
 mod codec;
 
-const INCLUDES: [&str; 1] = ["proto"];
+/// The contract, which is published, and what only this crate sees.
+const CONTRACT: &str = "proto/runsgateway/v1";
+const INTERNAL: &str = "src/embedded/proto/runsgateway/embedded/v1";
+const INCLUDES: [&str; 2] = ["proto", "src/embedded/proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=src/embedded/proto");
     println!("cargo::rerun-if-changed=build");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
-    let mut files = Vec::new();
-    for entry in fs::read_dir("proto/runsgateway/v1")? {
-        files.push(entry?.path());
-    }
-    files.sort();
-    fs::write(out.join("protos.rs"), embedded(&files)?)?;
-    let mut compiler = protox::Compiler::new(INCLUDES)?;
-    compiler.include_source_info(true).include_imports(true).open_files(files)?;
-
+    fs::write(out.join("protos.rs"), embedded()?)?;
     // Encoded by protox, not by prost: prost would drop comments' neighbours that it does not know, custom options among them.
-    fs::write(out.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
+    fs::write(out.join("descriptor.bin"), compile(&[CONTRACT])?.encode_file_descriptor_set())?;
+    let compiler = compile(&[CONTRACT, INTERNAL])?;
     tonic_build::configure()
         // Maps in key order: what goes out is the same each time.
         .btree_map(".")
@@ -34,9 +33,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn compile(directories: &[&str]) -> Result<protox::Compiler, Box<dyn Error>> {
+    let mut compiler = protox::Compiler::new(INCLUDES)?;
+    compiler.include_source_info(true).include_imports(true).open_files(files(directories)?)?;
+    Ok(compiler)
+}
+
+fn files(directories: &[&str]) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for directory in directories {
+        for entry in fs::read_dir(directory)? {
+            files.push(entry?.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// The contract's files as Rust text: an array of path and content, for `runs-gateway proto`.
-fn embedded(files: &[PathBuf]) -> Result<String, Box<dyn Error>> {
-    let entries = files.iter().map(|file| {
+fn embedded() -> Result<String, Box<dyn Error>> {
+    let entries = files(&[CONTRACT])?.into_iter().map(|file| {
         let path = file.strip_prefix(INCLUDES[0])?;
         let (path, source) = (path.display().to_string(), fs::canonicalize(file)?.display().to_string());
         Ok(format!("({path:?}, include_str!({source:?})),\n"))

@@ -15,7 +15,7 @@ const BARE: [(&str, &[&str]); 3] =
     [("ToolChoice", &["mode"]), ("ResponseFormat", &["mode"]), ("MessageContent", &["text", "parts"])];
 
 /// Members that services send even when they are empty (`required` in the schema, plus what recordings always have), by message.
-const ALWAYS: [(&str, &[&str]); 9] = [
+const ALWAYS: [(&str, &[&str]); 14] = [
     (
         "Run",
         &[
@@ -54,6 +54,25 @@ const ALWAYS: [(&str, &[&str]); 9] = [
     ("SubmitToolOutputsAction", &["tool_calls"]),
     ("CodeInterpreterCall", &["outputs"]),
     ("FunctionCall", &["output"]),
+    ("TextContent", &["annotations"]),
+    (
+        "Assistant",
+        &[
+            "description",
+            "instructions",
+            "metadata",
+            "name",
+            "reasoning_effort",
+            "response_format",
+            "temperature",
+            "tool_resources",
+            "tools",
+            "top_p",
+        ],
+    ),
+    ("ListAssistantsResponse", &["data", "first_id", "last_id"]),
+    ("ListMessagesResponse", &["data", "first_id", "last_id"]),
+    ("ApiError", &["code", "param"]),
 ];
 
 /// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module that defines them.

@@ -3,6 +3,7 @@
 #![allow(clippy::all, clippy::pedantic, reason = "generated")]
 
 use crate::{
+    embedded::v1::*,
     json::{Cursor, Empty, Fit, Malformed, Names, Object, ObjectWriter, Value, Violation, Writer, read},
     v1::*,
 };

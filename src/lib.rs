@@ -6,6 +6,7 @@
 //! | [`json`] | the codec: how a message looks as JSON (`codec` has its generated lines) |
 //! | [`rest`] | the REST side: HTTP as a client, and the framing of server-sent events |
 //! | [`events`] | runs as streams: from the upstream's events, from polling |
+//! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
@@ -23,6 +24,7 @@
 pub mod app;
 mod codec;
 pub mod config;
+pub mod embedded;
 pub mod error;
 pub mod events;
 pub mod json;

@@ -78,7 +78,7 @@ enum Phase {
     /// The upstream streams.
     Live,
     /// The run is followed by polling, and this came first.
-    Following(Box<Follow>, Option<Followed>),
+    Following(Box<(Follow, Option<Followed>)>),
     /// The run waits for outputs.
     Waiting,
 }
@@ -101,7 +101,8 @@ impl Conversation {
     /// The whole conversation. `begun` is told how the first message fared.
     async fn hold(mut self, first: Message, options: Options, begun: oneshot::Sender<Result<(), Error>>) {
         let left = self.events.clone();
-        let beginning = self.begin(first);
+        // In a box: what it needs, a conversation does not need for the rest of its life.
+        let beginning = Box::pin(self.begin(first));
         // A caller that leaves now ends its request, unless the run is to be cancelled: without the answer nobody would know which one.
         let beginning = if options.cancel_on_disconnect { Ok(beginning.await) } else { unless_left(&left, beginning).await };
         drop(left);
@@ -161,7 +162,7 @@ impl Conversation {
         let mut follow = follow(&self.reader)?;
         let first = self.desk.attend(&self.farewell, follow.next(&self.reader.progress)).await?;
         let first = first.map_err(|error| self.reader.interrupted(error))?;
-        Ok(Phase::Following(Box::new(follow), Some(first)))
+        Ok(Phase::Following(Box::new((follow, Some(first)))))
     }
 
     fn opened(&mut self, opened: Opened, place: OwnedSemaphorePermit) {
@@ -176,7 +177,7 @@ impl Conversation {
         loop {
             phase = match phase {
                 Phase::Live => self.live().await?,
-                Phase::Following(follow, first) => self.following(*follow, first).await?,
+                Phase::Following(following) => self.following(following.0, following.1).await?,
                 Phase::Waiting => self.waiting().await?,
             };
             if self.reader.progress.is_terminal() && self.reader.source.is_none() {
@@ -199,18 +200,17 @@ impl Conversation {
         if self.reader.progress.is_told() {
             return Ok(Phase::Waiting);
         }
-        Ok(Phase::Following(Box::new(follow(&self.reader)?), None))
+        Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
     }
 
     /// Passes on what polling shows, until the run is settled.
     async fn following(&mut self, mut follow: Follow, mut first: Option<Followed>) -> Result<Phase, Ended> {
         loop {
-            let followed = match first.take() {
-                Some(first) => first,
-                None => {
-                    let next = unless_left(&self.events, follow.next(&self.reader.progress));
-                    self.desk.attend(&self.farewell, next).await??.map_err(shared)?
-                }
+            let followed = if let Some(first) = first.take() {
+                first
+            } else {
+                let next = unless_left(&self.events, follow.next(&self.reader.progress));
+                self.desk.attend(&self.farewell, next).await??.map_err(shared)?
             };
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
@@ -239,7 +239,7 @@ impl Conversation {
                     Followed::Settled(events, _) | Followed::On(events) => {
                         self.desk.close_round();
                         self.send_all(events).await?;
-                        return Ok(Phase::Following(Box::new(follow), None));
+                        return Ok(Phase::Following(Box::new((follow, None))));
                     }
                 },
             };
@@ -278,7 +278,7 @@ impl Conversation {
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() && self.submits < MAX_SUBMITS => {
                 tracing::info!(error = %error.log(), "submitting failed; looking at the run");
-                Ok(Phase::Following(Box::new(follow(&self.reader)?), None))
+                Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
             }
             Err(error) => Err(error.into()),
         }

@@ -24,7 +24,7 @@ pub(super) enum Followed {
     /// It goes on; these events tell how.
     On(Vec<RunEvent>),
     /// It is terminal or requires action; these events are the last: what was missed, and the run's state.
-    Settled(Vec<RunEvent>, Run),
+    Settled(Vec<RunEvent>, Box<Run>),
 }
 
 impl Follow {
@@ -42,6 +42,6 @@ impl Follow {
         let gap = progress.gap(snapshot.steps.as_deref().unwrap_or_default());
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));
         let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
-        Ok(Followed::Settled(events, snapshot.run.clone()))
+        Ok(Followed::Settled(events, Box::new(snapshot.run.clone())))
     }
 }

@@ -1,0 +1,221 @@
+//! What the API remembers: assistants, and threads with their messages and runs.
+//!
+//! Must hold: memory is bounded by [`Limits`]; whoever looks at a thread sees its run as it is now, expired if its time is over, whether or
+//! not a task has come to say so. One lock guards it all: requests are short, and nothing waits while it is held.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use prost::Message as _;
+
+use super::{
+    Limits,
+    clock::stamp,
+    error::Error,
+    id,
+    run::{Ending, Run, is_active},
+    v1::Assistant,
+};
+use crate::v1::{
+    ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus, TextContent, ThreadMessage, ThreadResource,
+    ThreadSpec,
+};
+
+/// The id of the assistant that is always there, for callers that cannot make one, as those of the gateway cannot.
+pub const ASSISTANT: &str = "asst_embedded";
+
+pub(super) struct Store {
+    limits: Limits,
+    assistants: VecDeque<Assistant>,
+    threads: HashMap<String, Thread>,
+    /// The ids of all threads, oldest first.
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+/// A thread and all that is on it.
+pub(super) struct Thread {
+    pub(super) resource: ThreadResource,
+    /// In the order of their creation.
+    pub(super) messages: Vec<ThreadMessage>,
+    /// In the order of their creation: only the last one can be active.
+    pub(super) runs: Vec<Run>,
+    bytes: usize,
+}
+
+impl Store {
+    pub(super) fn new(limits: Limits, now: Duration) -> Self {
+        let assistant = Assistant {
+            id: ASSISTANT.to_owned(),
+            object: "assistant".to_owned(),
+            created_at: Some(stamp(now)),
+            name: Some("Embedded".to_owned()),
+            description: Some("Repeats what it reads. It is always there.".to_owned()),
+            model: "embedded".to_owned(),
+            ..Assistant::default()
+        };
+        Self { limits, assistants: VecDeque::from([assistant]), threads: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+
+    /// All assistants, oldest first.
+    pub(super) fn assistants(&self) -> impl Iterator<Item = &Assistant> {
+        self.assistants.iter()
+    }
+
+    pub(super) fn assistant(&mut self, id: &str) -> Result<&mut Assistant, Error> {
+        let assistant = self.assistants.iter_mut().find(|assistant| assistant.id == id);
+        assistant.ok_or_else(|| Error::not_found("assistant", id))
+    }
+
+    pub(super) fn add_assistant(&mut self, assistant: Assistant) {
+        self.assistants.push_back(assistant);
+        if self.assistants.len() > self.limits.assistants + 1 {
+            self.assistants.remove(1);
+        }
+    }
+
+    pub(super) fn delete_assistant(&mut self, id: &str) -> Result<(), Error> {
+        self.assistant(id)?;
+        // The first one is always there.
+        self.assistants.retain(|assistant| assistant.id == ASSISTANT || assistant.id != id);
+        Ok(())
+    }
+
+    pub(super) fn add_thread(&mut self, thread: Thread) {
+        let id = thread.resource.id.clone();
+        self.order.push_back(id.clone());
+        self.threads.insert(id.clone(), thread);
+        self.weigh(&id);
+    }
+
+    pub(super) fn delete_thread(&mut self, id: &str) -> Result<(), Error> {
+        let thread = self.threads.remove(id).ok_or_else(|| Error::not_found("thread", id))?;
+        self.order.retain(|other| other != id);
+        self.bytes -= thread.bytes;
+        Ok(())
+    }
+
+    /// A thread as it is now.
+    pub(super) fn thread(&mut self, id: &str, now: Duration) -> Result<&mut Thread, Error> {
+        let thread = self.threads.get_mut(id).ok_or_else(|| Error::not_found("thread", id))?;
+        if let Some(run) = thread.runs.last_mut().filter(|run| run.is_due(now)) {
+            run.end(Ending::Expired, &mut thread.messages, now);
+        }
+        Ok(thread)
+    }
+
+    /// Changes a thread by what a caller sent, and holds memory to the limits.
+    pub(super) fn write<T>(
+        &mut self,
+        id: &str,
+        now: Duration,
+        change: impl FnOnce(&mut Thread) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let changed = change(self.thread(id, now)?);
+        self.weigh(id);
+        changed
+    }
+
+    /// Measures a thread that has grown, and holds memory to the limits.
+    pub(super) fn weigh(&mut self, id: &str) {
+        if let Some(thread) = self.threads.get_mut(id) {
+            let bytes = thread.weight(&self.limits);
+            self.bytes = self.bytes - thread.bytes + bytes;
+            thread.bytes = bytes;
+        }
+        while self.order.len() > self.limits.threads || self.bytes > self.limits.bytes {
+            let Some(oldest) = self.order.pop_front().and_then(|oldest| self.threads.remove(&oldest)) else { break };
+            self.bytes -= oldest.bytes;
+        }
+    }
+
+    /// Forgets all threads. Streams of their runs end.
+    pub(super) fn clear(&mut self) {
+        self.threads.clear();
+        self.order.clear();
+        self.bytes = 0;
+    }
+}
+
+impl Thread {
+    pub(super) fn new(spec: ThreadSpec, now: Duration) -> Self {
+        let resource = ThreadResource {
+            id: id::new("thread"),
+            object: "thread".to_owned(),
+            created_at: Some(stamp(now)),
+            tool_resources: spec.tool_resources,
+            metadata: spec.metadata,
+            extra_json: String::new(),
+        };
+        let mut thread = Self { resource, messages: Vec::new(), runs: Vec::new(), bytes: 0 };
+        for message in spec.messages {
+            thread.add_message(message, now);
+        }
+        thread
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.resource.id
+    }
+
+    /// The run that holds the thread, if there is one.
+    pub(super) fn active_run(&self) -> Option<&Run> {
+        self.runs.last().filter(|run| is_active(run.resource.status()))
+    }
+
+    /// A run, and the messages that it may write to.
+    pub(super) fn run(&mut self, id: &str) -> Result<(&mut Run, &mut Vec<ThreadMessage>), Error> {
+        let run = self.runs.iter_mut().find(|run| run.resource.id == id).ok_or_else(|| Error::not_found("run", id))?;
+        Ok((run, &mut self.messages))
+    }
+
+    pub(super) fn message(&mut self, id: &str) -> Result<&mut ThreadMessage, Error> {
+        self.messages.iter_mut().find(|message| message.id == id).ok_or_else(|| Error::not_found("message", id))
+    }
+
+    /// Adds a message that a caller sent.
+    pub(super) fn add_message(&mut self, input: MessageInput, now: Duration) -> &ThreadMessage {
+        let content = input.content.unwrap_or_default();
+        let bare = content.text.map(|text| InputContentPart { text: Some(text), ..InputContentPart::default() });
+        let message = ThreadMessage {
+            id: id::new("msg"),
+            object: "thread.message".to_owned(),
+            created_at: Some(stamp(now)),
+            thread_id: self.resource.id.clone(),
+            status: MessageStatus::Completed.into(),
+            completed_at: Some(stamp(now)),
+            role: input.role,
+            content: bare.into_iter().chain(content.parts).map(part).collect(),
+            attachments: input.attachments,
+            metadata: input.metadata,
+            ..ThreadMessage::default()
+        };
+        self.messages.push(message);
+        &self.messages[self.messages.len() - 1]
+    }
+
+    /// Drops what is beyond the limits and measures the rest.
+    fn weight(&mut self, limits: &Limits) -> usize {
+        self.messages.drain(..self.messages.len().saturating_sub(limits.messages));
+        self.runs.drain(..self.runs.len().saturating_sub(limits.runs.max(1)));
+        let messages: usize = self.messages.iter().map(prost::Message::encoded_len).sum();
+        let runs: usize = self.runs.iter().map(Run::weight).sum();
+        self.resource.encoded_len() + messages + runs
+    }
+}
+
+fn part(input: InputContentPart) -> ContentPart {
+    let kind = match (input.r#type(), &input.text) {
+        (ContentPartType::Unspecified, Some(_)) => ContentPartType::Text,
+        (kind, _) => kind,
+    };
+    ContentPart {
+        r#type: kind.into(),
+        text: input.text.map(|text| TextContent { value: Some(text), ..TextContent::default() }),
+        image_file: input.image_file,
+        image_url: input.image_url,
+        ..ContentPart::default()
+    }
+}

@@ -1,0 +1,88 @@
+//! Event streams: what happens to a run, as server-sent events.
+//!
+//! Must hold: an event is sent by the very line that changes the run, so that streams and polling cannot disagree; a reader that is slow or
+//! gone holds nobody up. What waits for a slow reader is one round of one run, which the model bounds: hence a queue without a limit.
+//! A stream ends in `done`, or, if the run was taken away under it, in an `error` event.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use http_body::Frame;
+use tokio::sync::mpsc;
+
+use super::error::Error;
+use crate::json::{self, Document};
+
+/// Where the events of a round go; nowhere, unless somebody asked for them.
+#[derive(Debug, Default)]
+pub(super) struct Events(Option<mpsc::UnboundedSender<Bytes>>);
+
+/// The body of an answer that is an event stream.
+pub(super) struct EventStream {
+    events: mpsc::UnboundedReceiver<Bytes>,
+    ended: bool,
+}
+
+const DONE: &[u8] = b"event: done\ndata: [DONE]\n\n";
+
+impl Events {
+    /// Events, and the stream that they come out of.
+    pub(super) fn stream() -> (Self, EventStream) {
+        let (to, events) = mpsc::unbounded_channel();
+        (Self(Some(to)), EventStream { events, ended: false })
+    }
+
+    pub(super) fn send<M: Document>(&mut self, name: &str, data: &M) {
+        let Some(to) = &self.0 else { return };
+        let Ok(data) = json::encode(data) else {
+            // What cannot be written cannot have been read. The stream ends in an error.
+            self.0 = None;
+            return;
+        };
+        let mut event = format!("event: {name}\ndata: ").into_bytes();
+        event.extend(data);
+        event.extend(b"\n\n");
+        // Fails only if the reader is gone, which does not stop a run.
+        let _ = to.send(event.into());
+    }
+
+    /// Ends the round.
+    pub(super) fn done(&mut self) {
+        if let Some(to) = self.0.take() {
+            let _ = to.send(Bytes::from_static(DONE));
+        }
+    }
+}
+
+impl http_body::Body for EventStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let event = ready!(self.events.poll_recv(context));
+        self.ended = event.as_deref().is_none_or(|event| event == DONE);
+        let event = event.unwrap_or_else(|| {
+            let error = json::encode(&*Error::internal().error).unwrap_or_default();
+            [b"event: error\ndata: ", error.as_slice(), b"\n\n"].concat().into()
+        });
+        Poll::Ready(Some(Ok(Frame::data(event))))
+    }
+}
+
+impl IntoResponse for EventStream {
+    fn into_response(self) -> Response {
+        let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
+        (headers, Body::new(self)).into_response()
+    }
+}
