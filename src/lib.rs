@@ -12,6 +12,7 @@
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
+//! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
 //! What must stay true, wherever it is cut:
 //!
@@ -24,6 +25,8 @@
 pub mod app;
 mod codec;
 pub mod config;
+pub mod demo;
+pub mod dev;
 pub mod embedded;
 pub mod error;
 pub mod events;

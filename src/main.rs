@@ -11,11 +11,11 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser as _;
+use clap::{Parser as _, error::ErrorKind};
 use runs_gateway::{
     app::App,
-    config::{Cli, Command, Serve, ServeArgs},
-    v1,
+    config::{Cli, Command, Dev, Serve},
+    demo, dev, v1,
 };
 use tokio::{
     net::TcpListener,
@@ -23,7 +23,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::ParseError};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -31,56 +31,79 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
         Err(error) => return bad_usage(error.to_string().trim_start_matches("error: ")),
     };
-    match cli.command {
-        Command::Serve(args) => serve(*args),
-        Command::Proto { out } => match write_contract(&out) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&format!("{}: {error}", out.display())),
+    let done = match cli.command {
+        Command::Serve(args) => match Serve::try_from(*args) {
+            Ok(config) => start(&config.log.clone(), config.worker_threads, serve(config)),
+            Err(error) => return bad_usage(&error.to_string()),
         },
+        Command::Dev(args) => {
+            let config = Dev::from(*args);
+            start(&config.log().to_owned(), config.worker_threads(), dev(config))
+        }
+        Command::Demo => start("warn", None, demo::run()),
+        Command::Proto { out } => write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("runs-gateway: {error}");
+            if error.is::<ParseError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
     }
 }
 
-fn serve(args: ServeArgs) -> ExitCode {
-    let config = match Serve::try_from(args) {
-        Ok(config) => config,
-        Err(error) => return bad_usage(&error.to_string()),
-    };
-    let filter = match EnvFilter::try_new(&config.log) {
-        Ok(filter) => filter,
-        Err(error) => return bad_usage(&format!("--log {}: {error}", config.log)),
-    };
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    if io::stderr().is_terminal() {
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Sets up logs and threads, and runs `work` to its end.
+fn start(log: &str, threads: Option<usize>, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(log)?;
+    let terminal = io::stderr().is_terminal();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
+    if terminal {
         logs.init();
     } else {
         logs.json().init();
     }
-
     let mut runtime = runtime::Builder::new_multi_thread();
-    if let Some(threads) = config.worker_threads {
+    if let Some(threads) = threads {
         runtime.worker_threads(threads);
     }
-    match runtime.enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(run(&config))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error.to_string()),
-    }
+    runtime.enable_all().build()?.block_on(work)
 }
 
-async fn run(config: &Serve) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let app = App::new(config)?;
+async fn serve(config: Serve) -> Result<(), Failure> {
+    let app = App::new(&config)?;
     let listener =
         TcpListener::bind(config.listen).await.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
     // Whoever started the gateway on port 0 reads the port here.
     writeln!(io::stderr(), "grpc listening on {}", listener.local_addr()?)?;
+    app.serve(listener, shutdown()?).await;
+    Ok(())
+}
+
+async fn dev(config: Dev) -> Result<(), Failure> {
+    let dev = dev::Dev::start(config, shutdown()?).await?;
+    writeln!(io::stderr(), "grpc listening on {}", dev.grpc)?;
+    writeln!(
+        io::stderr(),
+        "rest listening on {} (the embedded Runs API: answers come from a built-in model, not from an AI)",
+        dev.rest
+    )?;
+    dev.ended().await;
+    Ok(())
+}
+
+/// Cancelled by the first signal to end. The second one ends the process at once.
+fn shutdown() -> io::Result<CancellationToken> {
     let shutdown = CancellationToken::new();
     let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn({
         let shutdown = shutdown.clone();
         async move {
-            for _ in 0..2 {
+            loop {
                 tokio::select! {
                     _ = signals.0.recv() => {}
                     _ = signals.1.recv() => {}
@@ -93,8 +116,7 @@ async fn run(config: &Serve) -> Result<(), Box<dyn Error + Send + Sync>> {
             }
         }
     });
-    app.serve(listener, shutdown).await;
-    Ok(())
+    Ok(shutdown)
 }
 
 /// Writes the contract's files below `out`, making folders where needed.
@@ -114,9 +136,4 @@ fn bad_usage(message: &str) -> ExitCode {
     let mut lines = message.lines().map(str::trim).take_while(|line| !line.is_empty());
     eprintln!("runs-gateway: {}; see --help", lines.by_ref().collect::<Vec<_>>().join(" "));
     ExitCode::from(2)
-}
-
-fn failed(message: &str) -> ExitCode {
-    eprintln!("runs-gateway: {message}");
-    ExitCode::FAILURE
 }

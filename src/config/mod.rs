@@ -5,18 +5,22 @@
 //! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever can reach the port unless that was asked for by
 //! name. What is wrong is one line, which never holds a key.
 
+mod embedded_args;
+mod gateway;
 mod limits;
 mod streams;
+mod upstream;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use http::{HeaderMap, HeaderName, HeaderValue};
-use secrecy::{ExposeSecret as _, SecretString};
+use clap::{Args, Parser, Subcommand};
+use http::{HeaderMap, HeaderName};
+use secrecy::SecretString;
 use url::Url;
 
-use self::{limits::LimitArgs, streams::StreamArgs};
+use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
+    embedded,
     events::StreamLimits,
     rest::{AuthStyle, Upstream},
     server::Limits,
@@ -36,6 +40,10 @@ pub struct Cli {
 pub enum Command {
     /// Run the gateway.
     Serve(Box<ServeArgs>),
+    /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers come from a built-in model.
+    Dev(Box<DevArgs>),
+    /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
+    Demo,
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
         /// The folder to write them to.
@@ -47,95 +55,29 @@ pub enum Command {
 /// The flags of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Address to listen on for gRPC. Port 0 takes a free port.
-    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
-    listen: SocketAddr,
-
-    /// A known upstream: its URL, its way of authentication, its query.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PROFILE", default_value = "aimlapi")]
-    upstream_profile: Profile,
-
-    /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the profile's.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_URL")]
-    upstream_url: Option<Url>,
-
-    /// The gateway's own key for the upstream. Without one, callers bring theirs.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY", hide_env_values = true, conflicts_with = "upstream_api_key_file")]
-    upstream_api_key: Option<SecretString>,
-
-    /// A file with the gateway's own key for the upstream.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY_FILE")]
-    upstream_api_key_file: Option<PathBuf>,
-
-    /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the profile's.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
-    upstream_auth: Option<String>,
-
-    /// A header of every upstream request, `Name: value`. May be given more than once (in the environment: separated by `;`).
-    #[arg(long = "upstream-header", env = "RUNS_GATEWAY_UPSTREAM_HEADERS", hide_env_values = true, value_delimiter = ';')]
-    upstream_headers: Vec<SecretString>,
-
-    /// A query parameter of every upstream request, `name=value`. May be given more than once.
-    #[arg(long = "upstream-query", env = "RUNS_GATEWAY_UPSTREAM_QUERY", value_delimiter = '&')]
-    upstream_query: Vec<String>,
-
-    /// Metadata of callers that is passed on to the upstream as headers, by name. All other metadata stays here.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_FORWARD_METADATA",
-        value_delimiter = ',',
-        default_value = "idempotency-key,openai-organization,openai-project,x-client-request-id,traceparent,tracestate"
-    )]
-    forward_metadata: Vec<HeaderName>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
 
     /// Serve callers that the gateway cannot tell apart, with the gateway's own key, on an address that others can reach.
     #[arg(long, env = "RUNS_GATEWAY_ALLOW_ANONYMOUS")]
     allow_anonymous: bool,
 
-    /// The longest time for connecting to the upstream, TLS included.
-    #[arg(long, env = "RUNS_GATEWAY_CONNECT_TIMEOUT", default_value = "5s", value_parser = humantime::parse_duration)]
-    connect_timeout: Duration,
-
-    /// The longest time for an upstream answer, from sending the request to the answer's last byte.
-    #[arg(long, env = "RUNS_GATEWAY_ANSWER_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration)]
-    answer_timeout: Duration,
-
-    /// The largest upstream answer, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_ANSWER_BYTES", default_value_t = 16 << 20)]
-    max_answer_bytes: usize,
-
-    /// The largest event of an upstream's stream, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_EVENT_BYTES", default_value_t = 4 << 20)]
-    max_event_bytes: usize,
-
-    /// The largest gRPC request message, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_REQUEST_BYTES", default_value_t = 4 << 20)]
-    max_request_bytes: usize,
-
-    /// Threads that serve calls. By default one per core.
-    #[arg(long, env = "RUNS_GATEWAY_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
-    worker_threads: Option<u16>,
-
-    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
-    #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
-    log: String,
-
     #[command(flatten)]
-    limits: LimitArgs,
-
-    #[command(flatten)]
-    streams: StreamArgs,
+    upstream: UpstreamArgs,
 }
 
-/// Known upstreams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Profile {
-    /// The AI/ML API: no `/v1` in its paths, bearer key.
-    Aimlapi,
-    /// The API of `OpenAI` and what is built after it: `/v1`, bearer key.
-    Openai,
-    /// Azure deployments: `api-key` header and `api-version` query. The URL must be given.
-    Azure,
+/// The flags of `dev`.
+#[derive(Debug, Args)]
+pub struct DevArgs {
+    #[command(flatten)]
+    gateway: GatewayArgs,
+
+    /// Address to open the embedded Runs API on for other clients, such as the official SDKs. Port 0 takes a free port.
+    #[arg(long, env = "RUNS_GATEWAY_REST_LISTEN", default_value = "127.0.0.1:0")]
+    rest_listen: SocketAddr,
+
+    #[command(flatten)]
+    embedded: EmbeddedArgs,
 }
 
 /// A configuration that cannot be run: one line that says what to change.
@@ -171,7 +113,39 @@ pub struct Serve {
     pub streams: StreamLimits,
 }
 
+/// The configuration of `dev`.
+#[derive(Debug)]
+pub struct Dev {
+    /// Where the embedded API listens.
+    pub rest_listen: SocketAddr,
+    /// What the embedded API holds at most.
+    pub embedded: embedded::Limits,
+    gateway: GatewayArgs,
+}
+
 impl Serve {
+    fn new(gateway: GatewayArgs, base: Url, auth: AuthStyle, key: Option<SecretString>, headers: HeaderMap) -> Self {
+        Self {
+            listen: gateway.listen,
+            upstream: Upstream {
+                base,
+                auth,
+                key,
+                headers,
+                connect_timeout: *gateway.connect_timeout,
+                answer_timeout: *gateway.answer_timeout,
+                max_answer_bytes: gateway.max_answer_bytes,
+                max_event_bytes: gateway.max_event_bytes,
+            },
+            forward_metadata: gateway.forward_metadata,
+            max_request_bytes: gateway.max_request_bytes,
+            worker_threads: gateway.worker_threads.map(usize::from),
+            log: gateway.log,
+            limits: gateway.limits.into(),
+            streams: gateway.streams.into(),
+        }
+    }
+
     /// Metadata that is passed on to the upstream: what is configured, and the caller's credential if the gateway has no key of its own.
     pub fn forwarded(&self) -> Vec<HeaderName> {
         let credential = self.upstream.key.is_none().then(|| self.upstream.auth.header());
@@ -186,117 +160,43 @@ impl TryFrom<ServeArgs> for Serve {
     type Error = Invalid;
 
     fn try_from(args: ServeArgs) -> Result<Self, Invalid> {
-        let key = key(&args)?;
-        if key.is_some() && !args.allow_anonymous && !args.listen.ip().is_loopback() {
+        let (listen, key, auth) = (args.gateway.listen, args.upstream.key()?, args.upstream.auth()?);
+        if key.is_some() && !args.allow_anonymous && !listen.ip().is_loopback() {
             return Err(Invalid(format!(
-                "{} can be reached by others, and whoever reaches it would use the gateway's own key: listen on a loopback address, \
-                 or allow it by --allow-anonymous",
-                args.listen
+                "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: listen on a loopback \
+                 address, or allow it by --allow-anonymous"
             )));
         }
-        let auth = args.auth()?;
         let credential = auth.header();
-        if let Some(name) = args.forward_metadata.iter().find(|name| key.is_some() && **name == credential) {
+        if let Some(name) = args.gateway.forward_metadata.iter().find(|name| key.is_some() && **name == credential) {
             return Err(Invalid(format!("--forward-metadata {name} would replace the gateway's own key by the caller's")));
         }
-        Ok(Self {
-            listen: args.listen,
-            upstream: Upstream {
-                base: args.base()?,
-                auth,
-                key,
-                headers: headers(&args.upstream_headers)?,
-                connect_timeout: args.connect_timeout,
-                answer_timeout: args.answer_timeout,
-                max_answer_bytes: args.max_answer_bytes,
-                max_event_bytes: args.max_event_bytes,
-            },
-            forward_metadata: args.forward_metadata,
-            max_request_bytes: args.max_request_bytes,
-            worker_threads: args.worker_threads.map(usize::from),
-            log: args.log,
-            limits: args.limits.into(),
-            streams: args.streams.into(),
-        })
+        Ok(Self::new(args.gateway, args.upstream.base()?, auth, key, args.upstream.headers()?))
     }
 }
 
-impl ServeArgs {
-    fn base(&self) -> Result<Url, Invalid> {
-        let known = match self.upstream_profile {
-            Profile::Aimlapi => Some("https://api.aimlapi.com"),
-            Profile::Openai => Some("https://api.openai.com/v1"),
-            Profile::Azure => None,
-        };
-        let mut base = match (&self.upstream_url, known) {
-            (Some(url), _) => url.clone(),
-            (None, Some(known)) => known.parse().map_err(|_| Invalid(format!("{known} is not a URL")))?,
-            (None, None) => return Err(Invalid("--upstream-url must be given with this profile".to_owned())),
-        };
-        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid("--upstream-url must begin with http:// or https:// and name a host".to_owned()));
-        }
-        if !base.username().is_empty() || base.password().is_some() {
-            return Err(Invalid(
-                "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
-            ));
-        }
-        let pairs: Vec<(&str, &str)> =
-            self.upstream_query.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
-        let has_version =
-            base.query_pairs().any(|(name, _)| name == "api-version") || pairs.iter().any(|(name, _)| *name == "api-version");
-        if self.upstream_profile == Profile::Azure && !has_version {
-            base.query_pairs_mut().append_pair("api-version", "2024-05-01-preview");
-        }
-        if !pairs.is_empty() {
-            base.query_pairs_mut().extend_pairs(pairs);
-        }
-        Ok(base)
+impl Dev {
+    /// What is logged.
+    pub fn log(&self) -> &str {
+        &self.gateway.log
     }
 
-    fn auth(&self) -> Result<AuthStyle, Invalid> {
-        match (self.upstream_auth.as_deref(), self.upstream_profile) {
-            (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
-            (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
-            (Some(name), _) => name
-                .parse()
-                .map(AuthStyle::Header)
-                .map_err(|_| Invalid(format!("--upstream-auth must be `bearer` or a header's name, not {name:?}"))),
-        }
+    /// Threads that serve calls; `None` for one per core.
+    pub fn worker_threads(&self) -> Option<usize> {
+        self.gateway.worker_threads.map(usize::from)
+    }
+
+    /// The gateway in front of the embedded API, once that listens on `rest`.
+    pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
+        let base = format!("http://{rest}/v1").parse().map_err(|_| Invalid(format!("{rest} is not an address")))?;
+        Ok(Serve::new(self.gateway, base, AuthStyle::Bearer, None, HeaderMap::new()))
     }
 }
 
-fn key(args: &ServeArgs) -> Result<Option<SecretString>, Invalid> {
-    let (flag, key) = match (&args.upstream_api_key, &args.upstream_api_key_file) {
-        (Some(key), _) => ("--upstream-api-key".to_owned(), key.clone()),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path);
-            let text = text.map_err(|error| Invalid(format!("--upstream-api-key-file {}: {error}", path.display())))?;
-            (format!("--upstream-api-key-file {}", path.display()), SecretString::from(text))
-        }
-        (None, None) => return Ok(None),
-    };
-    let trimmed = key.expose_secret().trim();
-    if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-        return Err(Invalid(format!("{flag}: empty, or not a key that a header can hold")));
+impl From<DevArgs> for Dev {
+    fn from(args: DevArgs) -> Self {
+        Self { rest_listen: args.rest_listen, embedded: args.embedded.into(), gateway: args.gateway }
     }
-    Ok(Some(SecretString::from(trimmed)))
-}
-
-/// The headers of every upstream request. Values may be secrets.
-fn headers(lines: &[SecretString]) -> Result<HeaderMap, Invalid> {
-    let mut headers = HeaderMap::new();
-    headers.insert("openai-beta", HeaderValue::from_static("assistants=v2"));
-    for line in lines {
-        let parsed = line
-            .expose_secret()
-            .split_once(':')
-            .and_then(|(name, value)| Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_str(value.trim()).ok()?)));
-        let (name, mut value) = parsed.ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    Ok(headers)
 }
 
 #[cfg(test)]
@@ -308,7 +208,7 @@ mod tests {
         let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
-            Command::Proto { .. } => unreachable!("the first word is serve"),
+            _ => unreachable!("the first word is serve"),
         }
     }
 

@@ -1,0 +1,137 @@
+//! The flags that say which upstream there is, and how to talk to it.
+//!
+//! Must hold: no error text holds a key, or a header's value, which may be one.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use super::Invalid;
+use crate::rest::AuthStyle;
+
+/// The flags.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Upstream")]
+pub(super) struct UpstreamArgs {
+    /// A known upstream: its URL, its way of authentication, its query.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PROFILE", default_value = "aimlapi")]
+    upstream_profile: Profile,
+
+    /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the profile's.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_URL")]
+    upstream_url: Option<Url>,
+
+    /// The gateway's own key for the upstream. Without one, callers bring theirs.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY", hide_env_values = true, conflicts_with = "upstream_api_key_file")]
+    upstream_api_key: Option<SecretString>,
+
+    /// A file with the gateway's own key for the upstream.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY_FILE")]
+    upstream_api_key_file: Option<PathBuf>,
+
+    /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the profile's.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
+    upstream_auth: Option<String>,
+
+    /// A header of every upstream request, `Name: value`. May be given more than once (in the environment: separated by `;`).
+    #[arg(long = "upstream-header", env = "RUNS_GATEWAY_UPSTREAM_HEADERS", hide_env_values = true, value_delimiter = ';')]
+    upstream_headers: Vec<SecretString>,
+
+    /// A query parameter of every upstream request, `name=value`. May be given more than once.
+    #[arg(long = "upstream-query", env = "RUNS_GATEWAY_UPSTREAM_QUERY", value_delimiter = '&')]
+    upstream_query: Vec<String>,
+}
+
+/// Known upstreams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    /// The AI/ML API: no `/v1` in its paths, bearer key.
+    Aimlapi,
+    /// The API of `OpenAI` and what is built after it: `/v1`, bearer key.
+    Openai,
+    /// Azure deployments: `api-key` header and `api-version` query. The URL must be given.
+    Azure,
+}
+
+impl UpstreamArgs {
+    /// The URL before `/threads`, with its query.
+    pub(super) fn base(&self) -> Result<Url, Invalid> {
+        let known = match self.upstream_profile {
+            Profile::Aimlapi => Some("https://api.aimlapi.com"),
+            Profile::Openai => Some("https://api.openai.com/v1"),
+            Profile::Azure => None,
+        };
+        let mut base = match (&self.upstream_url, known) {
+            (Some(url), _) => url.clone(),
+            (None, Some(known)) => known.parse().map_err(|_| Invalid(format!("{known} is not a URL")))?,
+            (None, None) => return Err(Invalid("--upstream-url must be given with this profile".to_owned())),
+        };
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            return Err(Invalid("--upstream-url must begin with http:// or https:// and name a host".to_owned()));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(Invalid(
+                "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
+            ));
+        }
+        let pairs: Vec<(&str, &str)> =
+            self.upstream_query.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+        let has_version =
+            base.query_pairs().any(|(name, _)| name == "api-version") || pairs.iter().any(|(name, _)| *name == "api-version");
+        if self.upstream_profile == Profile::Azure && !has_version {
+            base.query_pairs_mut().append_pair("api-version", "2024-05-01-preview");
+        }
+        if !pairs.is_empty() {
+            base.query_pairs_mut().extend_pairs(pairs);
+        }
+        Ok(base)
+    }
+
+    /// How the key is sent.
+    pub(super) fn auth(&self) -> Result<AuthStyle, Invalid> {
+        match (self.upstream_auth.as_deref(), self.upstream_profile) {
+            (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
+            (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
+            (Some(name), _) => name
+                .parse()
+                .map(AuthStyle::Header)
+                .map_err(|_| Invalid(format!("--upstream-auth must be `bearer` or a header's name, not {name:?}"))),
+        }
+    }
+
+    /// The gateway's own key.
+    pub(super) fn key(&self) -> Result<Option<SecretString>, Invalid> {
+        let (flag, key) = match (&self.upstream_api_key, &self.upstream_api_key_file) {
+            (Some(key), _) => ("--upstream-api-key".to_owned(), key.clone()),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|error| Invalid(format!("--upstream-api-key-file {}: {error}", path.display())))?;
+                (format!("--upstream-api-key-file {}", path.display()), SecretString::from(text))
+            }
+            (None, None) => return Ok(None),
+        };
+        let trimmed = key.expose_secret().trim();
+        if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
+            return Err(Invalid(format!("{flag}: empty, or not a key that a header can hold")));
+        }
+        Ok(Some(SecretString::from(trimmed)))
+    }
+
+    /// The headers of every upstream request. Values may be secrets.
+    pub(super) fn headers(&self) -> Result<HeaderMap, Invalid> {
+        let mut headers = HeaderMap::new();
+        headers.insert("openai-beta", HeaderValue::from_static("assistants=v2"));
+        for line in &self.upstream_headers {
+            let parsed = line.expose_secret().split_once(':').and_then(|(name, value)| {
+                Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_str(value.trim()).ok()?))
+            });
+            let (name, mut value) = parsed.ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        Ok(headers)
+    }
+}

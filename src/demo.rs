@@ -1,0 +1,203 @@
+//! `runs-gateway demo`: what a newcomer sees first. A real gRPC client holds a conversation with a tool call, and says what it does.
+//!
+//! Must hold: nothing is staged. What is printed is what came over the socket, when it came; if it is not what was expected, the demo fails.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic_types::StatusExt as _;
+
+use crate::{
+    config::{Cli, Command},
+    dev::Dev,
+    embedded,
+    v1::{
+        ConverseRunRequest, ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent, MessageInput,
+        MessageRole, Run, RunEvent, RunEventType, RunStatus, RunStep, SortOrder, ThreadAndRunSpec, ThreadSpec, Tool, ToolOutput,
+        ToolOutputs, converse_run_request::Message, run_event::Payload, run_service_client::RunServiceClient,
+        run_step_service_client::RunStepServiceClient,
+    },
+};
+
+const SENT: Style = AnsiColor::Cyan.on_default().bold();
+const CAME: Style = AnsiColor::Green.on_default();
+const NOTE: Style = Style::new().dimmed();
+
+const QUESTION: &str = "What is the weather in Paris?";
+const PARAMETERS: &str = r#"{"type":"object","properties":{"city":{"type":"string","enum":["Paris"]}},"required":["city"]}"#;
+
+/// Runs the demo. Fails if anything comes out otherwise than it should.
+pub async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let cli = Cli::try_parse_from(["runs-gateway", "dev", "--listen", "127.0.0.1:0"])?;
+    let Command::Dev(args) = cli.command else { return Err("the command is dev".into()) };
+    let dev = Dev::start((*args).into(), CancellationToken::new()).await?;
+    say(NOTE, "", &format!("gRPC  {}  the gateway: runsgateway.v1.RunService and RunStepService", dev.grpc))?;
+    say(NOTE, "", &format!("REST  {}  its upstream, the embedded Runs API: a built-in model, no key, no network", dev.rest))?;
+    let mut runs = RunServiceClient::connect(format!("http://{}", dev.grpc)).await?;
+    let mut steps = RunStepServiceClient::connect(format!("http://{}", dev.grpc)).await?;
+
+    let run = converse(&mut runs).await?;
+    list_steps(&mut steps, &run).await?;
+    miss(&mut runs, &run).await?;
+    say(NOTE, "", "the same from your language: runs-gateway dev, and the README")?;
+    dev.end().await;
+    Ok(())
+}
+
+/// One run from its creation to its end, on one stream, with the output of a tool given in between.
+async fn converse(runs: &mut RunServiceClient<tonic::transport::Channel>) -> Result<Run, Box<dyn Error + Send + Sync>> {
+    let (requests, outbound) = mpsc::channel(4);
+    say(SENT, "->", &format!("ConverseRun start: a thread with {QUESTION:?}, and a tool, get_weather(city)"))?;
+    say(NOTE, "", "   upstream: POST /threads/runs with stream: true; each server-sent event becomes one typed RunEvent")?;
+    requests.send(ConverseRunRequest { message: Some(Message::Start(start())) }).await?;
+    let mut events = runs.converse_run(ReceiverStream::new(outbound)).await?.into_inner();
+    let mut answer = Line::default();
+    let mut last = None;
+    while let Some(event) = events.message().await? {
+        let kind = event.r#type();
+        let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
+        match event.payload {
+            Some(Payload::MessageDelta(_)) => answer.add(name, &text(&event))?,
+            Some(Payload::Run(run)) if kind == RunEventType::ThreadRunRequiresAction => {
+                say(CAME, "<-", &format!("{name}: the run waits for its caller"))?;
+                for output in outputs(&run)? {
+                    let shown = format!("ConverseRun tool_outputs: {} = {:?}", output.tool_call_id, output.output());
+                    say(SENT, "->", &shown)?;
+                    say(
+                        NOTE,
+                        "",
+                        "   upstream: POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs, on the same gRPC stream",
+                    )?;
+                    let outputs = ToolOutputs { tool_outputs: vec![output], extra_json: String::new() };
+                    requests.send(ConverseRunRequest { message: Some(Message::ToolOutputs(outputs)) }).await?;
+                }
+            }
+            Some(Payload::Run(run)) => {
+                answer.end()?;
+                let usage = run.usage.as_ref().and_then(|usage| usage.total_tokens);
+                let tokens = usage.map(|tokens| format!(", {tokens} tokens")).unwrap_or_default();
+                say(CAME, "<-", &format!("{name}: {}{tokens}", run.id))?;
+                last = Some(run);
+            }
+            Some(Payload::RunStep(step)) if kind == RunEventType::ThreadRunStepCompleted => {
+                answer.end()?;
+                say(CAME, "<-", &format!("{name}: {}", describe(&step)))?;
+            }
+            // The rest is left out here to keep this short, and nowhere else.
+            _ => {}
+        }
+    }
+    let run = last.ok_or("the stream named no run")?;
+    if run.status() == RunStatus::Completed { Ok(run) } else { Err(format!("the run ended as {:?}", run.status()).into()) }
+}
+
+fn start() -> ConverseStart {
+    let question = MessageInput {
+        role: MessageRole::User.into(),
+        content: Some(MessageContent { text: Some(QUESTION.to_owned()), parts: Vec::new() }),
+        ..MessageInput::default()
+    };
+    let get_weather = FunctionDefinition {
+        name: "get_weather".to_owned(),
+        description: Some("The weather in a city.".to_owned()),
+        parameters_json: PARAMETERS.to_owned(),
+        ..FunctionDefinition::default()
+    };
+    let spec = ThreadAndRunSpec {
+        assistant_id: embedded::ASSISTANT.to_owned(),
+        thread: Some(ThreadSpec { messages: vec![question], ..ThreadSpec::default() }),
+        tools: vec![Tool { function: Some(get_weather), ..Tool::default() }],
+        metadata: [("embedded.delay_ms".to_owned(), "30".to_owned())].into(),
+        ..ThreadAndRunSpec::default()
+    };
+    ConverseStart { thread_and_run: Some(spec), ..ConverseStart::default() }
+}
+
+/// The outputs that a run waits for: what a service would compute.
+fn outputs(run: &Run) -> Result<Vec<ToolOutput>, Box<dyn Error + Send + Sync>> {
+    let action = run.required_action.as_ref().and_then(|action| action.submit_tool_outputs.as_ref());
+    let calls = &action.ok_or("the run does not say what it waits for")?.tool_calls;
+    let output = |call: &crate::v1::RequiredToolCall| ToolOutput {
+        tool_call_id: call.id.clone(),
+        output: Some("22 degrees and sunny".to_owned()),
+        ..ToolOutput::default()
+    };
+    Ok(calls.iter().map(output).collect())
+}
+
+async fn list_steps(
+    steps: &mut RunStepServiceClient<tonic::transport::Channel>,
+    run: &Run,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    say(SENT, "->", "ListRunSteps, oldest first")?;
+    let request = ListRunStepsRequest {
+        thread_id: run.thread_id.clone(),
+        run_id: run.id.clone(),
+        order: SortOrder::Asc.into(),
+        ..ListRunStepsRequest::default()
+    };
+    for step in steps.list_run_steps(request).await?.into_inner().data {
+        say(CAME, "<-", &format!("{}: {}", step.id, describe(&step)))?;
+    }
+    Ok(())
+}
+
+/// An error, and what it carries.
+async fn miss(runs: &mut RunServiceClient<tonic::transport::Channel>, run: &Run) -> Result<(), Box<dyn Error + Send + Sync>> {
+    say(SENT, "->", "GetRun of a run that is not there: errors say what to do next")?;
+    let request = GetRunRequest { thread_id: run.thread_id.clone(), run_id: "run_nowhere".to_owned() };
+    let status = runs.get_run(request).await.err().ok_or("a run that is not there was found")?;
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    let request_id = details.request_info().map(|info| info.request_id.as_str()).unwrap_or_default();
+    say(CAME, "<-", &format!("{:?}, reason {reason}, upstream request {request_id}: {}", status.code(), status.message()))?;
+    Ok(())
+}
+
+fn describe(step: &RunStep) -> String {
+    let details = step.step_details.as_ref();
+    let calls = details.iter().flat_map(|details| &details.tool_calls).filter_map(|call| call.function.as_ref());
+    let calls: Vec<_> = calls.map(|call| format!("{}({}) gave {:?}", call.name, call.arguments(), call.output())).collect();
+    if calls.is_empty() { "a message".to_owned() } else { calls.join(", ") }
+}
+
+/// The text that an event adds to a message.
+fn text(event: &RunEvent) -> String {
+    let Some(Payload::MessageDelta(delta)) = &event.payload else { return String::new() };
+    let parts = delta.delta.iter().flat_map(|delta| &delta.content);
+    parts.filter_map(|part| part.text.as_ref()).map(crate::v1::TextContent::value).collect()
+}
+
+/// A line of text that grows as it comes.
+#[derive(Default)]
+struct Line {
+    begun: bool,
+}
+
+impl Line {
+    fn add(&mut self, name: &str, text: &str) -> io::Result<()> {
+        let mut out = anstream::stdout().lock();
+        if !self.begun {
+            self.begun = true;
+            write!(out, "{CAME}<-{CAME:#} {name}, as it comes: ")?;
+        }
+        write!(out, "{text}")?;
+        out.flush()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.begun) { writeln!(anstream::stdout()) } else { Ok(()) }
+    }
+}
+
+fn say(style: Style, arrow: &str, text: &str) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    if arrow.is_empty() { writeln!(out, "{style}{text}{style:#}") } else { writeln!(out, "{style}{arrow}{style:#} {text}") }
+}

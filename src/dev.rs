@@ -1,0 +1,68 @@
+//! The gateway and the embedded Runs API in one process, joined by a socket like any gateway and upstream.
+
+use std::{error::Error, net::SocketAddr};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{app::App, config, embedded};
+
+/// Both, serving.
+#[derive(Debug)]
+pub struct Dev {
+    /// Where the gateway listens.
+    pub grpc: SocketAddr,
+    /// Where the embedded API listens.
+    pub rest: SocketAddr,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Dev {
+    /// Starts both. They serve until `shutdown`.
+    pub async fn start(config: config::Dev, shutdown: CancellationToken) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+        };
+        let rest_listener = bind(config.rest_listen).await?;
+        let rest = rest_listener.local_addr()?;
+        let limits = config.embedded.clone();
+        let mut serve = config.serve(rest)?;
+        // Nobody routes calls here who would have to learn of the end.
+        serve.limits.drain_delay = std::time::Duration::ZERO;
+        let app = App::new(&serve)?;
+        let listener = bind(serve.listen).await?;
+        let grpc = listener.local_addr()?;
+        let tasks = TaskTracker::new();
+        // The upstream outlives the gateway, which may have to ask it about the streams that it ends.
+        let upstream_shutdown = CancellationToken::new();
+        tasks.spawn({
+            let upstream_shutdown = upstream_shutdown.clone();
+            async move {
+                if let Err(error) = embedded::serve(rest_listener, limits, embedded::Clock::real(), upstream_shutdown).await {
+                    tracing::error!(%error, "the embedded API ended");
+                }
+            }
+        });
+        tasks.spawn({
+            let shutdown = shutdown.clone();
+            async move {
+                app.serve(listener, shutdown).await;
+                upstream_shutdown.cancel();
+            }
+        });
+        tasks.close();
+        Ok(Self { grpc, rest, tasks, shutdown })
+    }
+
+    /// Waits until both have ended after the shutdown.
+    pub async fn ended(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// Ends both.
+    pub async fn end(self) {
+        self.shutdown.cancel();
+        self.ended().await;
+    }
+}
