@@ -36,12 +36,16 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Serve(args) => match Serve::try_from(*args) {
-            Ok(config) => start(&config.log.clone(), config.worker_threads, serve(config)),
+            Ok(config) => {
+                let (log, threads) = (config.log.clone(), config.worker_threads);
+                start(&log, threads, serve(config))
+            }
             Err(error) => return bad_usage(&error.to_string()),
         },
         Command::Dev(args) => {
             let config = Dev::from(*args);
-            start(&config.log().to_owned(), config.worker_threads(), dev(config))
+            let (log, threads) = (config.log().to_owned(), config.worker_threads());
+            start(&log, threads, dev(config))
         }
         Command::Demo => start("warn", None, demo::run()),
         Command::Proto { out } => write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into()),

@@ -6,6 +6,7 @@ use crate::embedded::Limits;
 
 /// The flags.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "a flag is called like its field")]
 #[command(next_help_heading = "Embedded API")]
 pub(super) struct EmbeddedArgs {
     /// Threads kept; the oldest goes first.

@@ -14,6 +14,7 @@ use crate::rest::AuthStyle;
 
 /// The flags.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "a flag is called like its field")]
 #[command(next_help_heading = "Upstream")]
 pub(super) struct UpstreamArgs {
     /// A known upstream: its URL, its way of authentication, its query.
