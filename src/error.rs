@@ -253,7 +253,9 @@ impl Error {
                 Verdict::new(Code::Internal, R::UnusableAnswer, format!("the upstream's answer cannot be used: {what}"))
             }
             Self::DeadlineExceeded => {
-                Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, "the deadline of the call has passed".to_owned())
+                let message =
+                    "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
+                Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, message.to_owned())
             }
             Self::Draining => {
                 Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
@@ -348,7 +350,7 @@ impl Rejection {
             408 | 502 => new(Code::Unavailable, R::UpstreamUnavailable),
             503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
             504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
-            status => Verdict::new(Code::Internal, R::UnexpectedStatus, format!("the upstream answered with status {status}")),
+            _ => new(Code::Internal, R::UnexpectedStatus),
         }
     }
 }

@@ -53,8 +53,11 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if error.is::<ParseError>() {
+                return bad_usage(&format!("--log: {error}"));
+            }
             eprintln!("runs-gateway: {error}");
-            if error.is::<ParseError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            ExitCode::FAILURE
         }
     }
 }

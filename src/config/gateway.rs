@@ -8,6 +8,21 @@ use humantime::Duration;
 
 use super::{limits::LimitArgs, streams::StreamArgs};
 
+/// Headers that say how a message stands on its connection. Whoever sets them from outside makes another request of it than was meant.
+pub(super) const FRAMING: [&str; 11] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]
 pub(super) struct GatewayArgs {
@@ -20,6 +35,7 @@ pub(super) struct GatewayArgs {
         long,
         env = "RUNS_GATEWAY_FORWARD_METADATA",
         value_delimiter = ',',
+        value_parser = forwardable,
         default_value = "idempotency-key,openai-organization,openai-project,x-client-request-id,traceparent,tracestate"
     )]
     pub(super) forward_metadata: Vec<HeaderName>,
@@ -57,4 +73,10 @@ pub(super) struct GatewayArgs {
 
     #[command(flatten)]
     pub(super) streams: StreamArgs,
+}
+
+/// The name of metadata that may be passed on.
+fn forwardable(name: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::try_from(name).map_err(|_| "not the name of a header")?;
+    if FRAMING.contains(&name.as_str()) { Err("the gateway sets it".to_owned()) } else { Ok(name) }
 }

@@ -5,11 +5,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::Invalid;
+use super::{Invalid, gateway::FRAMING};
 use crate::rest::AuthStyle;
 
 /// The flags.
@@ -23,7 +23,7 @@ pub(super) struct UpstreamArgs {
 
     /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the profile's.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_URL")]
-    upstream_url: Option<Url>,
+    upstream_url: Option<String>,
 
     /// The gateway's own key for the upstream. Without one, callers bring theirs.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY", hide_env_values = true, conflicts_with = "upstream_api_key_file")]
@@ -65,11 +65,10 @@ impl UpstreamArgs {
             Profile::Openai => Some("https://api.openai.com/v1"),
             Profile::Azure => None,
         };
-        let mut base = match (&self.upstream_url, known) {
-            (Some(url), _) => url.clone(),
-            (None, Some(known)) => known.parse().map_err(|_| Invalid(format!("{known} is not a URL")))?,
-            (None, None) => return Err(Invalid("--upstream-url must be given with this profile".to_owned())),
-        };
+        let base = self.upstream_url.as_deref().or(known);
+        let base = base.ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
+        // Not by clap, which would repeat a URL that may hold a key.
+        let mut base: Url = base.parse().map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
             return Err(Invalid("--upstream-url must begin with http:// or https:// and name a host".to_owned()));
         }
@@ -130,6 +129,13 @@ impl UpstreamArgs {
                 Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_str(value.trim()).ok()?))
             });
             let (name, mut value) = parsed.ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
+            if name == self.auth()?.header() || name == header::AUTHORIZATION {
+                // Only of a key that is known to be one it is asked who may use it.
+                return Err(Invalid(format!("--upstream-header {name}: give the key by --upstream-api-key-file")));
+            }
+            if FRAMING.contains(&name.as_str()) {
+                return Err(Invalid(format!("--upstream-header {name}: the gateway sets it")));
+            }
             value.set_sensitive(true);
             headers.insert(name, value);
         }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, header};
+use tokio::time::timeout;
 
 use super::failure;
 use crate::{
@@ -33,6 +34,9 @@ const MAX_SHOWN_VALUE: usize = 128;
 
 /// As much of an error's body as is read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// As long as an error's body is waited for.
+const MAX_ERROR_TIME: Duration = Duration::from_secs(2);
 
 /// What the upstream gave.
 #[derive(Debug)]
@@ -84,13 +88,13 @@ pub(super) async fn read<M: Answerable>(
     if !response.status().is_success() {
         return Err(rejection(response, effect, own_key, headers).await);
     }
-    if let Some(encoding) = response.headers().get(header::CONTENT_ENCODING).filter(|it| *it != "identity") {
-        return Err(unusable(format!("an encoding that was not asked for: {encoding:?}")));
+    if response.headers().get(header::CONTENT_ENCODING).is_some_and(|it| it != "identity") {
+        return Err(unusable("an encoding that was not asked for".to_owned()));
     }
     let text = match body(response, limit).await {
         Ok((text, true)) => text,
         Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => return Err(failure::lost(&error, effect)),
+        Err(error) => return Err(failure::cut_off(&error, effect)),
     };
     let message: M = json::decode(&text).map_err(|error| unusable(error.to_string()))?;
     if message.is_whole(&text) { Ok(Answer { message, headers }) } else { Err(unusable("JSON of another shape".to_owned())) }
@@ -119,8 +123,11 @@ async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, h
     let retry_after = retry_after(response.headers());
     let mut request_id =
         ["x-request-id", "apim-request-id"].iter().find_map(|name| Some(headers.get(*name)?.to_str().ok()?.to_owned()));
-    // The status is known whatever becomes of the body: one that is cut or too large says less, not nothing.
-    let text = body(response, MAX_ERROR_BYTES).await.map_or_else(|_| Vec::new(), |(text, _)| text);
+    // The status is known whatever becomes of the body: one that is cut, too large or too slow says less, not nothing.
+    let text = match timeout(MAX_ERROR_TIME, body(response, MAX_ERROR_BYTES)).await {
+        Ok(Ok((text, _))) => text,
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    };
     let body = error_body(&text).map(|(body, id)| {
         request_id = request_id.take().or(id);
         body
@@ -143,14 +150,12 @@ pub(super) fn error_body(text: &[u8]) -> Option<(ErrorBody, Option<String>)> {
         r#type: word(error, "type"),
         param: word(error, "param"),
     };
-    match document.get("error") {
-        Some(error) if error.is_object() => return Some((read(error), None)),
-        Some(serde_json::Value::String(message)) => {
-            return Some((ErrorBody { message: message.clone(), ..ErrorBody::default() }, None));
-        }
-        _ => {}
+    let error = document.get("error");
+    if let Some(error) = error.filter(|error| error.is_object()) {
+        return Some((read(error), None));
     }
-    let message = document.get("message")?.as_str()?;
+    // Where `error` is a string beside a message it is the status in words.
+    let message = document.get("message").and_then(|it| it.as_str()).or_else(|| error?.as_str())?;
     let request_id = document.get("requestId").and_then(|it| it.as_str()).map(str::to_owned);
     let embedded = message.find('{').and_then(|at| serde_json::from_str::<serde_json::Value>(&message[at..]).ok());
     let body = embedded.as_ref().and_then(|it| it.get("error")).filter(|it| it.is_object()).map_or_else(|| read(&document), read);

@@ -179,6 +179,9 @@ impl Client {
         if let Some(body) = request.body {
             http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *http.body_mut() = Some(body.into());
+        } else if http.method() == Method::POST {
+            // Left out otherwise, and some servers answer 411 to a POST that does not say how long it is.
+            http.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         http
     }

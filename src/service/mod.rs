@@ -46,7 +46,11 @@ impl Gateway {
 
     /// Who calls, and with what.
     fn open<M>(&self, request: Request<M>) -> (Caller, M) {
-        let (caller, _, message) = self.parts(request);
+        let (caller, last_words, message) = self.parts(request);
+        last_words.set(|cut| match cut {
+            Cut::Deadline => Error::DeadlineExceeded.status(),
+            Cut::Closing => Error::Draining.status(),
+        });
         (caller, message)
     }
 
