@@ -17,6 +17,7 @@ macro_rules! calls {
     ($($rpc:ident($request:ident) -> $answer:ident by $client:ident.$method:ident;)*) => {
         /// One call.
         #[derive(Debug, Clone)]
+        #[expect(clippy::large_enum_variant, reason = "a test has few of them")]
         pub(crate) enum Call {
             $($rpc($request),)*
         }
@@ -87,9 +88,6 @@ pub(crate) const ALL: [(&str, &str, &str); 9] = [
 impl Call {
     /// The call that makes a REST request. `target` is path and query, from `/threads` on.
     pub(crate) fn rest(method: &str, target: &str, body: &str) -> Self {
-        fn message<M: Document>(body: &str) -> Option<M> {
-            Some(json::decode(body.as_bytes()).unwrap_or_else(|error| panic!("{error}: {body}")))
-        }
         let (path, query) = parts(target);
         let one = |name: &str| query.iter().find(|(it, _)| it == name).map(|(_, value)| value.clone()).unwrap_or_default();
         let limit = Some(one("limit")).filter(|it| !it.is_empty()).map(|it| it.parse().expect("a number"));
@@ -105,15 +103,13 @@ impl Call {
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         let id = |at: usize| path[at].to_owned();
         match (method, &path[..]) {
-            ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest { thread_and_run: message(body) }.into(),
-            ("POST", ["threads", _, "runs"]) => CreateRunRequest { thread_id: id(1), run: message(body), include }.into(),
+            ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest { thread_and_run: decode(body) }.into(),
+            ("POST", ["threads", _, "runs"]) => CreateRunRequest { thread_id: id(1), run: decode(body), include }.into(),
             ("GET", ["threads", _, "runs"]) => ListRunsRequest { thread_id: id(1), limit, order, after, before }.into(),
             ("GET", ["threads", _, "runs", _]) => GetRunRequest { thread_id: id(1), run_id: id(3) }.into(),
-            ("POST", ["threads", _, "runs", _]) => {
-                ModifyRunRequest { thread_id: id(1), run_id: id(3), run: message(body) }.into()
-            }
+            ("POST", ["threads", _, "runs", _]) => ModifyRunRequest { thread_id: id(1), run_id: id(3), run: decode(body) }.into(),
             ("POST", ["threads", _, "runs", _, "submit_tool_outputs"]) => {
-                SubmitToolOutputsRequest { thread_id: id(1), run_id: id(3), tool_outputs: message(body) }.into()
+                SubmitToolOutputsRequest { thread_id: id(1), run_id: id(3), tool_outputs: decode(body) }.into()
             }
             ("POST", ["threads", _, "runs", _, "cancel"]) => CancelRunRequest { thread_id: id(1), run_id: id(3) }.into(),
             ("GET", ["threads", _, "runs", _, "steps"]) => {
@@ -145,6 +141,10 @@ impl Call {
     pub(crate) async fn on(&self, gateway: impl Into<Channel>) -> Result<Answered, Status> {
         self.with(gateway, &[]).await
     }
+}
+
+fn decode<M: Document>(body: &str) -> Option<M> {
+    json::decode(body.as_bytes()).map_err(|error| panic!("{error}: {body}")).ok()
 }
 
 /// A call's answer.
@@ -209,7 +209,7 @@ pub(crate) fn bare(value: Value) -> Value {
             let nothing = |value: &Value| {
                 value.is_null()
                     || value.as_array().is_some_and(Vec::is_empty)
-                    || value.as_object().is_some_and(|it| it.is_empty())
+                    || value.as_object().is_some_and(serde_json::Map::is_empty)
             };
             let members = members.into_iter().map(|(name, value)| (name, bare(value)));
             Value::Object(members.filter(|(_, value)| !nothing(value)).collect())

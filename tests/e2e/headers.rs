@@ -32,13 +32,14 @@ const METADATA: [(&str, &str); 16] = [
     ("transfer-encoding", "chunked"),
 ];
 
+/// Flags; what comes before `/threads` and after; headers in addition to those of every request, or in their place.
+type Row<'a> = (Vec<&'a str>, &'a str, &'a str, Vec<(&'a str, &'a str)>);
+
 #[tokio::test]
 async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_only_what_is_allowed() {
     let always = [("accept", "application/json"), ("openai-beta", "assistants=v2")];
     let passed = &METADATA[2..8];
     let own_key = ["--upstream-api-key", "own"];
-    // Flags; what comes before `/threads` and after; headers in addition to those above, or in their place.
-    type Row<'a> = (Vec<&'a str>, &'a str, &'a str, Vec<(&'a str, &'a str)>);
     let table: Vec<Row> = vec![
         (vec![], "", "", vec![("authorization", "Bearer caller")]),
         (own_key.into(), "", "", vec![("authorization", "Bearer own")]),

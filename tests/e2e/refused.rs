@@ -77,7 +77,7 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             ..ListRunStepsRequest::default()
         })
     };
-    let table = [
+    let table = vec![
         (page(Some(0), 0), "limit"),
         (page(Some(-1), 0), "limit"),
         (page(Some(101), 0), "limit"),

@@ -166,7 +166,9 @@ async fn every_request_is_valid_under_the_published_schema() {
 
         // A list is in the query once per value.
         let mut sent = BTreeMap::<&str, Vec<&str>>::new();
-        query.iter().for_each(|(name, value)| sent.entry(name).or_default().push(value));
+        for (name, value) in &query {
+            sent.entry(name).or_default().push(value);
+        }
         for (name, values) in sent {
             let parameter = operation["parameters"].as_array().expect("parameters").iter().find(|it| it["name"] == *name);
             let schema = &parameter.unwrap_or_else(|| panic!("{target}: no parameter {name}"))["schema"];
@@ -205,8 +207,8 @@ async fn every_call_takes_the_route_that_its_comment_says() {
     for rpc in contract.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
         let file = rpc.parent_file();
         let info = file.file_descriptor_proto().source_code_info.as_ref().expect("comments");
-        let comment = info.location.iter().find(|it| it.path == rpc.path()).expect(rpc.name()).leading_comments();
         let Some(call) = calls.get(rpc.name()) else { continue };
+        let comment = info.location.iter().find(|it| it.path == rpc.path()).expect("a comment").leading_comments();
         let last = comment.trim().lines().last().unwrap_or_default().trim();
         let (method, route) = last.strip_prefix("REST: ").and_then(|it| it.split_once(' ')).expect("REST: METHOD /route");
         let seen = arriving(call).await;
