@@ -85,6 +85,8 @@ pub enum Error {
     },
     /// The caller's deadline passed.
     DeadlineExceeded,
+    /// The gateway does not know the caller.
+    NotAdmitted,
     /// The gateway is shutting down, or the connection has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
@@ -164,7 +166,11 @@ impl Error {
             Self::Rejected(rejection) => matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota(),
             Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded { .. } | Self::Draining => true,
             Self::Interrupted { error, .. } => error.may_pass(),
-            Self::Invalid { .. } | Self::DeadlineExceeded | Self::OutputsMissing { .. } | Self::OutputsTooLarge { .. } => false,
+            Self::Invalid { .. }
+            | Self::NotAdmitted
+            | Self::DeadlineExceeded
+            | Self::OutputsMissing { .. }
+            | Self::OutputsTooLarge { .. } => false,
         }
     }
 
@@ -256,6 +262,10 @@ impl Error {
                 let message =
                     "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
                 Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, message.to_owned())
+            }
+            Self::NotAdmitted => {
+                let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
+                Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message.to_owned())
             }
             Self::Draining => {
                 Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
@@ -431,6 +441,7 @@ impl fmt::Display for Log<'_> {
             Error::Lost { outcome, cause, .. } => write!(out, "no answer ({outcome:?}): {cause}"),
             Error::Unusable { what } => write!(out, "unusable answer: {what}"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
+            Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),
             Error::Overloaded { what } => write!(out, "overloaded: {what}"),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),

@@ -10,6 +10,7 @@
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
+//! | [`watched`] | what is read from files that may change: certificates, keys, tokens |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
@@ -35,3 +36,4 @@ pub mod rest;
 pub mod server;
 pub mod service;
 pub mod v1;
+pub mod watched;

@@ -6,7 +6,7 @@ use clap::Args;
 use http::HeaderName;
 use humantime::Duration;
 
-use super::{limits::LimitArgs, streams::StreamArgs};
+use super::{access::AccessArgs, limits::LimitArgs, streams::StreamArgs};
 
 /// Headers that say how a message stands on its connection. Whoever sets them from outside makes another request of it than was meant.
 pub(super) const FRAMING: [&str; 11] = [
@@ -67,6 +67,9 @@ pub(super) struct GatewayArgs {
     /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
     #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
     pub(super) log: String,
+
+    #[command(flatten)]
+    pub(super) access: AccessArgs,
 
     #[command(flatten)]
     pub(super) limits: LimitArgs,

@@ -5,6 +5,7 @@
 //! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever can reach the port unless that was asked for by
 //! name. What is wrong is one line, which never holds a key.
 
+mod access;
 mod embedded_args;
 mod gateway;
 mod limits;
@@ -14,10 +15,11 @@ mod upstream;
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use secrecy::SecretString;
 use url::Url;
 
+pub use self::access::AccessConfig;
 use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
     embedded,
@@ -111,6 +113,8 @@ pub struct Serve {
     pub limits: Limits,
     /// The limits of streams.
     pub streams: StreamLimits,
+    /// Who may call.
+    pub access: AccessConfig,
 }
 
 /// The configuration of `dev`.
@@ -143,6 +147,7 @@ impl Serve {
             log: gateway.log,
             limits: gateway.limits.into(),
             streams: gateway.streams.into(),
+            access: gateway.access.into(),
         }
     }
 
@@ -161,13 +166,21 @@ impl TryFrom<ServeArgs> for Serve {
 
     fn try_from(args: ServeArgs) -> Result<Self, Invalid> {
         let (listen, key, auth) = (args.gateway.listen, args.upstream.key()?, args.upstream.auth()?);
-        if key.is_some() && !args.allow_anonymous && !listen.ip().is_loopback() {
+        let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
+        if key.is_some() && open && !args.allow_anonymous {
             return Err(Invalid(format!(
-                "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: listen on a loopback \
-                 address, or allow it by --allow-anonymous"
+                "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
+                 --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
         let credential = auth.header();
+        if key.is_none() && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
+            return Err(Invalid(
+                "with --tokens-file callers' authorization is a token of this gateway, not a key of the upstream: give the \
+                 gateway a key of its own by --upstream-api-key-file"
+                    .to_owned(),
+            ));
+        }
         if let Some(name) = args.gateway.forward_metadata.iter().find(|name| key.is_some() && **name == credential) {
             return Err(Invalid(format!("--forward-metadata {name} would replace the gateway's own key by the caller's")));
         }
@@ -245,6 +258,9 @@ mod tests {
             "--upstream-api-key k --listen [::]:1",
             "--upstream-api-key k --forward-metadata authorization",
             "--upstream-api-key-file /nonexistent/key",
+            "--tokens-file tokens",
+            "--upstream-api-key k --tls-cert-file c",
+            "--upstream-api-key k --tls-client-ca-file c",
             "--upstream-profile azure",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
@@ -254,6 +270,14 @@ mod tests {
         for flags in refused {
             let line = serve(flags).expect_err(flags).to_string();
             assert!(!line.contains("secret"), "{line}");
+        }
+        let tls = "--tls-cert-file c --tls-key-file k --tls-client-ca-file a --allowed-client spiffe://d/s";
+        let admitted = [
+            "--upstream-api-key k --listen 0.0.0.0:1 --tokens-file tokens",
+            &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
+        ];
+        for flags in admitted {
+            serve(flags).expect(flags);
         }
         for flags in ["--upstream-api-key k --listen 0.0.0.0:1 --allow-anonymous", "--listen 0.0.0.0:1", "--upstream-api-key k"] {
             serve(flags).expect(flags);

@@ -28,7 +28,10 @@ use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
 use tracing::{Instrument, Span};
 
-use super::deadline;
+use super::{
+    access::{Access, Peer},
+    deadline,
+};
 
 /// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
 /// for what should not be begun, or not be waited for.
@@ -84,6 +87,8 @@ impl fmt::Debug for LastWords {
 #[derive(Clone)]
 pub(super) struct Calls {
     pub(super) routes: Routes,
+    pub(super) access: Access,
+    pub(super) peer: Peer,
     pub(super) max_deadline: Duration,
     /// Cuts them all.
     pub(super) end: CancellationToken,
@@ -100,10 +105,11 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let timeout = deadline::take(request.headers_mut());
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
         let call = Call::begin(self, request.uri().path(), deadline);
+        let admitted = self.access.admit(&self.peer, request.uri().path(), request.headers()).map_err(|error| error.status());
         let routes = self.routes.clone();
         let span = call.span.clone();
         let answer = async move {
-            match timeout {
+            match admitted.and(timeout) {
                 Ok(_) => Ok(call.answer(routes, request).await),
                 Err(status) => Ok(call.refuse(status)),
             }

@@ -18,8 +18,9 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 
-use super::{Server, call::Calls};
+use super::{Server, access::Peer, call::Calls};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -34,16 +35,23 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    // Under one limit, since all of it is a stranger's time: TLS, when there is any, accepts the stream here; then the preface.
-    let io = match timeout(limits.handshake, preface(stream)).await {
-        Ok(Ok(io)) => io,
+    // Under one limit, since all of it is a stranger's time.
+    let (io, peer) = match timeout(limits.handshake, handshake(stream, server)).await {
+        Ok(Ok(shaken)) => shaken,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
     };
 
     let open = watch::Sender::new(0);
     let end = server.end.child_token();
-    let calls = Calls { routes: server.routes.clone(), max_deadline: limits.deadline, end: end.clone(), open: open.clone() };
+    let calls = Calls {
+        routes: server.routes.clone(),
+        access: server.access.clone(),
+        peer,
+        max_deadline: limits.deadline,
+        end: end.clone(),
+        open: open.clone(),
+    };
     let mut connection = pin!(server.http2.serve_connection(TokioIo::new(io), calls));
 
     let grace = select! {
@@ -65,9 +73,28 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
     _ = timeout(FLUSH, connection).await;
 }
 
+/// TLS, if there is any, and the client's preface.
+async fn handshake(stream: TcpStream, server: &Server) -> io::Result<(Box<dyn Io>, Peer)> {
+    let Some(tls) = &server.tls else {
+        let (read, write) = stream.into_split();
+        return Ok((Box::new(preface(read, write).await?), Peer::default()));
+    };
+    let stream = TlsAcceptor::from(tls.get()).accept(stream).await?;
+    let peer = Peer::new(stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()));
+    let (read, write) = tokio::io::split(stream);
+    Ok((Box::new(preface(read, write).await?), peer))
+}
+
+/// A connection in the clear or by TLS.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
 /// Waits for the preface and puts it back in front. hyper reads it, too, but without a limit and without saying when it has.
-async fn preface(stream: TcpStream) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
-    let (mut read, write) = stream.into_split();
+async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    mut read: R,
+    write: W,
+) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
     let mut start = [0; PREFACE.len()];
     read.read_exact(&mut start).await?;
     if start != *PREFACE {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `limits` | everything that is bounded, and the bounds |
 //! | `routes` | health and reflection beside the gateway's services |
+//! | `access` | who may call |
+//! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
 //!
@@ -13,11 +15,13 @@
 //! Why not tonic's own transport server: its age limit cuts without GOAWAY, its streams are unlimited, its handshakes have no limit,
 //! and a drain waits for open streams for ever.
 
+mod access;
 mod call;
 mod connection;
 mod deadline;
 mod limits;
 mod routes;
+mod tls;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -29,13 +33,18 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
+use crate::watched::Watched;
+
 pub use self::{
+    access::{Access, Tokens},
     call::{Cut, Deadline, LastWords},
     limits::Limits,
     routes::{Health, routes},
+    tls::TlsFiles,
 };
 
 /// Time to wait when no connection can be accepted for want of something that only others can give back, such as descriptors.
@@ -44,11 +53,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
 /// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
 /// that at the latest.
-pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, health: Health, shutdown: CancellationToken) {
+pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
+    let Served { routes, health, access, tls } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         http2: http2(&limits, Tasks(tasks.clone())),
         routes,
+        access,
+        tls,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
         limits,
@@ -76,8 +88,23 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, health
     tracing::info!("drained");
 }
 
+/// What is served, and to whom.
+#[derive(Debug)]
+pub struct Served {
+    /// The services.
+    pub routes: Routes,
+    /// What health says.
+    pub health: Health,
+    /// Who may call.
+    pub access: Access,
+    /// TLS; without it connections are in the clear.
+    pub tls: Option<Watched<ServerConfig>>,
+}
+
 /// What all connections share.
 struct Server {
+    access: Access,
+    tls: Option<Watched<ServerConfig>>,
     limits: Limits,
     http2: http2::Builder<Tasks>,
     routes: Routes,

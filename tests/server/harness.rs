@@ -17,7 +17,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use runs_gateway::server::{Limits, routes, serve};
+use runs_gateway::server::{Access, Limits, Served, routes, serve};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
@@ -62,7 +62,8 @@ impl Gateway {
         services.add_service(Script(sender));
         let (routes, health) = routes(services).await;
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listener, routes, limits, health, shutdown.clone()));
+        let served = Served { routes, health, access: Access::default(), tls: None };
+        let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
         Self { address, shutdown, served, calls }
     }
 

@@ -1,0 +1,90 @@
+//! The flags that say who may call, and how the listener shows who it is.
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::Args;
+use humantime::Duration;
+
+use super::Invalid;
+use crate::{
+    server::{self, TlsFiles, Tokens},
+    watched::Watched,
+};
+
+/// The flags.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Access")]
+pub(super) struct AccessArgs {
+    /// A file of tokens that admit callers: SHA-256 hashes, one a line, as `printf %s TOKEN | sha256sum` prints them.
+    #[arg(long, env = "RUNS_GATEWAY_TOKENS_FILE")]
+    tokens_file: Option<PathBuf>,
+
+    /// The listener's certificate chain, PEM. With it, connections are by TLS only.
+    #[arg(long, env = "RUNS_GATEWAY_TLS_CERT_FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+
+    /// The listener's private key, PEM.
+    #[arg(long, env = "RUNS_GATEWAY_TLS_KEY_FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+
+    /// The CA that signs clients' certificates, PEM. With it, callers must show a certificate (or a token, if there is a file of tokens).
+    #[arg(long, env = "RUNS_GATEWAY_TLS_CLIENT_CA_FILE", requires = "tls_cert_file")]
+    tls_client_ca_file: Option<PathBuf>,
+
+    /// A name that admits a client certificate: a DNS or URI subject alternative name, such as `spiffe://domain/service`, or the common name.
+    /// May be given more than once. Without any, every certificate of the CA is admitted.
+    #[arg(long = "allowed-client", env = "RUNS_GATEWAY_ALLOWED_CLIENTS", value_delimiter = ',', requires = "tls_client_ca_file")]
+    allowed_clients: Vec<String>,
+
+    /// How often files of keys, certificates and tokens are looked at for changes.
+    #[arg(long, env = "RUNS_GATEWAY_RELOAD_INTERVAL", default_value = "5s")]
+    reload_interval: Duration,
+}
+
+/// Who may call.
+#[derive(Debug, Clone)]
+pub struct AccessConfig {
+    /// Hashes of tokens.
+    pub tokens_file: Option<PathBuf>,
+    /// Names in client certificates; `None` if certificates are not asked for.
+    pub clients: Option<Arc<[String]>>,
+    /// TLS for the listener.
+    pub tls: Option<TlsFiles>,
+    /// How often files are looked at for changes.
+    pub reload_interval: std::time::Duration,
+}
+
+impl AccessArgs {
+    /// Whether callers are told apart at all.
+    pub(super) fn is_closed(&self) -> bool {
+        self.has_tokens() || self.tls_client_ca_file.is_some()
+    }
+
+    pub(super) fn has_tokens(&self) -> bool {
+        self.tokens_file.is_some()
+    }
+}
+
+impl AccessConfig {
+    /// Reads what it names. Has to be called in a runtime.
+    pub fn open(&self) -> Result<server::Access, Invalid> {
+        let watch = |path: PathBuf| {
+            Watched::new(vec![path], self.reload_interval, |contents| Tokens::parse(contents.first().map_or(&[], Vec::as_slice)))
+        };
+        let tokens = self.tokens_file.clone().map(watch).transpose().map_err(Invalid)?;
+        Ok(server::Access { tokens, clients: self.clients.clone() })
+    }
+}
+
+impl From<AccessArgs> for AccessConfig {
+    fn from(args: AccessArgs) -> Self {
+        let clients = args.tls_client_ca_file.is_some().then(|| args.allowed_clients.into());
+        let tls = args.tls_cert_file.zip(args.tls_key_file).map(|(certificate, key)| TlsFiles {
+            certificate,
+            key,
+            client_ca: args.tls_client_ca_file,
+            client_optional: args.tokens_file.is_some(),
+        });
+        Self { tokens_file: args.tokens_file, clients, tls, reload_interval: *args.reload_interval }
+    }
+}

@@ -1,0 +1,187 @@
+//! Who may call: the one place that decides.
+//!
+//! Must hold: with a key of the gateway's own, a call is admitted only if its caller is known by a token or by a client certificate, or if it was
+//! said by name that anybody may call. Without one the caller's own credential is passed on, and the upstream decides. Health and reflection
+//! give nothing away and are open to all.
+//!
+//! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time against all of them: neither a core dump nor a
+//! stopwatch tells one.
+
+use std::{fmt, sync::Arc};
+
+use http::{HeaderMap, header};
+use subtle::ConstantTimeEq as _;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::{error::Error, watched::Watched};
+
+/// The services that are guarded.
+const GUARDED: &str = "/runsgateway.";
+
+/// How callers are told apart.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// Tokens that are admitted, as `authorization: Bearer TOKEN`.
+    pub tokens: Option<Watched<Tokens>>,
+    /// Names in client certificates that are admitted: subject alternative names (DNS or URI, such as `spiffe://domain/service`) or common
+    /// names. An empty list admits every certificate that the client CA signed. `None`: certificates are not asked for.
+    pub clients: Option<Arc<[String]>>,
+}
+
+/// Hashes of the tokens that are admitted.
+#[derive(Clone, Default)]
+pub struct Tokens(Vec<[u8; 32]>);
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} tokens", self.0.len())
+    }
+}
+
+impl Tokens {
+    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN | sha256sum` prints it; what follows it on its
+    /// line, empty lines and lines that begin with `#` are for people.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|_| "the tokens are not text".to_owned())?;
+        let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let parse = |(at, line): (usize, &str)| {
+            let word = line.split_whitespace().next().unwrap_or_default();
+            hash(word).ok_or_else(|| format!("line {} of the tokens does not begin with a SHA-256 hash", at + 1))
+        };
+        lines.map(parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn admit(&self, token: &[u8]) -> bool {
+        let digest = ring::digest::digest(&ring::digest::SHA256, token);
+        let found = self.0.iter().fold(subtle::Choice::from(0), |found, known| found | known[..].ct_eq(digest.as_ref()));
+        found.into()
+    }
+}
+
+fn hash(hex: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if hex.len() != 64 || !hex.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// What is known of the other side of a connection: the names in its certificate, if it has shown one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Peer {
+    names: Option<Arc<[String]>>,
+}
+
+impl Peer {
+    /// The peer whose certificate was verified in the handshake.
+    pub(super) fn new(certificate: Option<&CertificateDer<'_>>) -> Self {
+        Self { names: certificate.map(|certificate| names(certificate).into()) }
+    }
+}
+
+/// The names in a certificate.
+fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let alternative = alternative.iter().flat_map(|extension| &extension.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok().map(str::to_owned));
+    alternative.chain(common).collect()
+}
+
+impl Access {
+    /// Decides whether a call of `path` is admitted.
+    pub(super) fn admit(&self, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<(), Error> {
+        if !path.starts_with(GUARDED) || (self.tokens.is_none() && self.clients.is_none()) {
+            return Ok(());
+        }
+        let known_client = self
+            .clients
+            .as_ref()
+            .zip(peer.names.as_ref())
+            .is_some_and(|(allowed, names)| allowed.is_empty() || names.iter().any(|name| allowed.contains(name)));
+        let known_token = self.tokens.as_ref().zip(bearer(headers)).is_some_and(|(tokens, token)| tokens.get().admit(token));
+        if known_client || known_token { Ok(()) } else { Err(Error::NotAdmitted) }
+    }
+}
+
+/// The one bearer token of a call. Two are none: which of them would have been meant?
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, more) = (values.next()?.as_bytes(), values.next());
+    let (scheme, token) = value.split_at_checked(7)?;
+    (more.is_none() && scheme.eq_ignore_ascii_case(b"Bearer ")).then(|| token.trim_ascii())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `printf %s secret | sha256sum`
+    const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  -";
+    const PATH: &str = "/runsgateway.v1.RunService/GetRun";
+
+    fn access(tokens: Option<&str>, clients: Option<&[&str]>) -> Access {
+        Access {
+            tokens: tokens.map(|text| Watched::fixed(Tokens::parse(text.as_bytes()).expect("tokens"))),
+            clients: clients.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+        }
+    }
+
+    fn peer(names: Option<&[&str]>) -> Peer {
+        Peer { names: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()) }
+    }
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (header::AUTHORIZATION, value.parse().expect("a value"))).collect()
+    }
+
+    #[test]
+    fn a_caller_is_admitted_only_if_it_is_known() {
+        let spiffe: &[&str] = &["spiffe://mesh/ns/a/sa/b"];
+        let cases = [
+            ("nobody is asked", access(None, None), peer(None), headers(&[]), PATH, true),
+            ("a known token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret"]), PATH, true),
+            ("the scheme in lower case", access(Some(SECRET), None), peer(None), headers(&["bearer secret"]), PATH, true),
+            ("no token", access(Some(SECRET), None), peer(None), headers(&[]), PATH, false),
+            ("another token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret2"]), PATH, false),
+            ("the hash instead of the token", access(Some(SECRET), None), peer(None), headers(&[&SECRET[..64]]), PATH, false),
+            ("two tokens", access(Some(SECRET), None), peer(None), headers(&["Bearer secret", "Bearer x"]), PATH, false),
+            ("another scheme", access(Some(SECRET), None), peer(None), headers(&["Basic secret"]), PATH, false),
+            ("an empty token", access(Some(SECRET), None), peer(None), headers(&["Bearer "]), PATH, false),
+            ("no tokens are admitted", access(Some("# none"), None), peer(None), headers(&["Bearer secret"]), PATH, false),
+            ("health is open", access(Some(SECRET), None), peer(None), headers(&[]), "/grpc.health.v1.Health/Check", true),
+            ("a named client", access(None, Some(spiffe)), peer(Some(spiffe)), headers(&[]), PATH, true),
+            ("another client", access(None, Some(spiffe)), peer(Some(&["spiffe://mesh/ns/a/sa/c"])), headers(&[]), PATH, false),
+            ("any client of the CA", access(None, Some(&[])), peer(Some(&["x"])), headers(&[]), PATH, true),
+            ("no certificate", access(None, Some(&[])), peer(None), headers(&[]), PATH, false),
+            (
+                "a token instead of a certificate",
+                access(Some(SECRET), Some(spiffe)),
+                peer(None),
+                headers(&["Bearer secret"]),
+                PATH,
+                true,
+            ),
+        ];
+        for (case, access, peer, headers, path, admitted) in cases {
+            assert_eq!(access.admit(&peer, path, &headers).is_ok(), admitted, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_tokens_is_hashes_and_words_for_people() {
+        let text = format!("# who may call\n\n{SECRET}\n{} the batch job\n", &SECRET[..64].to_uppercase());
+        assert_eq!(Tokens::parse(text.as_bytes()).expect("tokens").0.len(), 2);
+        for wrong in ["secret", "2bb80d", &"zz".repeat(32), "ä"] {
+            let error = Tokens::parse(wrong.as_bytes()).expect_err(wrong);
+            assert!(!error.contains(wrong), "{error}");
+        }
+    }
+}

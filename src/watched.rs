@@ -1,0 +1,93 @@
+//! What is read from files that may change while the gateway runs: keys, certificates, tokens.
+//!
+//! Must hold: a file that is changed takes effect within the interval, without a restart; one that cannot be read or understood changes nothing
+//! and is logged. Contents are compared, not times: mounted secrets are swapped as links, and some tools keep times.
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+
+/// A value made of files' contents. Cheap to clone; clones see the same value.
+#[derive(Debug)]
+pub struct Watched<T>(Arc<ArcSwap<T>>);
+
+impl<T> Clone for Watched<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Send + Sync + 'static> Watched<T> {
+    /// A value that does not change.
+    pub fn fixed(value: T) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(value)))
+    }
+
+    /// Reads `files` and makes a value of their contents with `make`; again, every `interval`, whenever a content has changed. Has to be
+    /// called in a runtime. What is wrong is told in words that hold nothing of the files.
+    pub fn new(
+        files: Vec<PathBuf>,
+        interval: Duration,
+        make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
+        let contents = read(&files)?;
+        let value = Self::fixed(make(&contents)?);
+        tokio::spawn(keep(Arc::downgrade(&value.0), files, contents, interval, Arc::new(make)));
+        Ok(value)
+    }
+
+    /// The value as it is now.
+    pub fn get(&self) -> Arc<T> {
+        self.0.load_full()
+    }
+}
+
+/// Looks at the files for as long as anybody has the value.
+async fn keep<T: Send + Sync + 'static>(
+    value: Weak<ArcSwap<T>>,
+    files: Vec<PathBuf>,
+    mut contents: Vec<Vec<u8>>,
+    interval: Duration,
+    make: Arc<impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static>,
+) {
+    let mut refused = None;
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(value) = value.upgrade() else { return };
+        let files = files.clone();
+        // Files may stand on a network; the threads that serve calls do not wait for it.
+        let Ok(now) = tokio::task::spawn_blocking(move || read(&files)).await else { return };
+        let made = match now {
+            Ok(now) if now == contents || refused.as_ref() == Some(&now) => continue,
+            Ok(now) => match make(&now) {
+                Ok(made) => {
+                    contents = now;
+                    Ok(made)
+                }
+                Err(error) => {
+                    // Told once, not at every look.
+                    refused = Some(now);
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok(made) => {
+                value.store(Arc::new(made));
+                tracing::info!("configuration files have changed and were read again");
+            }
+            Err(error) => tracing::warn!(error, "configuration files cannot be used: what was read before stays"),
+        }
+    }
+}
+
+fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
+    let read = |path: &PathBuf| fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()));
+    files.iter().map(read).collect()
+}
