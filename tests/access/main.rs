@@ -1,0 +1,176 @@
+//! Who may call, over real sockets: tokens, client certificates, and files that change under a running gateway.
+
+mod certificates;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{fs, time::Duration};
+
+use certificates::Authority;
+use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
+use support::{
+    gateway::{Gateway, spawn_gateway},
+    upstream::{Answer, Upstream},
+};
+use tempfile::TempDir;
+use tonic::{
+    Code, Request, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+use tonic_types::StatusExt as _;
+
+/// `printf %s secret | sha256sum`, and the same of `other`.
+const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+const OTHER: &str = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa";
+
+async fn upstream() -> Upstream {
+    Upstream::answering(|_| Answer::json(200, r#"{"id":"run_1","object":"thread.run"}"#)).await
+}
+
+fn write(folder: &TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("a file");
+    path.display().to_string()
+}
+
+async fn get_run(channel: Channel, token: Option<&str>) -> Result<(), Status> {
+    let mut request = Request::new(GetRunRequest { thread_id: "thread_1".to_owned(), run_id: "run_1".to_owned() });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a value"));
+    }
+    RunServiceClient::new(channel).get_run(request).await.map(|_| ())
+}
+
+/// Calls until the answer is as wanted. A file's change is seen within the interval, not at once.
+async fn until<F: Future<Output = Result<(), Status>>>(wanted: Result<(), Code>, call: impl Fn() -> F) {
+    let tries = async {
+        while call().await.map_err(|status| status.code()) != wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), tries).await.expect("the change takes effect");
+}
+
+#[tokio::test]
+async fn a_caller_is_known_by_its_token_which_the_upstream_never_sees() {
+    let (folder, upstream) = (TempDir::new().expect("a folder"), upstream().await);
+    let tokens = write(&folder, "tokens", &format!("{SECRET} the batch job\n"));
+    let flags = ["--upstream-api-key", "sk-own", "--tokens-file", &tokens, "--reload-interval", "20ms"];
+    let gateway = spawn_gateway(&upstream.url(), &flags).await;
+
+    get_run(gateway.channel(), Some("secret")).await.expect("a known token");
+    assert_eq!(upstream.requests()[0].header("authorization"), Some("Bearer sk-own"));
+    for token in [None, Some("other"), Some("")] {
+        let status = get_run(gateway.channel(), token).await.expect_err("an unknown caller");
+        assert_eq!(status.code(), Code::Unauthenticated, "{token:?}");
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("CALLER_NOT_ADMITTED"));
+    }
+    assert_eq!(upstream.requests().len(), 1, "who is not admitted reaches nothing");
+
+    // One token goes, another comes; a file that cannot be used changes nothing.
+    fs::write(&tokens, format!("{OTHER}\n")).expect("a file");
+    until(Err(Code::Unauthenticated), || get_run(gateway.channel(), Some("secret"))).await;
+    get_run(gateway.channel(), Some("other")).await.expect("the new token");
+    fs::write(&tokens, "nonsense\n").expect("a file");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    get_run(gateway.channel(), Some("other")).await.expect("what was read before stays");
+    gateway.drain().await;
+}
+
+struct Tls {
+    folder: TempDir,
+    certificate: String,
+    key: String,
+}
+
+impl Tls {
+    fn new(authority: &Authority) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let (certificate, key) = authority.server("localhost");
+        let (certificate, key) = (write(&folder, "tls.crt", &certificate), write(&folder, "tls.key", &key));
+        Self { folder, certificate, key }
+    }
+
+    fn replace(&self, authority: &Authority) {
+        let (certificate, key) = authority.server("localhost");
+        // The key first, then the certificate: what stands between the two does not fit together and changes nothing.
+        fs::write(&self.key, key).expect("a file");
+        fs::write(&self.certificate, certificate).expect("a file");
+    }
+}
+
+/// A new connection by TLS.
+async fn connect(gateway: &Gateway, authority: &Authority, client: Option<&(String, String)>) -> Result<Channel, Status> {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem())).domain_name("localhost");
+    if let Some((certificate, key)) = client {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    let endpoint = Endpoint::from_shared(format!("https://{}", gateway.address())).expect("a URL").tls_config(tls).expect("TLS");
+    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
+}
+
+async fn call(gateway: &Gateway, authority: &Authority, client: Option<&(String, String)>) -> Result<(), Status> {
+    get_run(connect(gateway, authority, client).await?, None).await
+}
+
+#[tokio::test]
+async fn a_changed_certificate_is_shown_by_the_next_handshake_and_open_connections_go_on() {
+    let (first, second, upstream) = (Authority::new(), Authority::new(), upstream().await);
+    let tls = Tls::new(&first);
+    let flags = ["--tls-cert-file", &tls.certificate, "--tls-key-file", &tls.key, "--reload-interval", "20ms"];
+    let gateway = spawn_gateway(&upstream.url(), &flags).await;
+
+    let open = connect(&gateway, &first, None).await.expect("a connection");
+    get_run(open.clone(), None).await.expect("an answer");
+    call(&gateway, &second, None).await.expect_err("a certificate of another CA");
+    get_run(gateway.channel(), None).await.expect_err("a connection in the clear");
+
+    tls.replace(&second);
+    until(Ok(()), || call(&gateway, &second, None)).await;
+    get_run(open, None).await.expect("an answer on the old connection");
+    gateway.drain().await;
+}
+
+#[tokio::test]
+async fn a_caller_is_known_by_a_name_in_its_certificate() {
+    let (authority, stranger, upstream) = (Authority::new(), Authority::new(), upstream().await);
+    let tls = Tls::new(&authority);
+    let ca = write(&tls.folder, "ca.crt", authority.pem());
+    let flags = [
+        "--upstream-api-key",
+        "sk-own",
+        "--tls-cert-file",
+        &tls.certificate,
+        "--tls-key-file",
+        &tls.key,
+        "--tls-client-ca-file",
+        &ca,
+        "--allowed-client",
+        "spiffe://mesh/ns/shop/sa/cart,cart.shop",
+    ];
+    let gateway = spawn_gateway(&upstream.url(), &flags).await;
+
+    for name in ["spiffe://mesh/ns/shop/sa/cart", "cart.shop"] {
+        call(&gateway, &authority, Some(&authority.client(name))).await.unwrap_or_else(|status| panic!("{name}: {status}"));
+    }
+    for name in ["spiffe://mesh/ns/shop/sa/other", "cart", "other.cart.shop"] {
+        let status = call(&gateway, &authority, Some(&authority.client(name))).await.expect_err(name);
+        assert_eq!(status.code(), Code::Unauthenticated, "{name}");
+    }
+    for client in [None, Some(stranger.client("cart.shop"))] {
+        let status = call(&gateway, &authority, client.as_ref()).await.expect_err("no certificate of the CA");
+        assert_ne!(status.code(), Code::Unauthenticated, "the handshake fails");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+    gateway.drain().await;
+}
+
+#[test]
+fn the_hashes_are_those_of_the_tokens() {
+    for (token, hash) in [("secret", SECRET), ("other", OTHER)] {
+        let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, hash, "{token}");
+    }
+}
