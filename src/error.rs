@@ -238,7 +238,8 @@ impl Error {
                 let verdict = error.verdict();
                 let resumable = !resume.run_id.is_empty() && (error.may_pass() || matches!(**error, Self::DeadlineExceeded));
                 let hint = if resumable { "; resume by WatchRun" } else { "" };
-                let message = format!("{}{hint}", verdict.message);
+                // Calling again would be another run.
+                let message = format!("{}{hint}", verdict.message.trim_end_matches(again));
                 Verdict { message, ..verdict }
             }
         }

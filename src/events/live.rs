@@ -115,11 +115,11 @@ impl Streams {
 fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         if let Some(event) = first {
-            reader.progress.sent(&event);
+            reader.sends(&event);
             yield event;
         }
         while let Some(event) = next(&mut reader).await? {
-            reader.progress.sent(&event);
+            reader.sends(&event);
             yield event;
         }
         reader.source = None;
@@ -128,7 +128,6 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
                 yield event?;
             }
         }
-        reader.settle();
     }
 }
 
@@ -136,18 +135,15 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
 async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
     let told = reader.progress.is_told();
     let limits = &reader.streams.limits;
-    // The timer runs only while a read is pending: a slow reader does not make a silent stream.
-    let silence = if told { limits.linger } else { limits.idle };
     let Some(source) = &mut reader.source else { return Ok(None) };
-    let frame = match timeout(silence, source.stream.next()).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) => return Ok(None),
-        Ok(Err(cut)) => {
-            tracing::warn!(cause = cut.0, "the upstream's stream was cut");
-            return Ok(None);
-        }
-        Err(_) => {
-            tracing::debug!(?silence, told, "the upstream's stream is silent");
+    let next = source.stream.next(limits.idle);
+    // After the run's last event only `done` is to come, and some upstreams never send it.
+    let next = if told { timeout(limits.linger, next).await.unwrap_or(Ok(None)) } else { next.await };
+    let frame = match next {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Ok(None),
+        Err(cut) => {
+            tracing::warn!(cause = cut.0, told, "the upstream's stream was cut");
             return Ok(None);
         }
     };
@@ -159,11 +155,7 @@ async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
             let event = RunEvent { r#type: RunEventType::Done.into(), payload: None, synthesized: false };
             Ok(told.then_some(event))
         }
-        Received::Error(data) => {
-            let error = reader.interrupted(error_event(&data));
-            reader.settle();
-            Err(error)
-        }
+        Received::Error(data) => Err(reader.interrupted(error_event(&data))),
     }
 }
 
@@ -184,8 +176,10 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
                 break snapshot;
             }
             for event in changes.to(&snapshot) {
-                reader.progress.sent(&event);
-                yield event;
+                if !reader.progress.has(&event) {
+                    reader.sends(&event);
+                    yield event;
+                }
             }
         };
         drop(watch);
@@ -193,7 +187,7 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
             yield synthesized(RunEventType::Gap, Payload::Gap(gap));
         }
         let event = run_event(last.run.clone());
-        reader.progress.sent(&event);
+        reader.sends(&event);
         yield event;
     }
 }

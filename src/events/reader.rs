@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::Error,
     rest::{Caller, EventStream},
-    v1::CancelRunRequest,
+    v1::{CancelRunRequest, RunEvent},
 };
 
 /// Pauses between attempts to cancel.
@@ -47,20 +47,30 @@ impl Reader {
         Self { streams: streams.clone(), caller: caller.clone(), progress, source: None, cancel: options.cancel_on_disconnect }
     }
 
-    /// The run came to its end, or there is none: nothing is to be cancelled any more.
+    /// Notes an event that is sent now. Who leaves after the run's last state, or the one in which another call has to answer it, has all that
+    /// such a stream is for.
+    pub(super) fn sends(&mut self, event: &RunEvent) {
+        self.progress.sent(event);
+        if self.progress.is_told() {
+            self.settle();
+        }
+    }
+
+    /// The stream came to its end: nothing is to be cancelled any more.
     pub(super) fn settle(&mut self) {
         self.cancel = false;
     }
 
-    /// The error that ends this stream: it says how to resume.
-    pub(super) fn interrupted(&self, error: impl Into<Arc<Error>>) -> Error {
+    /// The error that ends this stream: it says how to resume. The reader did not leave.
+    pub(super) fn interrupted(&mut self, error: impl Into<Arc<Error>>) -> Error {
+        self.settle();
         Error::Interrupted { error: error.into(), resume: self.progress.resume() }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if !self.cancel || self.progress.is_terminal() {
+        if !self.cancel || self.progress.is_terminal() || self.progress.is_handed_over() {
             return;
         }
         let farewell = Farewell {
@@ -91,6 +101,7 @@ struct Farewell {
 impl Farewell {
     async fn cancel(mut self) {
         self.find_run().await;
+        self.source = None;
         let resume = self.progress.resume();
         if resume.run_id.is_empty() {
             tracing::warn!("a run whose reader left cannot be cancelled: the upstream did not name it");
@@ -111,7 +122,7 @@ impl Farewell {
     /// Reads on until the run is known.
     async fn find_run(&mut self) {
         while let Some(source) = self.source.as_mut().filter(|_| self.progress.resume().run_id.is_empty()) {
-            match source.stream.next().await {
+            match source.stream.next(self.streams.limits.idle).await {
                 Ok(Some(frame)) => {
                     if let Received::Event(event) = received(&frame) {
                         self.progress.sent(&event);
