@@ -27,7 +27,8 @@ async fn every_recorded_stream_arrives_whole_in_whatever_pieces_it_comes() {
     let Ok(folder) = std::env::var("RUNS_RECORDINGS") else {
         return println!("RUNS_RECORDINGS is not set: nothing is replayed");
     };
-    let seed = std::env::var("RUNS_SEED").map_or_else(|_| RandomState::new().hash_one(()), |seed| seed.parse().expect("a number"));
+    let seed =
+        std::env::var("RUNS_SEED").map_or_else(|_| RandomState::new().hash_one(()), |seed| seed.parse().expect("a number"));
     println!("RUNS_SEED={seed}");
     let mut random = Random(seed | 1);
     let mut streams: Vec<_> = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()).collect();
@@ -54,7 +55,8 @@ async fn every_recorded_stream_arrives_whole_in_whatever_pieces_it_comes() {
                 assert_eq!(event.r#type().as_str_name(), kind);
                 assert!(!event.synthesized);
                 if event.r#type() != RunEventType::Done {
-                    let [got, sent] = [json_of(event), data.clone()].map(|text| without_nothing(serde_json::from_str(&text).expect("JSON")));
+                    let [got, sent] =
+                        [json_of(event), data.clone()].map(|text| without_nothing(serde_json::from_str(&text).expect("JSON")));
                     assert_eq!(got, sent, "{name}");
                 }
             }
@@ -81,13 +83,19 @@ impl Recorded {
         let uri = recording["request"]["uri"].as_str().expect("a URI");
         let path = uri.split_once("/v1/").map(|(_, path)| format!("/{path}")).expect("a path below /v1");
         let mut body = recording["request"]["body"].clone();
+        if let Value::String(text) = &body {
+            body = serde_json::from_str(text).expect("JSON");
+        }
         // The gateway's own to say.
         assert_eq!(body.as_object_mut().expect("an object").remove("stream"), Some(Value::Bool(true)));
         Self { path, body: serde_json::to_vec(&body).expect("JSON") }
     }
 
     async fn replay(&self, gateway: &Gateway) -> Heard {
-        let segments: Vec<_> = self.path.split('/').skip(1).collect();
+        let (path, query) = self.path.split_once('?').unwrap_or((&self.path, ""));
+        let segments: Vec<_> = path.split('/').skip(1).collect();
+        let include = query.split('&').filter_map(|pair| pair.strip_prefix("include[]="));
+        let include: Vec<_> = include.map(|value| value.replace("%5B", "[").replace("%5D", "]").replace("%2A", "*")).collect();
         let mut runs = gateway.runs();
         let answer = match segments[..] {
             ["threads", "runs"] => {
@@ -97,7 +105,8 @@ impl Recorded {
             }
             ["threads", thread_id, "runs"] => {
                 let run = Some(json::decode(&self.body).expect("a body"));
-                runs.stream_create_run(StreamCreateRunRequest { thread_id: thread_id.into(), run, ..Default::default() }).await
+                runs.stream_create_run(StreamCreateRunRequest { thread_id: thread_id.into(), run, include, ..Default::default() })
+                    .await
             }
             ["threads", thread_id, "runs", run_id, "submit_tool_outputs"] => {
                 let tool_outputs = Some(json::decode(&self.body).expect("a body"));

@@ -2,7 +2,7 @@
 //!
 //! All runs here are `run_1` on `thread_1`, unless a test needs more of them.
 
-use std::{collections::HashMap, fmt::Write as _, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use runs_gateway::{
@@ -140,12 +140,15 @@ impl Heard {
 
 /// A short name: `run.completed`, `unknown`, `heartbeat`; with `*` if the gateway made the event.
 pub(crate) fn name(event: &RunEvent) -> String {
-    let kind = event.r#type().as_str_name().trim_start_matches("RUN_EVENT_TYPE_").trim_start_matches("THREAD_");
-    let mut name = kind.to_lowercase().replace("run_step_", "step.").replace("run_", "run.").replace("message_", "message.");
+    let mut name = event.r#type().as_str_name().trim_start_matches("RUN_EVENT_TYPE_").to_lowercase();
+    for (long, short) in
+        [("thread_run_step_", "step."), ("thread_run_", "run."), ("thread_message_", "message."), ("thread_", "thread.")]
+    {
+        name = name.replace(long, short);
+    }
     if event.r#type() == RunEventType::Unspecified {
-        name.clear();
-        let kind = if matches!(event.payload, Some(Payload::Unknown(_))) { "unknown" } else { "other" };
-        let _ = write!(name, "{kind}");
+        let is_unknown = matches!(event.payload, Some(Payload::Unknown(_)));
+        name = if is_unknown { "unknown" } else { "other" }.to_owned();
     }
     if event.synthesized { name + "*" } else { name }
 }
@@ -186,5 +189,7 @@ pub(crate) fn resume(status: &Status) -> HashMap<String, String> {
 
 /// How to resume `run_1` after an event.
 pub(crate) fn resume_after(event: &str) -> HashMap<String, String> {
-    [("thread_id", "thread_1"), ("run_id", "run_1"), ("last_event", event)].map(|(name, value)| (name.into(), value.into())).into()
+    [("thread_id", "thread_1"), ("run_id", "run_1"), ("last_event", event)]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into()
 }
