@@ -89,8 +89,8 @@ impl Streams {
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((Opened::Stream(stream), _place)) => {
-                    reader.source = Some(Source { stream, _place });
+                Ok((Opened::Stream(stream), place)) => {
+                    reader.source = Some(Source { stream, _place: place });
                     Ok((reader, None))
                 }
                 Ok((Opened::Run(answer), _)) => Ok((reader, Some(run_event(answer.message)))),

@@ -339,8 +339,8 @@ impl Poller {
     /// The interval, up to a quarter shorter, so that pollers that began together do not stay together.
     fn jittered(&self, number: u64) -> Duration {
         let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
-        let shorter = self.interval - self.interval * u32::try_from(random).unwrap_or_default() / 1024;
-        shorter.max(self.shared.limits.floor)
+        let parts = 1024 - u32::try_from(random).unwrap_or_default();
+        (self.interval * parts / 1024).max(self.shared.limits.floor)
     }
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.

@@ -17,6 +17,7 @@ use crate::{error::Error, json, v1::Run};
 
 /// What a request for a stream gave.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and the larger variant is the usual one")]
 pub enum Opened {
     /// The stream.
     Stream(EventStream),

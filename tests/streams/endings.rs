@@ -73,8 +73,8 @@ fn gap(steps: &[&str], messages: &[&str]) -> Gap {
     Gap { run_step_ids: owned(steps), message_ids: owned(messages) }
 }
 
-fn endings() -> Vec<Ending> {
-    let missing = || gap(&["step_1"], &["msg_1"]);
+/// The run's last event was heard.
+fn after_the_last_event() -> Vec<Ending> {
     vec![
         Ending {
             given: "done after the run's last event",
@@ -91,6 +91,17 @@ fn endings() -> Vec<Ending> {
             then: |answer| answer.step(Step::Wait(Arc::default())),
             ..Ending::default()
         },
+    ]
+}
+
+/// The step and the message that [`begun`] began.
+fn missing() -> Gap {
+    gap(&["step_1"], &["msg_1"])
+}
+
+/// The connection was lost, and then the run turns out to be so.
+fn cuts() -> Vec<Ending> {
+    vec![
         Ending {
             given: "a cut in the middle of an event, and the run completed",
             then: |answer| answer.bytes("event: thread.message.completed\ndata: {\"id\":\"msg_").cut(),
@@ -169,6 +180,12 @@ fn endings() -> Vec<Ending> {
             status: (Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
             ..Ending::default()
         },
+    ]
+}
+
+/// The stream came to no good end for other reasons.
+fn other_endings() -> Vec<Ending> {
+    vec![
         Ending {
             given: "a clean end in the middle",
             polls: shown("completed", "completed"),
@@ -228,14 +245,16 @@ fn endings() -> Vec<Ending> {
 
 #[tokio::test]
 async fn however_the_upstreams_stream_ends_the_caller_sees_the_runs_end_or_how_to_go_on() {
-    for ending in endings() {
+    for ending in [after_the_last_event(), cuts(), other_endings()].into_iter().flatten() {
         println!("given {}", ending.given);
         let upstream = Upstream::start().await;
         let gateway = spawn_gateway(&upstream.url(), &[&FAST[..], ending.flags].concat()).await;
         // What was said is heard before what follows: a reset may overtake it.
         let heard_all = Arc::new(Notify::new());
         upstream.push((ending.then)(Answer::sse(ending.said.clone()).wait(&heard_all)));
-        ending.polls.into_iter().for_each(|poll| upstream.push(poll));
+        for poll in ending.polls {
+            upstream.push(poll);
+        }
 
         let mut stream = gateway.runs().stream_create_run(create()).await.expect("a stream").into_inner();
         let mut last = RunEvent::default();
@@ -305,8 +324,9 @@ async fn an_upstream_that_answers_with_the_run_alone_is_polled_for_the_rest() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     upstream.push(polled("queued"));
-    shown("in_progress", "in_progress").into_iter().for_each(|poll| upstream.push(poll));
-    shown("completed", "completed").into_iter().for_each(|poll| upstream.push(poll));
+    for poll in [shown("in_progress", "in_progress"), shown("completed", "completed")].into_iter().flatten() {
+        upstream.push(poll);
+    }
     let heard = hear(gateway.runs().stream_create_run(create()).await.expect("a stream").into_inner()).await;
     let names = ["run.queued*", "step.completed*", "step.in_progress*", "run.in_progress*", "gap*", "run.completed*"];
     assert_eq!((heard.names(), heard.status.code()), (names.map(String::from).to_vec(), Code::Ok));

@@ -31,7 +31,7 @@ pub(crate) async fn start(upstream: &str) -> Process {
 }
 
 impl Process {
-    /// Bytes of memory that it really has (VmRSS).
+    /// Bytes of memory that it really has (`VmRSS`).
     pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("running"))).expect("its status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");

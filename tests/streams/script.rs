@@ -147,8 +147,7 @@ pub(crate) fn name(event: &RunEvent) -> String {
         name = name.replace(long, short);
     }
     if event.r#type() == RunEventType::Unspecified {
-        let is_unknown = matches!(event.payload, Some(Payload::Unknown(_)));
-        name = if is_unknown { "unknown" } else { "other" }.to_owned();
+        name = String::from(if matches!(event.payload, Some(Payload::Unknown(_))) { "unknown" } else { "other" });
     }
     if event.synthesized { name + "*" } else { name }
 }

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-fn seconds(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos })
+fn time(seconds: i64, nanos: i32) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos }
 }
 
 #[tokio::test]
@@ -30,7 +30,9 @@ async fn it_returns_once_the_run_is_terminal_or_requires_action_if_that_is_asked
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     for (statuses, return_on_requires_action, last) in cases {
-        statuses.iter().for_each(|status| upstream.push(polled(status)));
+        for status in statuses {
+            upstream.push(polled(status));
+        }
         let run = soon(gateway.runs().wait_run(WaitRunRequest { return_on_requires_action, ..wait() })).await.expect("a run");
         assert_eq!(run.into_inner().status(), last);
     }
@@ -42,14 +44,14 @@ async fn at_the_end_of_its_time_it_answers_with_the_run_as_it_is() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--max-wait", "300ms"]].concat()).await;
     // Zero is a look; none, and more than the gateway waits, is as long as it waits.
-    for (timeout, least) in [(seconds(0, 0), 0), (seconds(0, 100_000_000), 100), (None, 300), (seconds(3600, 0), 300)] {
+    for (timeout, least) in [(Some(time(0, 0)), 0), (Some(time(0, 100_000_000)), 100), (None, 300), (Some(time(3600, 0)), 300)] {
         upstream.push(polled("in_progress"));
         let began = Instant::now();
         let run = soon(gateway.runs().wait_run(WaitRunRequest { timeout, ..wait() })).await.expect("a run");
         assert_eq!(run.into_inner().status(), RunStatus::InProgress);
         assert!(began.elapsed() >= millis(least), "{timeout:?} took {:?}", began.elapsed());
     }
-    for timeout in [seconds(-1, 0), seconds(0, -1)] {
+    for timeout in [time(-1, 0), time(0, -1)].map(Some) {
         let refused = gateway.runs().wait_run(WaitRunRequest { timeout, ..wait() }).await.expect_err("a refusal");
         assert_eq!(verdict(&refused), (Code::InvalidArgument, "INVALID_FIELD".to_owned()));
     }
@@ -98,7 +100,9 @@ async fn after_outputs_were_submitted_it_never_answers_the_old_state() {
     // By the time the gateway answers this it knows of the call before it.
     upstream.push(polled("queued"));
     soon(gateway.runs().get_run(GetRunRequest { thread_id: "t".into(), run_id: "r".into() })).await.expect("a run");
-    ["queued", "completed"].iter().for_each(|status| upstream.push(polled(status)));
+    for status in ["queued", "completed"] {
+        upstream.push(polled(status));
+    }
     old.notify_one();
 
     for waiting in [early, late] {

@@ -165,8 +165,8 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
 #[tokio::test]
 async fn the_last_watcher_to_leave_stops_the_poller_and_the_next_to_come_starts_anew() {
     let hold = Arc::new(AtomicBool::new(false));
-    let held = Arc::clone(&hold);
-    let answer = move |_: &_| if held.load(Ordering::Relaxed) { Answer::never() } else { polled("in_progress") };
+    let silent = Arc::clone(&hold);
+    let answer = move |_: &_| if silent.load(Ordering::Relaxed) { Answer::never() } else { polled("in_progress") };
     let upstream = Upstream::answering(answer).await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     for _ in 0..3 {
@@ -235,7 +235,9 @@ async fn the_upstreams_wish_for_the_next_poll_is_met_within_bounds() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &["--poll-floor", "100ms", "--poll-ceiling", "400ms"]).await;
     let wishes = [("200", 200), ("1", 100), ("3600000", 400), ("200", 200)];
-    wishes.iter().for_each(|(wish, _)| upstream.push(polled("in_progress").header("openai-poll-after-ms", wish)));
+    for (wish, _) in wishes {
+        upstream.push(polled("in_progress").header("openai-poll-after-ms", wish));
+    }
     upstream.push(polled("completed"));
     hear(watched(&gateway, watch()).await).await;
     let requests = upstream.requests();
@@ -338,7 +340,9 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     upstream.push(polled("queued"));
     let mut slow = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default())).await.expect("a run");
     assert_eq!(name(&soon(slow.next()).await.expect("an event").expect("no error")), "run.queued*");
-    ["in_progress", "requires_action", "in_progress", "completed"].iter().for_each(|status| upstream.push(polled(status)));
+    for status in ["in_progress", "requires_action", "in_progress", "completed"] {
+        upstream.push(polled(status));
+    }
     let mut quick = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default())).await.expect("a run");
     while let Some(event) = soon(quick.next()).await {
         event.expect("no error");
