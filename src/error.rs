@@ -287,7 +287,8 @@ impl Error {
                 let over = matches!(**error, Self::DeadlineExceeded | Self::OutputsMissing { .. } | Self::OutputsTooLarge { .. });
                 let resumable = !resume.run_id.is_empty() && (over || error.may_pass());
                 let hint = if resumable { "; resume by WatchRun or ConverseRun.attach" } else { "" };
-                let message = format!("{}{hint}", verdict.message);
+                // Calling again would be another run.
+                let message = format!("{}{hint}", verdict.message.trim_end_matches(again));
                 Verdict { message, ..verdict }
             }
         }

@@ -159,7 +159,7 @@ impl Conversation {
                 return Err(Error::invalid(field, "must be set"));
             }
         }
-        let mut follow = follow(&self.reader)?;
+        let mut follow = follow(&mut self.reader)?;
         let first = self.desk.attend(&self.farewell, follow.next(&self.reader.progress)).await?;
         let first = first.map_err(|error| self.reader.interrupted(error))?;
         Ok(Phase::Following(Box::new((follow, Some(first)))))
@@ -200,7 +200,7 @@ impl Conversation {
         if self.reader.progress.is_told() {
             return Ok(Phase::Waiting);
         }
-        Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
+        Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
     }
 
     /// Passes on what polling shows, until the run is settled.
@@ -224,7 +224,7 @@ impl Conversation {
 
     /// Waits for the outputs of a round, and watches the run meanwhile.
     async fn waiting(&mut self) -> Result<Phase, Ended> {
-        let mut follow = follow(&self.reader)?;
+        let mut follow = follow(&mut self.reader)?;
         loop {
             let outputs = tokio::select! {
                 outputs = self.desk.complete(&self.farewell) => Some(outputs?),
@@ -278,7 +278,7 @@ impl Conversation {
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() && self.submits < MAX_SUBMITS => {
                 tracing::info!(error = %error.log(), "submitting failed; looking at the run");
-                Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
+                Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
             }
             Err(error) => Err(error.into()),
         }

@@ -37,7 +37,8 @@ impl Follow {
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
         let snapshot = self.watch.next().await?;
         if !is_settled(snapshot.run.status()) {
-            return Ok(Followed::On(self.changes.to(&snapshot)));
+            let changes = self.changes.to(&snapshot).into_iter();
+            return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
         }
         let gap = progress.gap(snapshot.steps.as_deref().unwrap_or_default());
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));

@@ -109,11 +109,11 @@ impl Streams {
 fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         if let Some(event) = first {
-            reader.progress.sent(&event);
+            reader.sends(&event);
             yield event;
         }
         while let Some(event) = next(&mut reader).await? {
-            reader.progress.sent(&event);
+            reader.sends(&event);
             yield event;
         }
         reader.source = None;
@@ -122,7 +122,6 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
                 yield event?;
             }
         }
-        reader.settle();
     }
 }
 
@@ -130,18 +129,15 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
 pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
     let told = reader.progress.is_told();
     let limits = &reader.streams.limits;
-    // The timer runs only while a read is pending: a slow reader does not make a silent stream.
-    let silence = if told { limits.linger } else { limits.idle };
     let Some(source) = &mut reader.source else { return Ok(None) };
-    let frame = match timeout(silence, source.stream.next()).await {
-        Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) => return Ok(None),
-        Ok(Err(cut)) => {
-            tracing::warn!(cause = cut.0, "the upstream's stream was cut");
-            return Ok(None);
-        }
-        Err(_) => {
-            tracing::debug!(?silence, told, "the upstream's stream is silent");
+    let next = source.stream.next(limits.idle);
+    // After the run's last event only `done` is to come, and some upstreams never send it.
+    let next = if told { timeout(limits.linger, next).await.unwrap_or(Ok(None)) } else { next.await };
+    let frame = match next {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Ok(None),
+        Err(cut) => {
+            tracing::warn!(cause = cut.0, told, "the upstream's stream was cut");
             return Ok(None);
         }
     };
@@ -153,11 +149,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
             let event = RunEvent { r#type: RunEventType::Done.into(), payload: None, synthesized: false };
             Ok(told.then_some(event))
         }
-        Received::Error(data) => {
-            let error = reader.interrupted(error_event(&data));
-            reader.settle();
-            Err(error)
-        }
+        Received::Error(data) => Err(reader.interrupted(error_event(&data))),
     }
 }
 
@@ -171,7 +163,7 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
                 Followed::Settled(events, _) => (events, true),
             };
             for event in events {
-                reader.progress.sent(&event);
+                reader.sends(&event);
                 yield event;
             }
             if settled {
@@ -182,7 +174,7 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
 }
 
 /// Begins to follow the run of a stream that was cut.
-pub(super) fn follow(reader: &Reader) -> Result<Follow, Error> {
+pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
     let resume = reader.progress.resume();
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();

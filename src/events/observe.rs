@@ -26,10 +26,7 @@ impl Streams {
         let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, request.include_steps)?;
         let mut reader = Reader::new(self, caller, progress, options);
         // The first state is awaited, so that a run that is not there is an answer and not a stream.
-        let mut snapshot = watch.next().await.map_err(|error| {
-            reader.settle();
-            reader.interrupted(error)
-        })?;
+        let mut snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
@@ -40,10 +37,7 @@ impl Streams {
                 if is_terminal(snapshot.run.status()) {
                     break;
                 }
-                snapshot = watch.next().await.map_err(|error| {
-                    reader.settle();
-                    reader.interrupted(error)
-                })?;
+                snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
             }
         };
         Ok(with_heartbeat(Box::pin(events), options.heartbeat))

@@ -5,10 +5,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{is_settled, is_terminal};
@@ -27,21 +24,32 @@ pub struct Resume {
 
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]
-pub struct SharedResume(Arc<(Mutex<Resume>, AtomicBool)>);
+pub struct SharedResume(Arc<Mutex<Shared>>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    resume: Resume,
+    handed_over: bool,
+}
 
 impl SharedResume {
-    /// The stream ends, but its run is to live on: the caller will resume elsewhere.
-    pub fn spare_run(&self) {
-        self.0.1.store(true, Ordering::Relaxed);
-    }
-
     /// How to resume the stream as far as it has come.
     pub fn get(&self) -> Resume {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().resume.clone()
     }
 
-    fn update(&self, update: impl FnOnce(&mut Resume)) {
-        update(&mut self.0.0.lock().unwrap_or_else(PoisonError::into_inner));
+    /// The same, for a stream that is cut while its reader is there: the run is the reader's to go on with, and is not cancelled.
+    pub fn hand_over(&self) -> Resume {
+        self.lock().handed_over = true;
+        self.get()
+    }
+
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.lock().handed_over
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,9 +79,17 @@ impl Progress {
         self.resume.clone()
     }
 
-    /// The run is not to be cancelled, whatever becomes of the stream.
-    pub(super) fn is_spared(&self) -> bool {
-        self.resume.0.1.load(Ordering::Relaxed)
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.resume.is_handed_over()
+    }
+
+    /// What an event tells was told before.
+    pub(super) fn has(&self, event: &RunEvent) -> bool {
+        match &event.payload {
+            Some(Payload::Run(run)) => run.status() == self.status && self.status != RunStatus::Unspecified,
+            Some(Payload::RunStep(step)) => self.whole.contains(&step.id),
+            _ => false,
+        }
     }
 
     /// The run's last state was sent, or one in which somebody else has to act: a stream may end here.
@@ -115,17 +131,16 @@ impl Progress {
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
             _ => {}
         }
-        self.resume.update(|resume| resume.last_event = kind);
+        self.resume.lock().resume.last_event = kind;
     }
 
     fn knows(&self, thread_id: &str, run_id: &str) {
-        self.resume.update(|resume| {
-            for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
-                if known != id && !id.is_empty() {
-                    id.clone_into(known);
-                }
+        let resume = &mut self.resume.lock().resume;
+        for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
+            if known != id && !id.is_empty() {
+                id.clone_into(known);
             }
-        });
+        }
     }
 
     /// What of a run's steps was not sent whole; `None` if nothing is missing.

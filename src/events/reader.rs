@@ -19,7 +19,7 @@ use super::{
 use crate::{
     error::Error,
     rest::{Caller, EventStream},
-    v1::CancelRunRequest,
+    v1::{CancelRunRequest, RunEvent},
 };
 
 /// Pauses between attempts to cancel.
@@ -47,7 +47,16 @@ impl Reader {
         Self { streams: streams.clone(), caller: caller.clone(), progress, source: None, cancel: options.cancel_on_disconnect }
     }
 
-    /// The run came to its end, or there is none: nothing is to be cancelled any more.
+    /// Notes an event that is sent now. Who leaves after the run's last state, or the one in which another call has to answer it, has all that
+    /// such a stream is for.
+    pub(super) fn sends(&mut self, event: &RunEvent) {
+        self.progress.sent(event);
+        if self.progress.is_told() {
+            self.settle();
+        }
+    }
+
+    /// The stream came to its end: nothing is to be cancelled any more.
     pub(super) fn settle(&mut self) {
         self.cancel = false;
     }
@@ -57,15 +66,16 @@ impl Reader {
         Farewell { streams: self.streams.clone(), caller: self.caller.clone(), resume: self.progress.shared() }
     }
 
-    /// The error that ends this stream: it says how to resume.
-    pub(super) fn interrupted(&self, error: impl Into<Arc<Error>>) -> Error {
+    /// The error that ends this stream: it says how to resume. The reader did not leave.
+    pub(super) fn interrupted(&mut self, error: impl Into<Arc<Error>>) -> Error {
+        self.settle();
         Error::Interrupted { error: error.into(), resume: self.progress.resume() }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if self.cancel && !self.progress.is_terminal() && !self.progress.is_spared() {
+        if self.cancel && !self.progress.is_terminal() && !self.progress.is_handed_over() {
             self.farewell().begin(self.source.take());
         }
     }
@@ -119,7 +129,7 @@ impl Farewell {
     async fn find_run(&self, mut source: Option<Source>) {
         let mut progress = Progress::new(self.resume.clone(), "", "");
         while let Some(open) = source.as_mut().filter(|_| !self.knows_run()) {
-            match open.stream.next().await {
+            match open.stream.next(self.streams.limits.idle).await {
                 Ok(Some(frame)) => {
                     if let Received::Event(event) = received(&frame) {
                         progress.sent(&event);

@@ -31,6 +31,10 @@ pub(super) fn received(frame: &Frame) -> Received {
         b"done" => return Received::Done,
         b"error" => return Received::Error(Bytes::copy_from_slice(data)),
         b"" if data == b"[DONE]" => return Received::Done,
+        // Proxies report their own failures so.
+        b"" if json::member(data, "error").is_some_and(|error| error != "null") => {
+            return Received::Error(Bytes::copy_from_slice(data));
+        }
         _ => {}
     }
     let known = event_type(&name).and_then(|kind| Some((kind, payload(kind, data)?)));

@@ -78,8 +78,8 @@ struct Shared {
     client: Client,
     limits: PollLimits,
     polls: Mutex<HashMap<Key, Poll>>,
-    /// When the next fetch may begin, of all.
-    next_slot: Mutex<Instant>,
+    /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait in the order of asking.
+    next_slot: tokio::sync::Mutex<Instant>,
     /// Until when an identity was asked to wait.
     slowed: Mutex<HashMap<Identity, Instant>>,
     jitter: RandomState,
@@ -132,7 +132,7 @@ impl Watches {
             client,
             limits,
             polls: Mutex::default(),
-            next_slot: Mutex::new(Instant::now()),
+            next_slot: tokio::sync::Mutex::new(Instant::now()),
             slowed: Mutex::default(),
             jitter: RandomState::new(),
         }))
@@ -241,19 +241,20 @@ impl Poller {
 
     /// Waits until this fetch's turn has come, by the rate of all and by what this identity was asked to wait.
     async fn turn(&self) {
-        let slot = {
-            let mut next = lock(&self.shared.next_slot);
-            let slot = Instant::now().max(*next);
-            *next = slot + Duration::from_secs(1) / self.shared.limits.rate.max(1);
-            slot
-        };
-        sleep_until(slot).await;
         loop {
-            let slowed = lock(&self.shared.slowed).get(&self.key.identity).copied();
-            match slowed.filter(|until| *until > Instant::now()) {
-                Some(until) => sleep_until(until).await,
-                None => break,
+            let mut next = self.shared.next_slot.lock().await;
+            let now = Instant::now();
+            if *next > now {
+                sleep_until(*next).await;
             }
+            let slowed = lock(&self.shared.slowed).get(&self.key.identity).copied();
+            let Some(until) = slowed.filter(|until| *until > Instant::now()) else {
+                // Taken only now: a poller that is aborted while it waits takes nothing from the others.
+                *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
+                return;
+            };
+            drop(next);
+            sleep_until(until).await;
         }
     }
 
@@ -325,6 +326,8 @@ impl Poller {
             slowed.insert(self.key.identity.clone(), until);
         }
         if !error.may_pass() || since.elapsed() >= limits.patience {
+            // Who joins from here on finds a poller as patient as a new one.
+            self.failing_since = None;
             self.publish.send_replace(Some(Published { number, result: Err(Arc::new(error)) }));
             return None;
         }
@@ -336,7 +339,8 @@ impl Poller {
     /// The interval, up to a quarter shorter, so that pollers that began together do not stay together.
     fn jittered(&self, number: u64) -> Duration {
         let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
-        self.interval * (1024 - u32::try_from(random).unwrap_or_default()) / 1024
+        let parts = 1024 - u32::try_from(random).unwrap_or_default();
+        (self.interval * parts / 1024).max(self.shared.limits.floor)
     }
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.

@@ -4,9 +4,10 @@
 //! stream that nobody reads stalls all others. There is no total and no read timeout: both would end streams whose reader is slow.
 //! Bytes are read from the upstream only when the next frame is asked for, so a slow reader slows its own upstream and nothing else.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use http::{HeaderValue, header};
+use tokio::time::timeout;
 
 use super::{
     Answer, Caller, Client, Request, answer, failure,
@@ -49,25 +50,30 @@ impl Client {
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
             let response = self.streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-            if response.status().is_success() && kind.starts_with(b"text/event-stream") {
+            let streams = kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
+            if response.status().is_success() && streams {
                 return Ok(Opened::Stream(Box::new(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) })));
             }
             let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
             Ok(Opened::Run(Box::new(answer)))
         };
-        let head = tokio::time::timeout(self.answer_timeout, head).await;
+        let head = timeout(self.answer_timeout, head).await;
         head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
     }
 }
 
 impl EventStream {
-    /// The next frame; `None` at the end of the body. May be dropped while it waits: nothing is lost.
-    pub async fn next(&mut self) -> Result<Option<Frame>, Cut> {
+    /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts as cut. Whatever it says breaks its
+    /// silence, a comment too, and no time passes while nobody reads. May be dropped while it waits: nothing is lost.
+    pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame>, Cut> {
         while let Some(parser) = &mut self.parser {
             if let Some(frame) = parser.next_frame().map_err(|error| Cut(error.to_string()))? {
                 return Ok(Some(frame));
             }
-            match self.response.chunk().await {
+            let Ok(chunk) = timeout(idle, self.response.chunk()).await else {
+                return Err(Cut(format!("the upstream said nothing for {idle:?}")));
+            };
+            match chunk {
                 Ok(Some(chunk)) => parser.push(chunk),
                 // Some services leave out the last blank line. What is then pending counts if it is whole.
                 Ok(None) => {

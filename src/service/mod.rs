@@ -16,7 +16,7 @@ use crate::{
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
     server::{Cut, LastWords},
-    v1::{RunEvent, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
+    v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
 
 /// The implementation of both services.
@@ -59,28 +59,25 @@ impl Gateway {
         let (caller, last_words, message) = self.parts(request);
         last_words.set(|cut| match cut {
             Cut::Deadline => Error::DeadlineExceeded.status(),
-            Cut::Closing => {
-                let cause = "the gateway closed the connection".to_owned();
-                Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }.status()
-            }
+            Cut::Closing => closed().status(),
         });
         (caller, message)
     }
 
-    /// The same for a stream: if it is cut, it says how to resume.
-    fn open_stream<M>(&self, request: Request<M>) -> (Caller, SharedResume, M) {
+    /// The same for a stream: if it is cut, it says how to resume. One that begins with a write must not be repeated unless it got so far as
+    /// to say what it began.
+    fn open_stream<M>(&self, request: Request<M>, effect: Effect) -> (Caller, SharedResume, M) {
         let (caller, last_words, message) = self.parts(request);
         let resume = SharedResume::default();
         let at_cut = resume.clone();
         last_words.set(move |cut| {
-            let error = match cut {
-                Cut::Deadline => Error::DeadlineExceeded,
-                Cut::Closing => {
-                    at_cut.spare_run();
-                    Error::Draining
-                }
+            let (error, resume) = match cut {
+                Cut::Deadline => (Error::DeadlineExceeded, at_cut.get()),
+                Cut::Closing => (Error::Draining, at_cut.hand_over()),
             };
-            Error::Interrupted { error: Arc::new(error), resume: at_cut.get() }.status()
+            let silent = resume.last_event == RunEventType::Unspecified;
+            let error = if cut == Cut::Closing && silent && effect == Effect::Once { closed() } else { error };
+            Error::Interrupted { error: Arc::new(error), resume }.status()
         });
         (caller, resume, message)
     }
@@ -96,6 +93,12 @@ impl Gateway {
         }
         (Caller { headers }, extensions.get::<LastWords>().cloned().unwrap_or_default(), message)
     }
+}
+
+/// The error of a write that was under way when the gateway closed its caller's connection.
+fn closed() -> Error {
+    let cause = "the gateway closed the connection".to_owned();
+    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
 }
 
 /// The answer of a unary call.

@@ -3,10 +3,14 @@
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Gateway, RunEvents, answer, inbound, status, stream};
-use crate::v1::{
-    CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest,
-    ListRunsResponse, ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
-    StreamSubmitToolOutputsRequest, SubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest, run_service_server::RunService,
+use crate::{
+    error::Effect,
+    v1::{
+        CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest,
+        ListRunsResponse, ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
+        StreamSubmitToolOutputsRequest, SubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest,
+        run_service_server::RunService,
+    },
 };
 
 #[tonic::async_trait]
@@ -59,7 +63,7 @@ impl RunService for Gateway {
     }
 
     async fn stream_create_run(&self, request: Request<StreamCreateRunRequest>) -> Result<Response<RunEvents>, Status> {
-        let (caller, resume, request) = self.open_stream(request);
+        let (caller, resume, request) = self.open_stream(request, Effect::Once);
         stream(self.streams.create_run(caller, request, resume).await)
     }
 
@@ -67,7 +71,7 @@ impl RunService for Gateway {
         &self,
         request: Request<StreamCreateThreadAndRunRequest>,
     ) -> Result<Response<RunEvents>, Status> {
-        let (caller, resume, request) = self.open_stream(request);
+        let (caller, resume, request) = self.open_stream(request, Effect::Once);
         stream(self.streams.create_thread_and_run(caller, request, resume).await)
     }
 
@@ -75,17 +79,17 @@ impl RunService for Gateway {
         &self,
         request: Request<StreamSubmitToolOutputsRequest>,
     ) -> Result<Response<RunEvents>, Status> {
-        let (caller, resume, request) = self.open_stream(request);
+        let (caller, resume, request) = self.open_stream(request, Effect::Once);
         stream(self.streams.submit_tool_outputs(caller, request, resume).await)
     }
 
     async fn converse_run(&self, request: Request<Streaming<ConverseRunRequest>>) -> Result<Response<RunEvents>, Status> {
-        let (caller, resume, requests) = self.open_stream(request);
+        let (caller, resume, requests) = self.open_stream(request, Effect::Once);
         stream(self.streams.converse(caller, inbound(requests), resume).await)
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {
-        let (caller, resume, request) = self.open_stream(request);
+        let (caller, resume, request) = self.open_stream(request, Effect::Repeatable);
         stream(self.streams.watch_run(&caller, &request, resume).await)
     }
 

@@ -1,0 +1,16 @@
+//! Runs as streams, end to end: a scripted upstream, the gateway, a gRPC client.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod delivery;
+mod dialects;
+mod endings;
+mod leaving;
+mod openings;
+mod pressure;
+mod process;
+mod recordings;
+mod script;
+mod waiting;
+mod watching;
