@@ -158,7 +158,10 @@ pub(super) fn error_body(text: &[u8]) -> Option<(ErrorBody, Option<String>)> {
     let message = document.get("message").and_then(|it| it.as_str()).or_else(|| error?.as_str())?;
     let request_id = document.get("requestId").and_then(|it| it.as_str()).map(str::to_owned);
     let embedded = message.find('{').and_then(|at| serde_json::from_str::<serde_json::Value>(&message[at..]).ok());
-    let body = embedded.as_ref().and_then(|it| it.get("error")).filter(|it| it.is_object()).map_or_else(|| read(&document), read);
+    let body = match embedded.as_ref().and_then(|it| it.get("error")).filter(|it| it.is_object()) {
+        Some(error) => read(error),
+        None => ErrorBody { message: message.to_owned(), ..read(&document) },
+    };
     Some((body, request_id))
 }
 

@@ -225,7 +225,7 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
         assert_eq!(verdict(&heard.status), draining);
         assert_eq!(resume(&heard.status), resume_after(last));
         // Calling again would be another run.
-        assert_eq!(heard.status.message(), "the gateway closes this connection; resume by WatchRun");
+        assert_eq!(heard.status.message(), "the gateway closes this connection; resume by WatchRun or ConverseRun.attach");
     }
     // A write that has said nothing yet must not be repeated, as UNAVAILABLE may be.
     let unknown = (Code::Unknown, "OUTCOME_UNKNOWN".to_owned());
