@@ -1,5 +1,7 @@
 //! Runs that somebody else started: `WatchRun` and `WaitRun`, on the shared poller.
 
+use std::sync::Arc;
+
 use async_stream::try_stream;
 use tokio::time::{Instant, timeout_at};
 
@@ -19,14 +21,22 @@ use crate::{
 };
 
 impl Streams {
-    /// The state of a run and each of its changes, until it is terminal. `resume` says at any time how to resume.
-    pub async fn watch_run(&self, caller: &Caller, request: &WatchRunRequest, resume: SharedResume) -> Result<Events, Error> {
+    /// The state of a run and each of its changes, until it is terminal. `resume` says at any time how to resume. When `leave` is ready the
+    /// stream ends, to be resumed elsewhere.
+    pub async fn watch_run(
+        &self,
+        caller: &Caller,
+        request: &WatchRunRequest,
+        resume: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Events, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
         let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, request.include_steps)?;
         let mut reader = Reader::new(self, caller, progress, options);
         // The first state is awaited, so that a run that is not there is an answer and not a stream.
         let mut snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
+        let mut leave = Box::pin(leave);
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
@@ -37,7 +47,11 @@ impl Streams {
                 if is_terminal(snapshot.run.status()) {
                     break;
                 }
-                snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
+                let next = tokio::select! {
+                    next = watch.next() => next,
+                    () = &mut leave => Err(Arc::new(Error::Draining)),
+                };
+                snapshot = next.map_err(|error| reader.interrupted(error))?;
             }
         };
         Ok(with_heartbeat(Box::pin(events), options.heartbeat))

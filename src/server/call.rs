@@ -31,6 +31,7 @@ use tracing::{Instrument, Span};
 use super::{
     access::{Access, Peer},
     deadline,
+    drain::Drain,
 };
 
 /// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
@@ -89,6 +90,7 @@ pub(super) struct Calls {
     pub(super) routes: Routes,
     pub(super) access: Access,
     pub(super) peer: Peer,
+    pub(super) drain: Drain,
     pub(super) max_deadline: Duration,
     /// Cuts them all.
     pub(super) end: CancellationToken,
@@ -106,6 +108,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
         let call = Call::begin(self, request.uri().path(), deadline);
         let admitted = self.access.admit(&self.peer, request.uri().path(), request.headers()).map_err(|error| error.status());
+        request.extensions_mut().insert(self.drain.clone());
         let routes = self.routes.clone();
         let span = call.span.clone();
         let answer = async move {

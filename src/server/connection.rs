@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Server, access::Peer, call::Calls};
+use super::{Drain, Server, access::Peer, call::Calls};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -48,6 +48,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         routes: server.routes.clone(),
         access: server.access.clone(),
         peer,
+        drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },
         max_deadline: limits.deadline,
         end: end.clone(),
         open: open.clone(),

@@ -7,6 +7,7 @@
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
 //!
 //! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the others; nothing, a full descriptor
@@ -19,6 +20,7 @@ mod access;
 mod call;
 mod connection;
 mod deadline;
+mod drain;
 mod limits;
 mod routes;
 mod tls;
@@ -42,6 +44,7 @@ use crate::watched::Watched;
 pub use self::{
     access::{Access, Tokens},
     call::{Cut, Deadline, LastWords},
+    drain::Drain,
     limits::Limits,
     routes::{Health, routes},
     tls::TlsFiles,

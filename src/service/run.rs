@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Gateway, RunEvents, answer, inbound, status, stream};
 use crate::{
     error::Effect,
+    server::Drain,
     v1::{
         CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest,
         ListRunsResponse, ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
@@ -89,8 +90,9 @@ impl RunService for Gateway {
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {
+        let drain = request.extensions().get::<Drain>().cloned().unwrap_or_default();
         let (caller, resume, request) = self.open_stream(request, Effect::Repeatable);
-        stream(self.streams.watch_run(&caller, &request, resume).await)
+        stream(self.streams.watch_run(&caller, &request, resume, drain.turn()).await)
     }
 
     async fn wait_run(&self, request: Request<WaitRunRequest>) -> Result<Response<Run>, Status> {

@@ -234,6 +234,31 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
 }
 
 #[tokio::test]
+async fn watchers_leave_a_draining_gateway_early_and_one_by_one() {
+    let upstream = Upstream::answering(|_| polled("in_progress")).await;
+    let gateway = spawn_gateway(&upstream.url(), &["--drain-timeout", "10s", "--poll-floor", "1h", "--poll-ceiling", "1h"]).await;
+    let mut watchers = Vec::new();
+    for _ in 0..20 {
+        let mut watcher = gateway.runs().watch_run(watch()).await.expect("a stream").into_inner();
+        next(&mut watcher).await;
+        watchers.push(tokio::spawn(async move { (hear(watcher).await, Instant::now()) }));
+    }
+    let began = Instant::now();
+    gateway.drain().await;
+    assert!(began.elapsed() < millis(9_000), "no watcher stayed until the drain timeout");
+    let mut ends = Vec::new();
+    for watcher in watchers {
+        let (heard, end) = watcher.await.expect("no panic");
+        assert_eq!(verdict(&heard.status), (Code::Unavailable, "GATEWAY_DRAINING".to_owned()));
+        assert_eq!(resume(&heard.status), resume_after("THREAD_RUN_IN_PROGRESS"));
+        ends.push(end.duration_since(began));
+    }
+    ends.sort_unstable();
+    // Twenty that choose among five seconds: the chance that all do within half a second is below one in 10^18.
+    assert!(ends[19] > ends[0] + millis(500), "they left together: {ends:?}");
+}
+
+#[tokio::test]
 async fn heartbeats_come_in_quiet_streams_and_not_in_busy_ones() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &NEVER).await;

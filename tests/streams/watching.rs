@@ -122,7 +122,7 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     let upstream = Upstream::start().await;
     let streams = streams(&upstream, never());
     let (caller, request) = (Caller::default(), watch());
-    let open = || Box::pin(streams.watch_run(&caller, &request, SharedResume::default()));
+    let open = || Box::pin(streams.watch_run(&caller, &request, SharedResume::default(), std::future::pending()));
     let held = Arc::new(Notify::new());
     upstream.push(Answer::json(200, run("queued")).step(crate::support::upstream::Step::Wait(Arc::clone(&held))).chunked());
     upstream.push(polled("in_progress"));
@@ -338,12 +338,16 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     let upstream = Upstream::start().await;
     let streams = streams(&upstream, PollLimits { floor: millis(2), ceiling: millis(5), ..PollLimits::default() });
     upstream.push(polled("queued"));
-    let mut slow = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default())).await.expect("a run");
+    let mut slow = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default(), std::future::pending()))
+        .await
+        .expect("a run");
     assert_eq!(name(&soon(slow.next()).await.expect("an event").expect("no error")), "run.queued*");
     for status in ["in_progress", "requires_action", "in_progress", "completed"] {
         upstream.push(polled(status));
     }
-    let mut quick = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default())).await.expect("a run");
+    let mut quick = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default(), std::future::pending()))
+        .await
+        .expect("a run");
     while let Some(event) = soon(quick.next()).await {
         event.expect("no error");
     }
@@ -359,25 +363,26 @@ async fn only_so_many_runs_are_polled_and_who_leaves_before_its_turn_takes_none(
     let caller = Caller::default();
     let of = |number: usize| WatchRunRequest { run_id: format!("run_{number}"), ..watch() };
     let requests: Vec<_> = (0..32).map(of).collect();
-    let first = soon(streams.watch_run(&caller, &requests[0], SharedResume::default())).await.expect("a run");
+    let first =
+        soon(streams.watch_run(&caller, &requests[0], SharedResume::default(), std::future::pending())).await.expect("a run");
 
     let began = Instant::now();
     {
         let mut others: Vec<_> = requests[1..30]
             .iter()
-            .map(|request| Box::pin(streams.watch_run(&caller, request, SharedResume::default())))
+            .map(|request| Box::pin(streams.watch_run(&caller, request, SharedResume::default(), std::future::pending())))
             .collect();
         for watcher in &mut others {
             pending(watcher.as_mut()).await;
         }
-        let refused = streams.watch_run(&caller, &requests[30], SharedResume::default()).await;
+        let refused = streams.watch_run(&caller, &requests[30], SharedResume::default(), std::future::pending()).await;
         assert_eq!(verdict(&refused.err().expect("no place").status()), (Code::Unavailable, "GATEWAY_OVERLOADED".to_owned()));
         // A run that is polled already takes no more places.
-        let mut joined = pin!(streams.watch_run(&caller, &requests[1], SharedResume::default()));
+        let mut joined = pin!(streams.watch_run(&caller, &requests[1], SharedResume::default(), std::future::pending()));
         pending(joined.as_mut()).await;
         tokio::task::yield_now().await;
     }
-    drop(soon(streams.watch_run(&caller, &requests[31], SharedResume::default())).await.expect("a run"));
+    drop(soon(streams.watch_run(&caller, &requests[31], SharedResume::default(), std::future::pending())).await.expect("a run"));
     // Two a second: 29 turns more would have been 15 seconds.
     assert!(began.elapsed() < millis(5000), "{:?}", began.elapsed());
     assert!(began.elapsed() >= millis(400), "{:?}", began.elapsed());

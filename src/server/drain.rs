@@ -1,0 +1,29 @@
+//! Streams that can be taken up elsewhere leave a draining server early.
+//!
+//! Must hold: they leave one by one, spread over the first half of the drain timeout. Together they would all come back together, to the servers
+//! that are left.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+/// The drain of the server, as a request extension.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    /// Cancelled when the drain begins.
+    pub(super) begun: CancellationToken,
+    /// The time over which streams leave.
+    pub(super) within: Duration,
+}
+
+impl Drain {
+    /// Waits until it is this stream's turn to leave; for ever if the server does not drain.
+    pub async fn turn(self) {
+        self.begun.cancelled().await;
+        let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
+        tokio::time::sleep(self.within.mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
+    }
+}
