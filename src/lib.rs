@@ -10,6 +10,7 @@
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
+//! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //!
@@ -24,6 +25,7 @@
 pub mod app;
 mod codec;
 pub mod config;
+pub mod conversation;
 pub mod embedded;
 pub mod error;
 pub mod events;

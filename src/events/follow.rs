@@ -37,7 +37,12 @@ impl Follow {
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
         let snapshot = self.watch.next().await?;
         if !is_settled(snapshot.run.status()) {
-            return Ok(Followed::On(self.changes.to(&snapshot)));
+            let news = self.changes.to(&snapshot).into_iter().filter(|event| match &event.payload {
+                // Told by the stream that this takes over from.
+                Some(Payload::RunStep(step)) => !progress.is_whole(&step.id),
+                _ => true,
+            });
+            return Ok(Followed::On(news.collect()));
         }
         let gap = progress.gap(snapshot.steps.as_deref().unwrap_or_default());
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));

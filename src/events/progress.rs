@@ -51,7 +51,7 @@ pub(super) struct Progress {
     resume: SharedResume,
     /// The status of the run, as far as it was told.
     status: RunStatus,
-    /// Steps and messages that were sent whole, by id.
+    /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
 }
 
@@ -113,12 +113,19 @@ impl Progress {
                 }
             }
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
+            Some(Payload::Gap(gap)) => self.whole.extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
             _ => {}
         }
         self.resume.update(|resume| resume.last_event = kind);
     }
 
-    fn knows(&self, thread_id: &str, run_id: &str) {
+    /// The step or message was sent whole, or named as missed.
+    pub(super) fn is_whole(&self, id: &str) -> bool {
+        self.whole.contains(id)
+    }
+
+    /// Notes which run this is about, as far as is known.
+    pub(super) fn knows(&self, thread_id: &str, run_id: &str) {
         self.resume.update(|resume| {
             for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
                 if known != id && !id.is_empty() {

@@ -55,10 +55,7 @@ impl Gateway {
         let (caller, last_words, message) = self.parts(request);
         last_words.set(|cut| match cut {
             Cut::Deadline => Error::DeadlineExceeded.status(),
-            Cut::Closing => {
-                let cause = "the gateway closed the connection".to_owned();
-                Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }.status()
-            }
+            Cut::Closing => closing().status(),
         });
         (caller, message)
     }
@@ -73,7 +70,8 @@ impl Gateway {
                 Cut::Deadline => Error::DeadlineExceeded,
                 Cut::Closing => {
                     at_cut.spare_run();
-                    Error::Draining
+                    // Without a run there is nothing to resume, and what is repeated may create a second one.
+                    if at_cut.get().run_id.is_empty() { closing() } else { Error::Draining }
                 }
             };
             Error::Interrupted { error: Arc::new(error), resume: at_cut.get() }.status()
@@ -92,6 +90,12 @@ impl Gateway {
         }
         (Caller { headers }, extensions.get::<LastWords>().cloned().unwrap_or_default(), message)
     }
+}
+
+/// The end of a call that may have created something.
+fn closing() -> Error {
+    let cause = "the gateway closed the connection".to_owned();
+    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
 }
 
 /// The answer of a unary call.

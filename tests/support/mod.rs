@@ -2,4 +2,5 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod gateway;
 pub(crate) mod upstream;
