@@ -13,6 +13,7 @@
 //! | [`watched`] | what is read from files that may change: certificates, keys, tokens |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
+//! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
 //! What must stay true, wherever it is cut:
@@ -26,6 +27,7 @@
 pub mod app;
 mod codec;
 pub mod config;
+pub mod conversation;
 pub mod demo;
 pub mod dev;
 pub mod embedded;

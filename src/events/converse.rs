@@ -13,8 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::Stream;
 
 use super::{
-    Events, Options, Resume, Streams,
-    desk::Desk,
+    Events, Options, Streams,
+    desk::{Desk, calls},
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     live::{follow, next},
@@ -25,8 +25,8 @@ use crate::{
     error::Error,
     rest::{Caller, Opened},
     v1::{
-        ConverseAttach, ConverseRunRequest, ConverseStart, Run, RunEvent, RunEventType, RunStatus, StreamCreateRunRequest,
-        StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, ToolOutput, ToolOutputs, converse_run_request::Message,
+        ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus, StreamCreateRunRequest,
+        StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, ToolOutputs, converse_run_request::Message,
         run_event::Payload,
     },
 };
@@ -42,22 +42,31 @@ impl Streams {
     pub async fn converse(&self, caller: Caller, inbound: Inbound, resume: SharedResume) -> Result<Events, Error> {
         let mut desk = Desk::new(inbound, self.limits.held_output_bytes);
         let first = desk.first().await?;
-        let (options, thread_id, run_id) = match &first {
-            Message::Start(start) => (start.options.as_ref(), &*start.thread_id, ""),
-            Message::Attach(attach) => (attach.options.as_ref(), &*attach.thread_id, &*attach.run_id),
-            Message::ToolOutputs(_) | Message::Cancel(_) => (None, "", ""),
+        let (name, options, thread_id, run_id) = match &first {
+            Message::Start(start) => ("start", start.options.as_ref(), &*start.thread_id, ""),
+            Message::Attach(attach) => ("attach", attach.options.as_ref(), &*attach.thread_id, &*attach.run_id),
+            Message::ToolOutputs(_) | Message::Cancel(_) => ("", None, "", ""),
         };
-        let options = Options::new(options)?;
+        let options = Options::new(options).map_err(|error| error.within(name))?;
         let reader = Reader::new(self, &caller, Progress::new(resume, thread_id, run_id), options);
         let (events, mut sent) = mpsc::channel(1);
         let (begun, beginning) = oneshot::channel();
         let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0 };
-        tokio::spawn(conversation.hold(first, options, begun));
+        let conversation = tokio::spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and not a stream.
-        beginning.await.unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned() }))?;
+        beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = stream! {
             while let Some(event) = sent.recv().await {
-                yield event;
+                yield Ok(event);
+            }
+            match conversation.await {
+                Ok(None) => {}
+                Ok(Some((mut reader, error))) => {
+                    // Who takes the error has not left. Who has left may look the same to a conversation, as one who closed its side.
+                    reader.settle();
+                    yield Err(reader.interrupted(error));
+                }
+                Err(_) => yield Err(aborted()),
             }
         };
         Ok(with_heartbeat(Box::pin(events), options.heartbeat))
@@ -68,15 +77,15 @@ struct Conversation {
     reader: Reader,
     desk: Desk,
     farewell: Farewell,
-    events: mpsc::Sender<Result<RunEvent, Error>>,
+    events: mpsc::Sender<RunEvent>,
     /// How often the outputs of this round were submitted.
     submits: u32,
 }
 
 /// Where a conversation is.
 enum Phase {
-    /// The upstream streams.
-    Live,
+    /// The upstream streams. If it does not, this is all that it said.
+    Live(Option<Box<RunEvent>>),
     /// The run is followed by polling, and this came first.
     Following(Box<(Follow, Option<Followed>)>),
     /// The run waits for outputs.
@@ -88,18 +97,34 @@ enum Ended {
     /// The caller left.
     Left,
     /// It failed.
-    Failed(Error),
+    Failed(Arc<Error>),
 }
 
 impl From<Error> for Ended {
     fn from(error: Error) -> Self {
+        match error {
+            // How to resume is added at the end.
+            Error::Interrupted { error, .. } => Self::Failed(error),
+            error => Self::Failed(Arc::new(error)),
+        }
+    }
+}
+
+impl From<Arc<Error>> for Ended {
+    fn from(error: Arc<Error>) -> Self {
         Self::Failed(error)
     }
 }
 
 impl Conversation {
-    /// The whole conversation. `begun` is told how the first message fared.
-    async fn hold(mut self, first: Message, options: Options, begun: oneshot::Sender<Result<(), Error>>) {
+    /// The whole conversation. `begun` is told how the first message fared. If it fails later: the error, for whoever is still there, and the
+    /// reader, which is dropped with it if nobody is.
+    async fn hold(
+        mut self,
+        first: Message,
+        options: Options,
+        begun: oneshot::Sender<Result<(), Error>>,
+    ) -> Option<(Reader, Arc<Error>)> {
         let left = self.events.clone();
         // In a box: what it needs, a conversation does not need for the rest of its life.
         let beginning = Box::pin(self.begin(first));
@@ -112,21 +137,26 @@ impl Conversation {
                 self.reader.settle();
                 // A caller that has left does not want to know.
                 let _ = begun.send(Err(error));
-                return;
+                return None;
             }
-            Err(_) => return,
+            Err(_) => return None,
         };
         let _ = begun.send(Ok(()));
-        if let Err(Ended::Failed(error)) = self.run(phase).await {
-            self.reader.settle();
-            let _ = self.events.send(Err(self.reader.interrupted(error))).await;
+        match self.run(phase).await {
+            Err(Ended::Failed(error)) => {
+                if self.farewell.knows_run() {
+                    self.reader.source = None;
+                }
+                Some((self.reader, error))
+            }
+            Ok(()) | Err(Ended::Left) => None,
         }
     }
 
     /// Does what the first message asks for.
     async fn begin(&mut self, first: Message) -> Result<Phase, Error> {
         match first {
-            Message::Start(start) => self.start(start).await,
+            Message::Start(start) => self.start(start).await.map_err(|error| error.within("start")),
             Message::Attach(attach) => self.attach(attach).await,
             Message::ToolOutputs(_) | Message::Cancel(_) => {
                 Err(Error::invalid("message", "the first message must be `start` or `attach`"))
@@ -136,20 +166,19 @@ impl Conversation {
 
     async fn start(&mut self, start: ConverseStart) -> Result<Phase, Error> {
         let ConverseStart { thread_id, run, include, thread_and_run, .. } = start;
-        let (client, caller) = (self.reader.streams.client.clone(), self.reader.caller.clone());
+        let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
         let place = self.reader.streams.place()?;
         let opened = if thread_and_run.is_some() {
             if run.is_some() || !thread_id.is_empty() || !include.is_empty() {
-                return Err(Error::invalid("start.thread_and_run", "excludes thread_id, run and include"));
+                return Err(Error::invalid("thread_and_run", "excludes thread_id, run and include"));
             }
             let request = StreamCreateThreadAndRunRequest { thread_and_run, options: None };
-            self.desk.attend(&self.farewell, client.stream_create_thread_and_run(&caller, &request)).await?
+            client.stream_create_thread_and_run(caller, &request).await?
         } else {
             let request = StreamCreateRunRequest { thread_id, run, include, options: None };
-            self.desk.attend(&self.farewell, client.stream_create_run(&caller, &request)).await?
+            client.stream_create_run(caller, &request).await?
         };
-        self.opened(opened.map_err(|error| error.within("start"))?, place);
-        Ok(Phase::Live)
+        Ok(self.opened(opened, place))
     }
 
     /// The run's first state is awaited, so that a run that is not there is an answer and not a stream.
@@ -165,29 +194,37 @@ impl Conversation {
         Ok(Phase::Following(Box::new((follow, Some(first)))))
     }
 
-    fn opened(&mut self, opened: Opened, place: OwnedSemaphorePermit) {
+    fn opened(&mut self, opened: Opened, place: OwnedSemaphorePermit) -> Phase {
         match opened {
-            Opened::Stream(stream) => self.reader.source = Some(Source { stream, _place: place }),
-            // What the run alone says is seen by following it.
-            Opened::Run(answer) => self.reader.progress.sent(&run_event(answer.message)),
+            Opened::Stream(stream) => {
+                self.reader.source = Some(Source { stream, _place: place });
+                Phase::Live(None)
+            }
+            Opened::Run(answer) => {
+                self.reader.progress.knows(&answer.message.thread_id, &answer.message.id);
+                Phase::Live(Some(Box::new(run_event(answer.message))))
+            }
         }
     }
 
     async fn run(&mut self, mut phase: Phase) -> Result<(), Ended> {
         loop {
             phase = match phase {
-                Phase::Live => self.live().await?,
+                Phase::Live(first) => self.live(first).await?,
                 Phase::Following(following) => self.following(following.0, following.1).await?,
                 Phase::Waiting => self.waiting().await?,
             };
-            if self.reader.progress.is_terminal() && self.reader.source.is_none() {
+            if self.reader.progress.is_terminal() {
                 return Ok(());
             }
         }
     }
 
     /// Passes on what the upstream streams, until it ends.
-    async fn live(&mut self) -> Result<Phase, Ended> {
+    async fn live(&mut self, first: Option<Box<RunEvent>>) -> Result<Phase, Ended> {
+        if let Some(event) = first {
+            self.send(*event).await?;
+        }
         loop {
             let next = unless_left(&self.events, next(&mut self.reader));
             let Some(event) = self.desk.attend(&self.farewell, next).await??? else { break };
@@ -210,7 +247,7 @@ impl Conversation {
                 first
             } else {
                 let next = unless_left(&self.events, follow.next(&self.reader.progress));
-                self.desk.attend(&self.farewell, next).await??.map_err(shared)?
+                self.desk.attend(&self.farewell, next).await???
             };
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
@@ -222,58 +259,62 @@ impl Conversation {
         }
     }
 
-    /// Waits for the outputs of a round, and watches the run meanwhile.
+    /// Waits for the outputs of a round, and submits them.
     async fn waiting(&mut self) -> Result<Phase, Ended> {
+        // A round whose outputs came early needs no poll.
+        if !self.desk.is_complete()
+            && let Some(phase) = self.watching().await?
+        {
+            return Ok(phase);
+        }
+        self.submit().await
+    }
+
+    /// Watches the run until the outputs of its round are there, or it goes on without them.
+    async fn watching(&mut self) -> Result<Option<Phase>, Ended> {
         let mut follow = follow(&mut self.reader)?;
-        loop {
-            let outputs = tokio::select! {
-                outputs = self.desk.complete(&self.farewell) => Some(outputs?),
+        while !self.desk.is_complete() {
+            tokio::select! {
+                heard = self.desk.hear(&self.farewell) => heard?,
                 () = self.events.closed() => return Err(Ended::Left),
-                followed = follow.next(&self.reader.progress) => match followed.map_err(shared)? {
+                followed = follow.next(&self.reader.progress) => match followed? {
                     Followed::Settled(events, run) if run.status() == RunStatus::RequiresAction => {
-                        if !self.desk.is_same_round(&run) {
+                        if !self.desk.is_round(&calls(&run)) {
                             self.send_all(events).await?;
                         }
-                        None
                     }
                     Followed::Settled(events, _) | Followed::On(events) => {
-                        self.desk.close_round();
                         self.send_all(events).await?;
-                        return Ok(Phase::Following(Box::new((follow, None))));
+                        return Ok(Some(Phase::Following(Box::new((follow, None)))));
                     }
                 },
-            };
-            if let Some(outputs) = outputs {
-                drop(follow);
-                return self.submit(outputs).await;
             }
         }
+        Ok(None)
     }
 
     /// Submits the outputs of a round.
-    async fn submit(&mut self, outputs: Vec<ToolOutput>) -> Result<Phase, Ended> {
+    async fn submit(&mut self) -> Result<Phase, Ended> {
         if self.submits == MAX_SUBMITS {
             let what = "the run asks again for outputs that it was given".to_owned();
             return Err(Error::Unusable { what }.into());
         }
         self.submits += 1;
+        let place = self.reader.streams.place()?;
         let resume = self.reader.progress.resume();
         let request = StreamSubmitToolOutputsRequest {
             thread_id: resume.thread_id,
             run_id: resume.run_id,
-            tool_outputs: Some(ToolOutputs { tool_outputs: outputs, extra_json: String::new() }),
+            tool_outputs: Some(ToolOutputs { tool_outputs: self.desk.submit(), extra_json: String::new() }),
             options: None,
         };
-        let (client, caller) = (self.reader.streams.client.clone(), self.reader.caller.clone());
-        let place = self.reader.streams.place()?;
-        self.desk.close_round();
-        let opened = self.desk.attend(&self.farewell, client.stream_submit_tool_outputs(&caller, &request)).await?;
+        let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
+        let opened = self.desk.attend(&self.farewell, client.stream_submit_tool_outputs(caller, &request)).await?;
         self.reader.streams.touched(&request.thread_id, &request.run_id);
         match opened {
             Ok(opened) => {
                 self.reader.progress.resumed();
-                self.opened(opened, place);
-                Ok(Phase::Live)
+                Ok(self.opened(opened, place))
             }
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() && self.submits < MAX_SUBMITS => {
@@ -292,34 +333,41 @@ impl Conversation {
     }
 
     async fn send(&mut self, event: RunEvent) -> Result<(), Ended> {
-        let place = self.desk.attend(&self.farewell, self.events.reserve()).await?.map_err(|_| Ended::Left)?;
-        let round = match &event.payload {
-            Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => Some(run.clone()),
-            _ => None,
+        let Ok(place) = self.desk.attend(&self.farewell, self.events.reserve()).await? else {
+            // The run's name may be in it, and is needed to cancel the run.
+            self.reader.progress.sent(&event);
+            return Err(Ended::Left);
         };
         self.reader.progress.sent(&event);
-        place.send(Ok(event));
-        if let Some(run) = round {
-            self.open_round(&run)?;
-        }
-        Ok(())
-    }
-
-    fn open_round(&mut self, run: &Run) -> Result<(), Error> {
-        if !self.desk.open_round(run)? {
+        let asked = match &event.payload {
+            Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => Some(calls(run)),
+            Some(Payload::Run(_)) if self.reader.progress.is_terminal() => {
+                self.desk.close();
+                None
+            }
+            Some(Payload::Run(_)) => {
+                self.desk.end_round();
+                None
+            }
+            _ => None,
+        };
+        place.send(event);
+        if let Some(calls) = asked
+            && self.desk.open_round(calls)?
+        {
             self.submits = 0;
         }
         Ok(())
     }
 }
 
-/// An error that is every watcher's, as one's own. How to resume is added at the end.
-fn shared(error: Arc<Error>) -> Error {
-    Error::Interrupted { error, resume: Resume::default() }
+/// The conversation's task has panicked.
+fn aborted() -> Error {
+    Error::Unusable { what: "the request was aborted".to_owned() }
 }
 
 /// Does `work` unless the caller leaves before it is done.
-async fn unless_left<T>(events: &mpsc::Sender<Result<RunEvent, Error>>, work: impl Future<Output = T>) -> Result<T, Ended> {
+async fn unless_left<T>(events: &mpsc::Sender<RunEvent>, work: impl Future<Output = T>) -> Result<T, Ended> {
     tokio::select! {
         done = work => Ok(done),
         () = events.closed() => Err(Ended::Left),

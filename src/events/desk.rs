@@ -1,7 +1,8 @@
-//! What a conversation's caller says: tool outputs, held until the run asks for them, and the wish to cancel.
+//! What a conversation's caller says: tool outputs, held until the run asks for them, and the wish to cancel, passed on at once.
 //!
-//! Must hold: the caller is always heard, whatever the conversation waits for ([`Desk::attend`]); what is held for it is bounded in bytes; an
-//! output is submitted once, and one that nobody asked for is told to the caller.
+//! Must hold: the caller is heard, whatever the conversation waits for ([`Desk::attend`]), as soon as the run has a name: before, a mistake would
+//! lose the run, and there is nothing to cancel. What is held for it is bounded in bytes; HTTP/2 bounds what is not heard yet. An output that
+//! nobody asked for is told to the caller, unless it is only late. All futures here may be dropped while they wait: nothing is lost.
 
 use std::{
     collections::HashMap,
@@ -9,6 +10,7 @@ use std::{
     pin::pin,
 };
 
+use tokio::task::AbortHandle;
 use tokio_stream::StreamExt as _;
 
 use super::{Inbound, reader::Farewell};
@@ -17,25 +19,27 @@ use crate::{
     v1::{Run, ToolOutput, converse_run_request::Message},
 };
 
+/// What an output takes besides its text, in bytes: many empty ones must not get past the limit.
+const OVERHEAD: usize = 256;
+
 /// The caller's side of a conversation.
 pub(super) struct Desk {
     inbound: Inbound,
     /// The caller will say no more.
     closed: bool,
-    /// Outputs that were not submitted yet, with where each stood in its message.
+    /// Outputs of this round and of the next one, with where each stood in its message.
     held: HashMap<String, (ToolOutput, usize)>,
     held_bytes: usize,
     max_bytes: usize,
-    /// Hashes of the outputs that were submitted: a repeat must be told from a change.
-    submitted: HashMap<String, u64>,
+    /// The calls of the rounds that are over, with the hash of what this caller said to each, if it did: a repeat must be told from a change.
+    past: HashMap<String, Option<u64>>,
     hasher: RandomState,
-    /// The calls that the run waits for, or waited for last, in its order. Their outputs are held until it asks for others: a run may turn out
-    /// not to have had them.
+    /// The calls that the run waits for, in its order, until it is seen to go on: it may turn out not to have had their outputs.
     round: Vec<String>,
-    /// The run waits for them.
+    /// The run waits for them, and they are not being submitted.
     open: bool,
-    /// The caller wants the run cancelled, and nobody was told yet.
-    cancel: bool,
+    /// The last cancellation, which may be under way.
+    cancellation: Option<AbortHandle>,
 }
 
 impl Desk {
@@ -46,11 +50,11 @@ impl Desk {
             held: HashMap::new(),
             held_bytes: 0,
             max_bytes,
-            submitted: HashMap::new(),
+            past: HashMap::new(),
             hasher: RandomState::new(),
             round: Vec::new(),
             open: false,
-            cancel: false,
+            cancellation: None,
         }
     }
 
@@ -64,16 +68,18 @@ impl Desk {
     pub(super) async fn attend<T>(&mut self, farewell: &Farewell, work: impl Future<Output = T>) -> Result<T, Error> {
         let mut work = pin!(work);
         loop {
-            self.cancel_if_known(farewell);
             tokio::select! {
                 done = &mut work => return Ok(done),
-                heard = self.hear(), if !self.closed => heard?,
+                heard = self.hear(farewell) => heard?,
             }
         }
     }
 
-    /// Takes the caller's next message.
-    async fn hear(&mut self) -> Result<(), Error> {
+    /// Hears the caller's next message. Waits for ever once it will say no more, and as long as the run has no name.
+    pub(super) async fn hear(&mut self, farewell: &Farewell) -> Result<(), Error> {
+        if self.closed || !farewell.knows_run() {
+            return std::future::pending().await;
+        }
         let Some(request) = self.inbound.next().await.transpose()? else {
             self.closed = true;
             return self.check_closed();
@@ -86,7 +92,10 @@ impl Desk {
                 outputs.tool_outputs.into_iter().enumerate().try_for_each(|(at, output)| self.hold(output, at))
             }
             Some(Message::Cancel(_)) => {
-                self.cancel = true;
+                // One at a time is enough, however often it is said.
+                if self.cancellation.as_ref().is_none_or(AbortHandle::is_finished) {
+                    self.cancellation = farewell.clone().begin(None);
+                }
                 Ok(())
             }
             Some(Message::Start(_)) => Err(Error::invalid("start", "only the first message may start a run")),
@@ -100,8 +109,8 @@ impl Desk {
         if id.is_empty() {
             return Err(Error::invalid(path(at), "must be set"));
         }
-        if let Some(submitted) = self.submitted.get(id) {
-            return if *submitted == self.hash(&output) { Ok(()) } else { Err(differs(at)) };
+        if let Some(given) = self.past.get(id) {
+            return if given.is_none_or(|given| given == self.hash(&output)) { Ok(()) } else { Err(differs(at)) };
         }
         if let Some((held, _)) = self.held.get(id) {
             return if *held == output { Ok(()) } else { Err(differs(at)) };
@@ -117,59 +126,59 @@ impl Desk {
         Ok(())
     }
 
-    /// The run asks for outputs. Whether it is for the same ones as the last time.
-    pub(super) fn open_round(&mut self, run: &Run) -> Result<bool, Error> {
-        let same = self.is_same_round(run);
-        if !same {
-            let round = round(run);
-            self.forget_round();
-            // An action that this contract does not know has no calls: somebody else has to take it, and any output is early.
-            self.open = !round.is_empty();
-            self.round = round;
-            let unasked = self.held.iter().find(|(id, _)| self.open && !self.round.contains(id));
-            if let Some((_, (_, at))) = unasked {
-                return Err(unknown(*at));
+    /// The run asks for outputs. Whether it is for others than the last time.
+    pub(super) fn open_round(&mut self, calls: Vec<String>) -> Result<bool, Error> {
+        let new = !self.is_round(&calls);
+        if new {
+            self.end_round();
+            for id in &calls {
+                // Some services count their calls anew in each round.
+                self.past.remove(id);
             }
+            self.round = calls;
         }
+        // An action that this contract does not know has no calls: somebody else has to take it, and any output is early.
         self.open = !self.round.is_empty();
+        let unasked = self.held.iter().filter(|(id, _)| self.open && !self.round.contains(id));
+        if let Some(at) = unasked.map(|(_, (_, at))| *at).min() {
+            return Err(unknown(at));
+        }
         self.check_closed()?;
-        Ok(same)
+        Ok(new)
     }
 
-    /// Whether the run asks for the same calls as the last time.
-    pub(super) fn is_same_round(&self, run: &Run) -> bool {
-        round(run) == self.round
+    /// Whether these are the calls that the run waits for, as far as is known.
+    pub(super) fn is_round(&self, calls: &[String]) -> bool {
+        self.round == calls
     }
 
-    /// The run goes on.
-    pub(super) fn close_round(&mut self) {
+    /// All outputs of the round are there.
+    pub(super) fn is_complete(&self) -> bool {
+        self.open && self.round.iter().all(|id| self.held.contains_key(id))
+    }
+
+    /// The outputs of the round, to be submitted now. They are held on: the run may turn out not to have had them.
+    pub(super) fn submit(&mut self) -> Vec<ToolOutput> {
         self.open = false;
+        self.round.iter().filter_map(|id| Some(self.held.get(id)?.0.clone())).collect()
     }
 
-    /// The run has had these outputs: of them only enough is kept to tell a repeat from a change.
-    fn forget_round(&mut self) {
+    /// The run has gone on. Of what it was given only enough is kept to tell a repeat from a change.
+    pub(super) fn end_round(&mut self) {
+        self.open = false;
         for id in std::mem::take(&mut self.round) {
-            if let Some((output, _)) = self.held.remove(&id) {
+            let given = self.held.remove(&id).map(|(output, _)| {
                 self.held_bytes -= size(&output);
-                let hash = self.hash(&output);
-                self.submitted.insert(id, hash);
-            }
+                self.hash(&output)
+            });
+            self.past.insert(id, given);
         }
     }
 
-    /// Waits until all outputs of the round are there.
-    pub(super) async fn complete(&mut self, farewell: &Farewell) -> Result<Vec<ToolOutput>, Error> {
-        loop {
-            if self.open && self.round.iter().all(|id| self.held.contains_key(id)) {
-                return Ok(self.round.iter().filter_map(|id| Some(self.held.get(id)?.0.clone())).collect());
-            }
-            self.cancel_if_known(farewell);
-            if self.closed {
-                // Only the run itself can change anything now.
-                std::future::pending::<()>().await;
-            }
-            self.hear().await?;
-        }
+    /// The run is over: nothing that the caller says matters any more.
+    pub(super) fn close(&mut self) {
+        self.end_round();
+        self.closed = true;
     }
 
     fn check_closed(&self) -> Result<(), Error> {
@@ -178,28 +187,20 @@ impl Desk {
         if self.closed && !missing.is_empty() { Err(Error::OutputsMissing { ids: missing }) } else { Ok(()) }
     }
 
-    /// Passes the wish to cancel on, once it is known which run is meant.
-    fn cancel_if_known(&mut self, farewell: &Farewell) {
-        if self.cancel && farewell.knows_run() {
-            self.cancel = false;
-            farewell.clone().begin(None);
-        }
-    }
-
     fn hash(&self, output: &ToolOutput) -> u64 {
         self.hasher.hash_one((&output.output, &output.extra_json))
     }
 }
 
 /// The ids of the calls that a run waits for.
-fn round(run: &Run) -> Vec<String> {
+pub(super) fn calls(run: &Run) -> Vec<String> {
     let calls = run.required_action.iter().filter_map(|action| action.submit_tool_outputs.as_ref()).flat_map(|it| &it.tool_calls);
     calls.map(|call| call.id.clone()).filter(|id| !id.is_empty()).collect()
 }
 
 /// What holding an output takes, in bytes.
 fn size(output: &ToolOutput) -> usize {
-    output.tool_call_id.len() + output.output.as_ref().map_or(0, String::len) + output.extra_json.len()
+    OVERHEAD + output.tool_call_id.len() + output.output.as_ref().map_or(0, String::len) + output.extra_json.len()
 }
 
 fn path(at: usize) -> String {

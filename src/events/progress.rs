@@ -59,7 +59,7 @@ pub(super) struct Progress {
     resume: SharedResume,
     /// The status of the run, as far as it was told.
     status: RunStatus,
-    /// Steps and messages that were sent whole, by id.
+    /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
 }
 
@@ -129,12 +129,14 @@ impl Progress {
                 }
             }
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
+            Some(Payload::Gap(gap)) => self.whole.extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
             _ => {}
         }
         self.resume.lock().resume.last_event = kind;
     }
 
-    fn knows(&self, thread_id: &str, run_id: &str) {
+    /// Notes which run this is about, as far as is known.
+    pub(super) fn knows(&self, thread_id: &str, run_id: &str) {
         let resume = &mut self.resume.lock().resume;
         for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
             if known != id && !id.is_empty() {

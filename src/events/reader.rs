@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     sync::OwnedSemaphorePermit,
+    task::AbortHandle,
     time::{sleep, timeout},
 };
 
@@ -95,15 +96,16 @@ impl Farewell {
     }
 
     /// Begins to cancel. If the run is not known, `source` is read until it is.
-    pub(super) fn begin(self, source: Option<Source>) {
+    pub(super) fn begin(self, source: Option<Source>) -> Option<AbortHandle> {
         // Without a runtime the program is at its end.
-        let Ok(runtime) = Handle::try_current() else { return };
-        runtime.spawn(async move {
+        let runtime = Handle::try_current().ok()?;
+        let cancellation = runtime.spawn(async move {
             let limit = self.streams.limits.farewell;
             if timeout(limit, self.cancel(source)).await.is_err() {
                 tracing::warn!(?limit, "a run was not cancelled in time");
             }
         });
+        Some(cancellation.abort_handle())
     }
 
     async fn cancel(&self, source: Option<Source>) {

@@ -1,0 +1,11 @@
+//! `ConverseRun`: the whole tool loop on one stream, against a scripted upstream and against the embedded API.
+
+mod attach;
+mod caller;
+mod cuts;
+mod ends;
+mod harness;
+mod mistakes;
+mod rounds;
+#[path = "../support/mod.rs"]
+mod support;
