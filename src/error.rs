@@ -122,6 +122,8 @@ pub struct Rejection {
     pub request_id: Option<String>,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
+    /// Whether it asks for a retry (`x-should-retry`).
+    pub should_retry: Option<bool>,
     /// What repeating the request would do.
     pub effect: Effect,
     /// Whether the credential was the gateway's own.
@@ -175,6 +177,20 @@ impl Error {
             Self::Lost { .. } | Self::Unusable { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether a create or a submit that failed so may have taken effect nevertheless.
+    pub fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Lost { outcome, effect, .. } => *outcome == Outcome::Unknown && *effect == Effect::Once,
+            Self::Rejected(rejection) => matches!(rejection.status, 408 | 500 | 502..) && rejection.effect == Effect::Once,
+            _ => false,
+        }
+    }
+
+    /// Whether it is not the request that is wrong, but the state of the thread or run.
+    pub fn is_state_conflict(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.is_state_conflict())
     }
 
     /// How long the upstream asks to wait before the next request.
@@ -293,7 +309,7 @@ impl Resume {
 }
 
 impl Rejection {
-    fn is_quota(&self) -> bool {
+    pub(crate) fn is_quota(&self) -> bool {
         self.body.as_ref().is_some_and(ErrorBody::is_quota)
     }
 

@@ -7,6 +7,7 @@
 
 mod limits;
 mod streams;
+mod upstream;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -15,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use self::{limits::LimitArgs, streams::StreamArgs};
+use self::{limits::LimitArgs, streams::StreamArgs, upstream::RequestArgs};
 use crate::{
     events::StreamLimits,
     rest::{AuthStyle, Upstream},
@@ -121,6 +122,9 @@ pub struct ServeArgs {
     log: String,
 
     #[command(flatten)]
+    requests: RequestArgs,
+
+    #[command(flatten)]
     limits: LimitArgs,
 
     #[command(flatten)]
@@ -210,6 +214,9 @@ impl TryFrom<ServeArgs> for Serve {
                 answer_timeout: args.answer_timeout,
                 max_answer_bytes: args.max_answer_bytes,
                 max_event_bytes: args.max_event_bytes,
+                http: args.requests.http(),
+                requests: args.requests.requests(),
+                retry: args.requests.retry(),
             },
             forward_metadata: args.forward_metadata,
             max_request_bytes: args.max_request_bytes,
