@@ -124,6 +124,8 @@ pub struct Rejection {
     pub request_id: Option<String>,
     /// How long it asks to wait.
     pub retry_after: Option<Duration>,
+    /// Whether it asks for a retry (`x-should-retry`).
+    pub should_retry: Option<bool>,
     /// What repeating the request would do.
     pub effect: Effect,
     /// Whether the credential was the gateway's own.
@@ -181,6 +183,20 @@ impl Error {
             Self::Lost { .. } | Self::Unusable { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether a create or a submit that failed so may have taken effect nevertheless.
+    pub fn is_in_doubt(&self) -> bool {
+        match self {
+            Self::Lost { outcome, effect, .. } => *outcome == Outcome::Unknown && *effect == Effect::Once,
+            Self::Rejected(rejection) => matches!(rejection.status, 408 | 500 | 502..) && rejection.effect == Effect::Once,
+            _ => false,
+        }
+    }
+
+    /// Whether it is not the request that is wrong, but the state of the thread or run.
+    pub fn is_state_conflict(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.is_state_conflict())
     }
 
     /// How long the upstream asks to wait before the next request.
@@ -306,7 +322,7 @@ impl Resume {
 }
 
 impl Rejection {
-    fn is_quota(&self) -> bool {
+    pub(crate) fn is_quota(&self) -> bool {
         self.body.as_ref().is_some_and(ErrorBody::is_quota)
     }
 

@@ -20,7 +20,8 @@
 //!
 //! - **Nothing is lost.** What a message cannot hold is in its `extra_json`; an event that is not known is passed on whole; a stream that is cut
 //!   is mended or says how to resume.
-//! - **Nothing is done twice.** A create or a submit is sent once; if its fate is not known, that is what the caller is told.
+//! - **Nothing is done twice.** A create or a submit is sent again only if it was certainly not done; if its fate is not known, that is what the
+//!   caller is told.
 //! - **Nothing is unbounded.** Every queue, buffer, wait and count has a limit, and a flag.
 //! - **Nothing secret is written.** Keys, prompts and bodies are in no log and no error.
 

@@ -6,7 +6,7 @@ use clap::Args;
 use http::HeaderName;
 use humantime::Duration;
 
-use super::{access::AccessArgs, limits::LimitArgs, streams::StreamArgs};
+use super::{access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs};
 
 /// Headers that say how a message stands on its connection. Whoever sets them from outside makes another request of it than was meant.
 pub(super) const FRAMING: [&str; 11] = [
@@ -70,6 +70,9 @@ pub(super) struct GatewayArgs {
 
     #[command(flatten)]
     pub(super) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(super) requests: RequestArgs,
 
     #[command(flatten)]
     pub(super) limits: LimitArgs,

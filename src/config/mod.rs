@@ -9,6 +9,7 @@ mod access;
 mod embedded_args;
 mod gateway;
 mod limits;
+mod requests;
 mod streams;
 mod upstream;
 
@@ -140,6 +141,9 @@ impl Serve {
                 answer_timeout: *gateway.answer_timeout,
                 max_answer_bytes: gateway.max_answer_bytes,
                 max_event_bytes: gateway.max_event_bytes,
+                http: gateway.requests.http(),
+                requests: gateway.requests.requests(),
+                retry: gateway.requests.retry(),
             },
             forward_metadata: gateway.forward_metadata,
             max_request_bytes: gateway.max_request_bytes,

@@ -19,7 +19,7 @@ impl Changes {
     /// The events that tell of a new state: steps, oldest first, then the run, so that a run's last event is the last.
     pub(super) fn to(&mut self, snapshot: &Snapshot) -> Vec<RunEvent> {
         let mut events = Vec::new();
-        for step in snapshot.steps.iter().flatten() {
+        for step in snapshot.steps() {
             if self.steps.get(&step.id) != Some(step) {
                 self.steps.insert(step.id.clone(), step.clone());
                 events.push(step_event(step.clone()));

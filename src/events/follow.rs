@@ -40,7 +40,7 @@ impl Follow {
             let changes = self.changes.to(&snapshot).into_iter();
             return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
         }
-        let gap = progress.gap(snapshot.steps.as_deref().unwrap_or_default());
+        let gap = progress.gap(snapshot.steps());
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));
         let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
         Ok(Followed::Settled(events, Box::new(snapshot.run.clone())))

@@ -36,10 +36,14 @@ impl Streams {
         let mut reader = Reader::new(self, caller, progress, options);
         // The first state is awaited, so that a run that is not there is an answer and not a stream.
         let mut snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
+        let include_steps = request.include_steps;
         let mut leave = Box::pin(leave);
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
+                if let Some(Err(error)) = snapshot.steps.as_ref().filter(|_| include_steps) {
+                    Err(reader.interrupted(Arc::clone(error)))?;
+                }
                 for event in changes.to(&snapshot) {
                     reader.progress.sent(&event);
                     yield event;

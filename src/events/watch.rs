@@ -65,8 +65,16 @@ const MAX_STEP_PAGES: usize = 100;
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     pub(super) run: Run,
-    /// Its steps, oldest first, if anybody asked for them.
-    pub(super) steps: Option<Vec<RunStep>>,
+    /// Its steps, oldest first, if anybody asked for them; or why they cannot be had. That is no reason to keep the run from those who
+    /// asked for the run alone.
+    pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
+}
+
+impl Snapshot {
+    /// The steps, as far as they are known.
+    pub(super) fn steps(&self) -> &[RunStep] {
+        self.steps.as_ref().and_then(|steps| steps.as_deref().ok()).unwrap_or_default()
+    }
 }
 
 /// All pollers of one gateway.
@@ -272,7 +280,10 @@ impl Poller {
         let request = GetRunRequest { thread_id: thread_id.clone(), run_id: run_id.clone() };
         let answer = self.shared.client.get_run(&self.caller, &request).await?;
         let asked = answer.headers.get("openai-poll-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
-        let steps = if steps { Some(self.steps().await?) } else { None };
+        let steps = match if steps { Some(self.steps().await) } else { None } {
+            Some(Err(error)) if error.may_pass() => return Err(error),
+            steps => steps.map(|steps| steps.map_err(Arc::new)),
+        };
         Ok((Snapshot { run: answer.message, steps }, asked.map(Duration::from_millis)))
     }
 

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use tokio::time::timeout;
 
 use super::failure;
@@ -94,7 +94,7 @@ pub(super) async fn read<M: Answerable>(
     let text = match body(response, limit).await {
         Ok((text, true)) => text,
         Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => return Err(failure::cut_off(&error, effect)),
+        Err(error) => return Err(failure::cut(&error, effect)),
     };
     let message: M = json::decode(&text).map_err(|error| unusable(error.to_string()))?;
     if message.is_whole(&text) { Ok(Answer { message, headers }) } else { Err(unusable("JSON of another shape".to_owned())) }
@@ -121,6 +121,11 @@ async fn body(mut response: reqwest::Response, limit: usize) -> Result<(Vec<u8>,
 async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, headers: HeaderMap) -> Error {
     let status = response.status().as_u16();
     let retry_after = retry_after(response.headers());
+    let should_retry = match response.headers().get("x-should-retry").map(HeaderValue::as_bytes) {
+        Some(b"true") => Some(true),
+        Some(b"false") => Some(false),
+        _ => None,
+    };
     let mut request_id =
         ["x-request-id", "apim-request-id"].iter().find_map(|name| Some(headers.get(*name)?.to_str().ok()?.to_owned()));
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says less, not nothing.
@@ -133,7 +138,7 @@ async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, h
         body
     });
     let retry_after = retry_after.or_else(|| said_delay(&body.as_ref()?.message));
-    Error::Rejected(Box::new(Rejection { status, body, request_id, retry_after, effect, own_key, headers }))
+    Error::Rejected(Box::new(Rejection { status, body, request_id, retry_after, should_retry, effect, own_key, headers }))
 }
 
 /// Reads an error body of one of the three known shapes, with the request id that some have in it:
@@ -179,6 +184,7 @@ pub(crate) fn error_event(data: &[u8]) -> Error {
         body,
         request_id,
         retry_after: None,
+        should_retry: None,
         effect: Effect::Repeatable,
         own_key: false,
         headers: HeaderMap::new(),
@@ -196,7 +202,7 @@ fn shown(headers: &HeaderMap) -> HeaderMap {
 
 /// How long the headers ask to wait: `retry-after-ms`, then `retry-after` in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok()).map(str::trim);
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::trim);
     let number = |text: Option<&str>| text?.parse::<f64>().ok().and_then(|number| Duration::try_from_secs_f64(number).ok());
     let date = || {
         let until = httpdate::parse_http_date(text("retry-after")?).ok()?;

@@ -29,14 +29,14 @@ fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Err
 
 fn create_run(thread_id: &str, run: Option<&RunSpec>, include: &[String]) -> Result<Request, Error> {
     let path = path("/threads/{thread_id}/runs", &[thread_id])?;
-    Ok(Request::post(path, Effect::Once).query(Query::default().include(include)).body(body("run", run)?))
+    Ok(Request::create(path).query(Query::default().include(include)).body(body("run", run)?))
 }
 
 fn create_thread_and_run(spec: Option<&ThreadAndRunSpec>) -> Result<Request, Error> {
-    Ok(Request::post(path("/threads/runs", &[])?, Effect::Once).body(body("thread_and_run", spec)?))
+    Ok(Request::create(path("/threads/runs", &[])?).body(body("thread_and_run", spec)?))
 }
 
-fn submit_tool_outputs(thread_id: &str, run_id: &str, outputs: Option<&ToolOutputs>) -> Result<Request, Error> {
+pub(super) fn submit_tool_outputs(thread_id: &str, run_id: &str, outputs: Option<&ToolOutputs>) -> Result<Request, Error> {
     let path = path("/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", &[thread_id, run_id])?;
     Ok(Request::post(path, Effect::Once).body(body("tool_outputs", outputs)?))
 }
@@ -88,7 +88,13 @@ impl Client {
 
     /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
     pub async fn submit_tool_outputs(&self, caller: &Caller, request: &SubmitToolOutputsRequest) -> Answered<Run> {
-        self.send(caller, submit_tool_outputs(&request.thread_id, &request.run_id, request.tool_outputs.as_ref())?).await
+        let SubmitToolOutputsRequest { thread_id, run_id, tool_outputs } = request;
+        let submit = || submit_tool_outputs(thread_id, run_id, tool_outputs.as_ref());
+        let submitted = self.send(caller, submit()?).await;
+        match submitted {
+            Err(error) if error.is_in_doubt() => self.settle_submit(caller, request, submit()?, error).await,
+            settled => settled,
+        }
     }
 
     /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs` with `stream`

@@ -7,7 +7,7 @@ use std::{error::Error as _, time::Duration};
 
 use crate::error::{Effect, Error, Outcome};
 
-/// The error for a request that reqwest could not bring to an end.
+/// The error for a request whose answer did not begin.
 pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
     let chain = || chain(error);
     let http2 = chain().find_map(|error| error.downcast_ref::<h2::Error>());
@@ -22,11 +22,6 @@ pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
     failed(error, outcome, effect)
 }
 
-/// The error for an answer that ends too soon. It was being given, so the request was processed, whatever the connection says now.
-pub(super) fn cut_off(error: &reqwest::Error, effect: Effect) -> Error {
-    failed(error, Outcome::Unknown, effect)
-}
-
 fn failed(error: &reqwest::Error, outcome: Outcome, effect: Effect) -> Error {
     let what = match outcome {
         Outcome::Unsent => "the upstream cannot be reached",
@@ -36,6 +31,11 @@ fn failed(error: &reqwest::Error, outcome: Outcome, effect: Effect) -> Error {
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
     let cause = chain(error).last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
     Error::Lost { outcome, effect, cause, timed_out: error.is_timeout() }
+}
+
+/// The error for an answer whose body did not end. Whatever the upstream says now, of a request that it answered: it processed it.
+pub(super) fn cut(error: &reqwest::Error, effect: Effect) -> Error {
+    Error::Lost { outcome: Outcome::Unknown, effect, cause: why(error), timed_out: false }
 }
 
 /// Why a body ended before its end.

@@ -6,28 +6,38 @@
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
+//! | `retry.rs` | the one retry loop |
+//! | `submit.rs` | tool outputs of which nobody knows whether they arrived |
+//! | `admission.rs` | how many requests there are at a time, and whose turn it is |
 //! | `stream.rs` | event streams: a client of their own, frames as they come |
 //! | `sse.rs` | the framing of server-sent events, a pure parser |
 //!
-//! Must hold: what is sent is sent once. Redirects are not followed (a 307 replays bodies, and a named key header would cross hosts), the
-//! client's own resending is off (it repeats POSTs), and no proxy is taken from the environment.
+//! Must hold: nothing but `retry.rs` sends a request twice. Redirects are not followed (a 307 replays bodies, and a named key header would cross
+//! hosts), the client's own resending is off (it repeats POSTs), and no proxy is taken from the environment.
 
+mod admission;
 mod answer;
 mod endpoints;
 mod failure;
+mod retry;
 pub mod sse;
 mod stream;
+mod submit;
 mod target;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use reqwest::redirect;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::time::Instant;
 use url::Url;
 
+pub use admission::RequestLimits;
 pub(crate) use answer::error_event;
 pub use answer::{Answer, SHOWN_HEADERS};
+pub use retry::RetryLimits;
 pub use stream::{Cut, EventStream, Opened};
 
 use crate::error::{Effect, Error};
@@ -51,6 +61,21 @@ pub struct Upstream {
     pub max_answer_bytes: usize,
     /// The largest event of a stream, in bytes.
     pub max_event_bytes: usize,
+    /// Which HTTP is spoken.
+    pub http: HttpVersion,
+    /// How many requests there may be at a time.
+    pub requests: RequestLimits,
+    /// When failed requests are made again.
+    pub retry: RetryLimits,
+}
+
+/// Which HTTP is spoken to the upstream. Event streams use HTTP/1.1 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// What the TLS handshake agrees on. Without TLS, HTTP/1.1.
+    Negotiated,
+    /// HTTP/2, also without TLS.
+    Http2,
 }
 
 /// How a credential is sent.
@@ -86,6 +111,10 @@ impl AuthStyle {
 pub struct Caller {
     /// Headers to pass on: the allowed ones of its metadata, with its credential if it is to be passed on.
     pub headers: HeaderMap,
+    /// When its call has to be over. Nothing is waited for that ends later.
+    pub deadline: Option<Instant>,
+    /// It makes failed calls again by itself: the gateway does not.
+    pub retries: bool,
 }
 
 /// Forwarded headers that say nothing about what a caller may see.
@@ -106,17 +135,20 @@ impl Caller {
 pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 
 impl Identity {
-    /// A caller with this identity and nothing else.
+    /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
-        Caller { headers: self.0.iter().cloned().collect() }
+        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true }
     }
 }
 
 /// A client of one upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    /// One for each lane of [`Self::admission`].
+    unary: Arc<[reqwest::Client]>,
     streams: reqwest::Client,
+    admission: admission::Admission,
+    retry: Arc<retry::Retry>,
     base: target::Base,
     own_key: bool,
     answer_timeout: Duration,
@@ -148,10 +180,18 @@ impl Client {
                 .connect_timeout(upstream.connect_timeout)
         };
         // Answers are small and many share a connection: each may fill its window without stalling the others.
-        let unary = builder().http2_initial_stream_window_size(256 << 10).http2_initial_connection_window_size(64 << 20);
+        let unary = || {
+            let client = builder().http2_initial_stream_window_size(256 << 10).http2_initial_connection_window_size(64 << 20);
+            match upstream.http {
+                HttpVersion::Negotiated => client.build(),
+                HttpVersion::Http2 => client.http2_prior_knowledge().build(),
+            }
+        };
         Ok(Self {
-            http: unary.build()?,
+            unary: (0..upstream.requests.lanes()).map(|_| unary()).collect::<Result<_, _>>()?,
             streams: builder().http1_only().build()?,
+            admission: admission::Admission::new(upstream.requests.clone()),
+            retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
             own_key: upstream.key.is_some(),
             answer_timeout: upstream.answer_timeout,
@@ -160,12 +200,17 @@ impl Client {
         })
     }
 
-    /// Sends a request and reads its answer, each once.
+    /// Sends a request and reads its answer.
     async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
+        self.retry.run(caller, || self.send_once(caller, &request)).await
+    }
+
+    async fn send_once<M: answer::Answerable>(&self, caller: &Caller, request: &Request) -> Result<Answer<M>, Error> {
         let effect = request.effect;
+        let place = self.admission.enter(&caller.identity()).await?;
         let exchange = async {
-            let response =
-                self.http.execute(self.request(caller, request)).await.map_err(|error| failure::lost(&error, effect))?;
+            let http = self.request(caller, request);
+            let response = self.unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
         tokio::time::timeout(self.answer_timeout, exchange)
@@ -173,10 +218,13 @@ impl Client {
             .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
     }
 
-    fn request(&self, caller: &Caller, request: Request) -> reqwest::Request {
-        let mut http = reqwest::Request::new(request.method, self.base.url(&request.path, &request.query));
+    fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {
+        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.path, &request.query));
         http.headers_mut().clone_from(&caller.headers);
-        if let Some(body) = request.body {
+        if let Some(key) = &request.idempotency_key {
+            http.headers_mut().entry("idempotency-key").or_insert_with(|| key.clone());
+        }
+        if let Some(body) = request.body.clone() {
             http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *http.body_mut() = Some(body.into());
         } else if http.method() == Method::POST {
@@ -192,30 +240,39 @@ struct Request {
     method: Method,
     path: String,
     query: target::Query,
-    body: Option<Vec<u8>>,
+    body: Option<Bytes>,
     effect: Effect,
+    /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know such keys, and no ground for a retry.
+    idempotency_key: Option<HeaderValue>,
 }
 
 impl Request {
     fn get(path: String) -> Self {
-        Self { method: Method::GET, path, query: target::Query::default(), body: None, effect: Effect::Repeatable }
+        Self { method: Method::GET, ..Self::post(path, Effect::Repeatable) }
     }
 
     fn post(path: String, effect: Effect) -> Self {
-        Self { method: Method::POST, path, query: target::Query::default(), body: None, effect }
+        Self { method: Method::POST, path, query: target::Query::default(), body: None, effect, idempotency_key: None }
+    }
+
+    /// A request that makes something new.
+    fn create(path: String) -> Self {
+        Self { idempotency_key: retry::idempotency_key(), ..Self::post(path, Effect::Once) }
     }
 
     fn body(mut self, body: Vec<u8>) -> Self {
-        self.body = Some(body);
+        self.body = Some(body.into());
         self
     }
 
     /// The same request, asking for a stream. `stream` is the gateway's: encoding has refused bodies that name it.
     fn streamed(mut self) -> Self {
-        if let Some(body) = &mut self.body {
+        self.body = self.body.map(|body| {
+            let mut body = Vec::from(body);
             body.pop();
             body.extend_from_slice(if body.len() > 1 { b",\"stream\":true}" } else { b"\"stream\":true}" });
-        }
+            body.into()
+        });
         self
     }
 

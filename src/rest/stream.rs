@@ -44,7 +44,13 @@ pub struct Cut(pub String);
 impl Client {
     /// Sends a request whose body asks for a stream. The status of the answer is awaited, so an error comes before any event.
     pub(super) async fn open(&self, caller: &Caller, request: Request) -> Result<Opened, Error> {
+        self.retry.run(caller, || self.open_once(caller, &request)).await
+    }
+
+    async fn open_once(&self, caller: &Caller, request: &Request) -> Result<Opened, Error> {
         let effect = request.effect;
+        // It is let go with the head: a live stream has a place of its own, for as long as it lives.
+        let _place = self.admission.enter(&caller.identity()).await?;
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));

@@ -15,7 +15,7 @@ use crate::{
     error::{Effect, Error, Outcome},
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    server::{Cut, LastWords},
+    server::{Cut, Deadline, LastWords},
     v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
 
@@ -91,7 +91,12 @@ impl Gateway {
                 headers.append(name, value.clone());
             }
         }
-        (Caller { headers }, extensions.get::<LastWords>().cloned().unwrap_or_default(), message)
+        let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+        (
+            Caller { headers, deadline, retries: retries(&metadata) },
+            extensions.get::<LastWords>().cloned().unwrap_or_default(),
+            message,
+        )
     }
 }
 
@@ -99,6 +104,13 @@ impl Gateway {
 fn closed() -> Error {
     let cause = "the gateway closed the connection".to_owned();
     Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
+}
+
+/// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.
+fn retries(metadata: &HeaderMap) -> bool {
+    let number = |name| metadata.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok()?.parse::<u32>().ok());
+    number("grpc-previous-rpc-attempts").is_some_and(|attempts| attempts > 0)
+        || number("x-envoy-attempt-count").is_some_and(|attempt| attempt > 1)
 }
 
 /// The answer of a unary call.

@@ -38,7 +38,8 @@ async fn no_secret_is_logged_at_any_level() {
     for flags in [&["--upstream-api-key", "OWN-KEY"][..], &[]] {
         let upstream = Upstream::start().await;
         let url = format!("{}/?key=HEADER-VALUE", upstream.url());
-        let header = ["--log", "trace", "--upstream-header", "x-extra: HEADER-VALUE", "--upstream-url", &url];
+        let header =
+            ["--log", "trace", "--max-retries", "0", "--upstream-header", "x-extra: HEADER-VALUE", "--upstream-url", &url];
         let program = Running::start(&[flags, &header].concat()).await;
         let metadata = [("authorization", "Bearer CALLER-KEY"), ("cookie", "COOKIE"), ("idempotency-key", "HEADER-VALUE")];
         let mut calls = 0;

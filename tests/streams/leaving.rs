@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use runs_gateway::v1::{RunEvent, StreamOptions, StreamSubmitToolOutputsRequest, ToolOutputs, WatchRunRequest};
+use runs_gateway::v1::{GetRunRequest, RunEvent, StreamOptions, StreamSubmitToolOutputsRequest, ToolOutputs, WatchRunRequest};
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -112,9 +112,7 @@ async fn the_run_is_cancelled_if_its_reader_leaves_before_the_upstream_answers()
     assert!(call.await.is_err());
     // The gateway has seen the caller leave by the time it answers this.
     upstream.push(polled("in_progress"));
-    soon(gateway.runs().get_run(runs_gateway::v1::GetRunRequest { thread_id: "t".into(), run_id: "r".into() }))
-        .await
-        .expect("a run");
+    soon(gateway.runs().get_run(GetRunRequest { thread_id: "t".into(), run_id: "r".into() })).await.expect("a run");
     answer.notify_one();
     let requests = upstream.wait_for_requests(3).await;
     assert_eq!((requests[2].method.as_str(), requests[2].target.as_str()), CANCEL);
@@ -227,6 +225,12 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
         // Calling again would be another run.
         assert_eq!(heard.status.message(), "the gateway closes this connection; resume by WatchRun or ConverseRun.attach");
     }
+    // Whatever the gateway had still to ask, it has asked by the time that another one has got an answer.
+    let other = spawn_gateway(&upstream.url(), &[]).await;
+    upstream.push(polled("in_progress"));
+    soon(other.runs().get_run(GetRunRequest { thread_id: "t".into(), run_id: "r".into() })).await.expect("a run");
+    other.drain().await;
+    assert_eq!(upstream.requests().len(), 5);
     // A write that has said nothing yet must not be repeated, as UNAVAILABLE may be.
     let unknown = (Code::Unknown, "OUTCOME_UNKNOWN".to_owned());
     assert_eq!(verdict(&silent.status), unknown);

@@ -13,7 +13,7 @@ use std::{
 use http::HeaderMap;
 use runs_gateway::{
     events::{PollLimits, SharedResume, StreamLimits, Streams},
-    rest::{AuthStyle, Caller, Client, Upstream as Target},
+    rest::{AuthStyle, Caller, Client, HttpVersion, RequestLimits, RetryLimits, Upstream as Target},
     v1::{RunEvent, RunStatus, WatchRunRequest, run_event::Payload},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -53,6 +53,9 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         answer_timeout: Duration::from_secs(60),
         max_answer_bytes: 1 << 20,
         max_event_bytes: 1 << 20,
+        http: HttpVersion::Negotiated,
+        requests: RequestLimits::default(),
+        retry: RetryLimits::default(),
     };
     let client = Client::new(&target).expect("a client");
     Streams::new(client, StreamLimits { poll, ..StreamLimits::default() })

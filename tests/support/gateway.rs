@@ -23,8 +23,15 @@ pub(crate) struct Gateway {
     serving: Option<JoinHandle<()>>,
 }
 
-/// A gateway to the upstream at `url`, with `flags` in addition to those that every test needs.
+/// A gateway to the upstream at `url`, with `flags` in addition to those that every test needs. It does not retry: a script says how often it is
+/// asked.
 pub(crate) async fn spawn_gateway(url: &str, flags: &[&str]) -> Gateway {
+    let flags: Vec<_> = ["--max-retries", "0"].iter().chain(flags).copied().collect();
+    spawn_retrying_gateway(url, &flags).await
+}
+
+/// The same with retries as they are by default.
+pub(crate) async fn spawn_retrying_gateway(url: &str, flags: &[&str]) -> Gateway {
     let always = ["runs-gateway", "serve", "--listen", "127.0.0.1:0", "--drain-delay", "0s", "--upstream-url", url];
     let cli = Cli::try_parse_from(always.iter().chain(flags)).unwrap_or_else(|error| panic!("{error}"));
     let Command::Serve(args) = cli.command else { unreachable!("the command is serve") };

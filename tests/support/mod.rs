@@ -4,3 +4,4 @@
 
 pub(crate) mod gateway;
 pub(crate) mod upstream;
+pub(crate) mod upstream_h2;

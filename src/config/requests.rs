@@ -1,0 +1,98 @@
+//! The flags of upstream requests: how many at a time, and when they are made again. What each means, and why its default is right for most, stands
+//! with [`RequestLimits`] and [`RetryLimits`].
+
+use clap::{Args, ValueEnum};
+use humantime::Duration;
+
+use crate::rest::{HttpVersion, RequestLimits, RetryLimits};
+
+/// The flags. A duration is written `500ms`, `30s`, `10m`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Upstream requests")]
+pub(super) struct RequestArgs {
+    /// Which HTTP is spoken to the upstream. Event streams use HTTP/1.1 in any case.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_HTTP2", default_value = "auto")]
+    upstream_http2: Http2,
+
+    /// Upstream requests in flight; one more waits.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_UPSTREAM_REQUESTS", default_value_t = RequestLimits::default().requests as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    max_upstream_requests: u64,
+
+    /// Upstream requests in flight on one HTTP/2 connection. At most what the upstream allows.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_REQUESTS_PER_UPSTREAM_CONNECTION", default_value_t = RequestLimits::default().per_connection as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    max_requests_per_upstream_connection: u64,
+
+    /// Upstream requests that wait for their turn; one more is refused.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_UPSTREAM_QUEUE", default_value_t = RequestLimits::default().queue)]
+    max_upstream_queue: usize,
+
+    /// How long an upstream request waits for its turn before it is refused.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_QUEUE_TIMEOUT", default_value_t = RequestLimits::default().wait.into())]
+    upstream_queue_timeout: Duration,
+
+    /// Retries of an upstream request that failed and may be made again. 0: none.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_RETRIES", default_value_t = RetryLimits::default().retries)]
+    max_retries: u32,
+
+    /// The pause before the first retry, if the upstream does not say; each further one is twice as long.
+    #[arg(long, env = "RUNS_GATEWAY_RETRY_PAUSE", default_value_t = RetryLimits::default().pause.into())]
+    retry_pause: Duration,
+
+    /// The longest pause before a retry, if the upstream does not say.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_RETRY_PAUSE", default_value_t = RetryLimits::default().max_pause.into())]
+    max_retry_pause: Duration,
+
+    /// Time after the first attempt in which retries may begin. An upstream that asks for a longer pause is not asked again.
+    #[arg(long, env = "RUNS_GATEWAY_RETRY_WINDOW", default_value_t = RetryLimits::default().total.into())]
+    retry_window: Duration,
+
+    /// Failures in a row after half of which there are no retries until answers come again. 0: no retries.
+    #[arg(long, env = "RUNS_GATEWAY_RETRY_BUDGET", default_value_t = RetryLimits::default().budget)]
+    retry_budget: u32,
+
+    /// Answers that make up for one failure in that budget.
+    #[arg(long, env = "RUNS_GATEWAY_RETRY_BUDGET_ANSWERS", default_value_t = RetryLimits::default().answers_per_token, value_parser = clap::value_parser!(u32).range(1..))]
+    retry_budget_answers: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Http2 {
+    /// If the TLS handshake agrees on it.
+    Auto,
+    /// Always, also without TLS: for upstreams in a mesh that speak HTTP/2 in the clear.
+    PriorKnowledge,
+}
+
+impl RequestArgs {
+    pub(super) fn http(&self) -> HttpVersion {
+        match self.upstream_http2 {
+            Http2::Auto => HttpVersion::Negotiated,
+            Http2::PriorKnowledge => HttpVersion::Http2,
+        }
+    }
+
+    pub(super) fn requests(&self) -> RequestLimits {
+        RequestLimits {
+            requests: size(self.max_upstream_requests),
+            per_connection: size(self.max_requests_per_upstream_connection),
+            queue: self.max_upstream_queue,
+            wait: *self.upstream_queue_timeout,
+        }
+    }
+
+    pub(super) fn retry(&self) -> RetryLimits {
+        RetryLimits {
+            retries: self.max_retries,
+            pause: *self.retry_pause,
+            max_pause: *self.max_retry_pause,
+            total: *self.retry_window,
+            budget: self.retry_budget,
+            answers_per_token: self.retry_budget_answers,
+        }
+    }
+}
+
+/// A number that its flag bounds to what fits.
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
