@@ -2,5 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub(crate) mod faults;
 pub(crate) mod gateway;
 pub(crate) mod upstream;
