@@ -23,7 +23,8 @@ use tokio_util::task::AbortOnDropHandle;
 /// There is an outage at the end of each of these.
 const PERIOD: Duration = Duration::from_secs(2);
 
-const OUTAGE: Duration = Duration::from_millis(500);
+/// The time until then.
+const CALM: Duration = Duration::from_millis(1_500);
 
 /// A proxy that serves until it is dropped.
 pub(crate) struct Faults {
@@ -44,7 +45,7 @@ impl Faults {
             let began = Instant::now();
             loop {
                 let (client, _) = listener.accept().await.expect("a listening socket accepts");
-                if began.elapsed().as_millis() % PERIOD.as_millis() > (PERIOD - OUTAGE).as_millis() {
+                if began.elapsed().as_millis() % PERIOD.as_millis() > CALM.as_millis() {
                     counted.fetch_add(1, Ordering::Relaxed);
                     let _ = client.set_zero_linger();
                     continue;
