@@ -35,9 +35,6 @@ use crate::v1::{
     converse_run_request::Message, run_event::Payload, run_service_client::RunServiceClient,
 };
 
-/// How often a conversation that broke is taken up again, at most.
-const MAX_RESUMES: u32 = 8;
-
 /// The pause before it is taken up the first time; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,12 +49,14 @@ pub struct Conversation {
     tools: HashMap<String, Tool>,
     /// Metadata of every call.
     pub metadata: MetadataMap,
+    /// How often a conversation that broke is taken up again, at most. At first 8.
+    pub resumes: u32,
 }
 
 impl Conversation {
     /// Conversations through `client`, without tools.
     pub fn new(client: RunServiceClient<Channel>) -> Self {
-        Self { client, tools: HashMap::new(), metadata: MetadataMap::new() }
+        Self { client, tools: HashMap::new(), metadata: MetadataMap::new(), resumes: 8 }
     }
 
     /// Answers calls of the tool `name` by `function`, which takes the arguments as JSON text. The run decides whether to offer the tool. A call
@@ -94,11 +93,11 @@ impl Conversation {
                 Err(status) => status,
             };
             talk.learn_run(&broken);
-            if talk.attach.run_id.is_empty() || resumes == MAX_RESUMES || !is_interruption(&broken) {
+            if talk.attach.run_id.is_empty() || resumes == self.resumes || !is_interruption(&broken) {
                 return Err(broken);
             }
             let asked = broken.get_details_retry_info().and_then(|info| info.retry_delay);
-            sleep(asked.unwrap_or((FIRST_PAUSE * 2_u32.pow(resumes)).min(MAX_PAUSE))).await;
+            sleep(asked.unwrap_or((FIRST_PAUSE * 2_u32.saturating_pow(resumes)).min(MAX_PAUSE))).await;
             resumes += 1;
             message = Message::Attach(talk.attach.clone());
         }

@@ -61,7 +61,7 @@ pub struct StreamLimits {
     pub wait: Duration,
     /// How long a cancellation goes on after its caller has left.
     pub farewell: Duration,
-    /// The most tool outputs that are held for a conversation, in bytes.
+    /// The most tool outputs that are held for a conversation, in bytes; each counts 256 more than its text.
     pub held_output_bytes: usize,
     /// Polling.
     pub poll: PollLimits,

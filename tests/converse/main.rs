@@ -3,9 +3,11 @@
 mod attach;
 mod caller;
 mod cuts;
+mod embedded;
 mod ends;
 mod harness;
 mod mistakes;
 mod rounds;
+mod soak;
 #[path = "../support/mod.rs"]
 mod support;

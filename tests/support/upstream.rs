@@ -227,7 +227,12 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
         shared.fail(failure);
         false
     });
-    shared.seen.send_modify(|seen| seen.connections[number] = Some(Closed { at: Instant::now(), by_client }));
+    shared.seen.send_modify(|seen| {
+        // What was dropped has no record any more.
+        if let Some(connection) = seen.connections.get_mut(number) {
+            *connection = Some(Closed { at: Instant::now(), by_client });
+        }
+    });
 }
 
 /// Passes after so much real time. A timer of the runtime would make a paused clock jump.
