@@ -9,22 +9,23 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser as _;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::{
     config::{Cli, Command},
+    conversation::Conversation,
     dev::Dev,
     embedded,
     v1::{
-        ConverseRunRequest, ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent, MessageInput,
-        MessageRole, Run, RunEvent, RunEventType, RunStatus, RunStep, SortOrder, ThreadAndRunSpec, ThreadSpec, Tool, ToolOutput,
-        ToolOutputs, converse_run_request::Message, run_event::Payload, run_service_client::RunServiceClient,
-        run_step_service_client::RunStepServiceClient,
+        ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent, MessageInput, MessageRole, Run,
+        RunEvent, RunEventType, RunStatus, RunStep, SortOrder, ThreadAndRunSpec, ThreadSpec, Tool, run_event::Payload,
+        run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
     },
 };
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 const SENT: Style = AnsiColor::Cyan.on_default().bold();
 const CAME: Style = AnsiColor::Green.on_default();
@@ -34,7 +35,7 @@ const QUESTION: &str = "What is the weather in Paris?";
 const PARAMETERS: &str = r#"{"type":"object","properties":{"city":{"type":"string","enum":["Paris"]}},"required":["city"]}"#;
 
 /// Runs the demo. Fails if anything comes out otherwise than it should.
-pub async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
+pub async fn run() -> Result<(), Failure> {
     let cli = Cli::try_parse_from(["runs-gateway", "dev", "--listen", "127.0.0.1:0"])?;
     let Command::Dev(args) = cli.command else { return Err("the command is dev".into()) };
     let dev = Dev::start((*args).into(), CancellationToken::new()).await?;
@@ -43,7 +44,7 @@ pub async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut runs = RunServiceClient::connect(format!("http://{}", dev.grpc)).await?;
     let mut steps = RunStepServiceClient::connect(format!("http://{}", dev.grpc)).await?;
 
-    let run = converse(&mut runs).await?;
+    let run = converse(&runs).await?;
     list_steps(&mut steps, &run).await?;
     miss(&mut runs, &run).await?;
     say(NOTE, "", "the same from your language: runs-gateway dev, and the README")?;
@@ -51,51 +52,49 @@ pub async fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// One run from its creation to its end, on one stream, with the output of a tool given in between.
-async fn converse(runs: &mut RunServiceClient<tonic::transport::Channel>) -> Result<Run, Box<dyn Error + Send + Sync>> {
-    let (requests, outbound) = mpsc::channel(4);
+/// One run from its creation to its end, on one stream, with a function for its tool.
+async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
+    let conversation = Conversation::new(runs.clone()).tool("get_weather", async |arguments: String| {
+        let output = "22 degrees and sunny".to_owned();
+        // A demo that cannot print has nobody to print for.
+        let _ = say(
+            SENT,
+            "->",
+            &format!("get_weather({arguments}) is called here, and its output {output:?} is sent on the same stream"),
+        );
+        let _ = say(NOTE, "", "   upstream: POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs");
+        output
+    });
     say(SENT, "->", &format!("ConverseRun start: a thread with {QUESTION:?}, and a tool, get_weather(city)"))?;
     say(NOTE, "", "   upstream: POST /threads/runs with stream: true; each server-sent event becomes one typed RunEvent")?;
-    requests.send(ConverseRunRequest { message: Some(Message::Start(start())) }).await?;
-    let mut events = runs.converse_run(ReceiverStream::new(outbound)).await?.into_inner();
-    let mut answer = Line::default();
-    let mut last = None;
-    while let Some(event) = events.message().await? {
-        let kind = event.r#type();
-        let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
-        match event.payload {
-            Some(Payload::MessageDelta(_)) => answer.add(name, &text(&event))?,
-            Some(Payload::Run(run)) if kind == RunEventType::ThreadRunRequiresAction => {
-                say(CAME, "<-", &format!("{name}: the run waits for its caller"))?;
-                for output in outputs(&run)? {
-                    let shown = format!("ConverseRun tool_outputs: {} = {:?}", output.tool_call_id, output.output());
-                    say(SENT, "->", &shown)?;
-                    say(
-                        NOTE,
-                        "",
-                        "   upstream: POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs, on the same gRPC stream",
-                    )?;
-                    let outputs = ToolOutputs { tool_outputs: vec![output], extra_json: String::new() };
-                    requests.send(ConverseRunRequest { message: Some(Message::ToolOutputs(outputs)) }).await?;
-                }
-            }
-            Some(Payload::Run(run)) => {
-                answer.end()?;
-                let usage = run.usage.as_ref().and_then(|usage| usage.total_tokens);
-                let tokens = usage.map(|tokens| format!(", {tokens} tokens")).unwrap_or_default();
-                say(CAME, "<-", &format!("{name}: {}{tokens}", run.id))?;
-                last = Some(run);
-            }
-            Some(Payload::RunStep(step)) if kind == RunEventType::ThreadRunStepCompleted => {
-                answer.end()?;
-                say(CAME, "<-", &format!("{name}: {}", describe(&step)))?;
-            }
-            // The rest is left out here to keep this short, and nowhere else.
-            _ => {}
+    let mut line = Line::default();
+    let mut shown = Ok(());
+    let heed = |event| {
+        if shown.is_ok() {
+            shown = show(&event, &mut line);
         }
-    }
-    let run = last.ok_or("the stream named no run")?;
+    };
+    let run = conversation.start(start(), heed).await?;
+    shown?;
     if run.status() == RunStatus::Completed { Ok(run) } else { Err(format!("the run ended as {:?}", run.status()).into()) }
+}
+
+/// Shows an event. Those that are left out are left out here, to keep this short, and nowhere else.
+fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
+    let kind = event.r#type();
+    let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
+    let told = match &event.payload {
+        Some(Payload::MessageDelta(_)) => return line.add(name, &text(event)),
+        Some(Payload::Run(_)) if kind == RunEventType::ThreadRunRequiresAction => "the run waits for its caller".to_owned(),
+        Some(Payload::Run(run)) => {
+            let usage = run.usage.as_ref().and_then(|usage| usage.total_tokens);
+            usage.map_or_else(|| run.id.clone(), |tokens| format!("{}, {tokens} tokens", run.id))
+        }
+        Some(Payload::RunStep(step)) if kind == RunEventType::ThreadRunStepCompleted => describe(step),
+        _ => return Ok(()),
+    };
+    line.end()?;
+    say(CAME, "<-", &format!("{name}: {told}"))
 }
 
 fn start() -> ConverseStart {
@@ -120,22 +119,7 @@ fn start() -> ConverseStart {
     ConverseStart { thread_and_run: Some(spec), ..ConverseStart::default() }
 }
 
-/// The outputs that a run waits for: what a service would compute.
-fn outputs(run: &Run) -> Result<Vec<ToolOutput>, Box<dyn Error + Send + Sync>> {
-    let action = run.required_action.as_ref().and_then(|action| action.submit_tool_outputs.as_ref());
-    let calls = &action.ok_or("the run does not say what it waits for")?.tool_calls;
-    let output = |call: &crate::v1::RequiredToolCall| ToolOutput {
-        tool_call_id: call.id.clone(),
-        output: Some("22 degrees and sunny".to_owned()),
-        ..ToolOutput::default()
-    };
-    Ok(calls.iter().map(output).collect())
-}
-
-async fn list_steps(
-    steps: &mut RunStepServiceClient<tonic::transport::Channel>,
-    run: &Run,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn list_steps(steps: &mut RunStepServiceClient<Channel>, run: &Run) -> Result<(), Failure> {
     say(SENT, "->", "ListRunSteps, oldest first")?;
     let request = ListRunStepsRequest {
         thread_id: run.thread_id.clone(),
@@ -150,7 +134,7 @@ async fn list_steps(
 }
 
 /// An error, and what it carries.
-async fn miss(runs: &mut RunServiceClient<tonic::transport::Channel>, run: &Run) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn miss(runs: &mut RunServiceClient<Channel>, run: &Run) -> Result<(), Failure> {
     say(SENT, "->", "GetRun of a run that is not there: errors say what to do next")?;
     let request = GetRunRequest { thread_id: run.thread_id.clone(), run_id: "run_nowhere".to_owned() };
     let status = runs.get_run(request).await.err().ok_or("a run that is not there was found")?;

@@ -205,6 +205,8 @@ impl Drop for Call {
             if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 Code::DeadlineExceeded
             } else if self.end.is_cancelled() {
+                // Nobody hears it any more, but it also tells the handler's side, which goes next, that its caller did not leave.
+                drop(self.last_words.status(Cut::Closing));
                 Code::Unavailable
             } else {
                 Code::Cancelled
