@@ -19,14 +19,20 @@ pub struct App {
 
 impl App {
     /// Prepares the gateway: reads the files that the configuration names. The upstream need not be there. Has to be called in a runtime.
-    pub fn new(config: &config::Serve) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let client = rest::Client::new(&config.upstream)?;
+    pub fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
+        let client = rest::Client::new(&config.upstream).map_err(config::Invalid::new)?;
         Ok(Self {
             gateway: Gateway::new(client, config.streams.clone(), config.forwarded()),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access: config.access.open()?,
-            tls: config.access.tls.clone().map(|files| files.watch(config.access.reload_interval)).transpose()?,
+            tls: config
+                .access
+                .tls
+                .clone()
+                .map(|files| files.watch(config.access.reload_interval))
+                .transpose()
+                .map_err(config::Invalid::new)?,
         })
     }
 

@@ -14,7 +14,7 @@ use std::{
 use clap::{Parser as _, error::ErrorKind};
 use runs_gateway::{
     app::App,
-    config::{Cli, Command, Dev, Serve},
+    config::{Cli, Command, Dev, Invalid, Serve},
     demo, dev, v1,
 };
 use tokio::{
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if error.is::<ParseError>() {
+            if error.is::<ParseError>() || error.is::<Invalid>() {
                 return bad_usage(&format!("--log: {error}"));
             }
             eprintln!("runs-gateway: {error}");

@@ -11,6 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 /// A value made of files' contents. Cheap to clone; clones see the same value.
 #[derive(Debug)]
@@ -35,9 +36,21 @@ impl<T: Send + Sync + 'static> Watched<T> {
         interval: Duration,
         make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
+        Self::renewed(files, interval, Duration::MAX, make)
+    }
+
+    /// The same, and the value is made anew at the age of `renewal` even if nothing has changed.
+    pub fn renewed(
+        files: Vec<PathBuf>,
+        interval: Duration,
+        renewal: Duration,
+        make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+    ) -> Result<Self, String> {
         let contents = read(&files)?;
         let value = Self::fixed(make(&contents)?);
-        tokio::spawn(keep(Arc::downgrade(&value.0), files, contents, interval, Arc::new(make)));
+        // Without files there is nothing to look at before the renewal.
+        let interval = if files.is_empty() { renewal } else { interval };
+        tokio::spawn(keep(Arc::downgrade(&value.0), files, contents, interval, renewal, Arc::new(make)));
         Ok(value)
     }
 
@@ -53,9 +66,11 @@ async fn keep<T: Send + Sync + 'static>(
     files: Vec<PathBuf>,
     mut contents: Vec<Vec<u8>>,
     interval: Duration,
+    renewal: Duration,
     make: Arc<impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static>,
 ) {
     let mut refused = None;
+    let mut made_at = Instant::now();
     loop {
         tokio::time::sleep(interval).await;
         let Some(value) = value.upgrade() else { return };
@@ -63,7 +78,8 @@ async fn keep<T: Send + Sync + 'static>(
         // Files may stand on a network; the threads that serve calls do not wait for it.
         let Ok(now) = tokio::task::spawn_blocking(move || read(&files)).await else { return };
         let made = match now {
-            Ok(now) if now == contents || refused.as_ref() == Some(&now) => continue,
+            Ok(now) if refused.as_ref() == Some(&now) => continue,
+            Ok(now) if now == contents && made_at.elapsed() < renewal => continue,
             Ok(now) => match make(&now) {
                 Ok(made) => {
                     contents = now;
@@ -80,7 +96,8 @@ async fn keep<T: Send + Sync + 'static>(
         match made {
             Ok(made) => {
                 value.store(Arc::new(made));
-                tracing::info!("configuration files have changed and were read again");
+                made_at = Instant::now();
+                tracing::debug!("made anew: files have changed, or it was time");
             }
             Err(error) => tracing::warn!(error, "configuration files cannot be used: what was read before stays"),
         }

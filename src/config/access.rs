@@ -60,6 +60,10 @@ impl AccessArgs {
         self.has_tokens() || self.tls_client_ca_file.is_some()
     }
 
+    pub(super) fn reload_interval(&self) -> std::time::Duration {
+        *self.reload_interval
+    }
+
     pub(super) fn has_tokens(&self) -> bool {
         self.tokens_file.is_some()
     }

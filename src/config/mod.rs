@@ -13,7 +13,7 @@ mod requests;
 mod streams;
 mod upstream;
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
@@ -25,7 +25,7 @@ use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::Upstream
 use crate::{
     embedded,
     events::StreamLimits,
-    rest::{AuthStyle, Upstream},
+    rest::{AuthStyle, RENEWAL, Upstream, UpstreamFiles},
     server::Limits,
 };
 
@@ -95,6 +95,13 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
+impl Invalid {
+    /// What to change, in one line that holds no key.
+    pub fn new(line: impl Into<String>) -> Self {
+        Self(line.into())
+    }
+}
+
 /// The configuration of `serve`.
 #[derive(Debug)]
 pub struct Serve {
@@ -128,8 +135,17 @@ pub struct Dev {
     gateway: GatewayArgs,
 }
 
+/// How the gateway shows the upstream who it is.
+struct Credentials {
+    auth: AuthStyle,
+    key: Option<SecretString>,
+    files: UpstreamFiles,
+    renewal: Duration,
+}
+
 impl Serve {
-    fn new(gateway: GatewayArgs, base: Url, auth: AuthStyle, key: Option<SecretString>, headers: HeaderMap) -> Self {
+    fn new(gateway: GatewayArgs, base: Url, headers: HeaderMap, credentials: Credentials) -> Self {
+        let Credentials { auth, key, files, renewal } = credentials;
         Self {
             listen: gateway.listen,
             upstream: Upstream {
@@ -144,6 +160,9 @@ impl Serve {
                 http: gateway.requests.http(),
                 requests: gateway.requests.requests(),
                 retry: gateway.requests.retry(),
+                files,
+                reload_interval: gateway.access.reload_interval(),
+                renewal,
             },
             forward_metadata: gateway.forward_metadata,
             max_request_bytes: gateway.max_request_bytes,
@@ -157,7 +176,7 @@ impl Serve {
 
     /// Metadata that is passed on to the upstream: what is configured, and the caller's credential if the gateway has no key of its own.
     pub fn forwarded(&self) -> Vec<HeaderName> {
-        let credential = self.upstream.key.is_none().then(|| self.upstream.auth.header());
+        let credential = (!self.upstream.has_own_key()).then(|| self.upstream.auth.header());
         let mut names: Vec<_> = self.forward_metadata.iter().cloned().chain(credential).collect();
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
@@ -169,26 +188,28 @@ impl TryFrom<ServeArgs> for Serve {
     type Error = Invalid;
 
     fn try_from(args: ServeArgs) -> Result<Self, Invalid> {
-        let (listen, key, auth) = (args.gateway.listen, args.upstream.key()?, args.upstream.auth()?);
+        let (listen, auth, has_key) = (args.gateway.listen, args.upstream.auth()?, args.upstream.has_key());
         let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
-        if key.is_some() && open && !args.allow_anonymous {
+        if has_key && open && !args.allow_anonymous {
             return Err(Invalid(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
                  --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
         let credential = auth.header();
-        if key.is_none() && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
+        if !has_key && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
             return Err(Invalid(
                 "with --tokens-file callers' authorization is a token of this gateway, not a key of the upstream: give the \
                  gateway a key of its own by --upstream-api-key-file"
                     .to_owned(),
             ));
         }
-        if let Some(name) = args.gateway.forward_metadata.iter().find(|name| key.is_some() && **name == credential) {
+        if let Some(name) = args.gateway.forward_metadata.iter().find(|name| has_key && **name == credential) {
             return Err(Invalid(format!("--forward-metadata {name} would replace the gateway's own key by the caller's")));
         }
-        Ok(Self::new(args.gateway, args.upstream.base()?, auth, key, args.upstream.headers()?))
+        let credentials =
+            Credentials { auth, key: args.upstream.key()?, files: args.upstream.files(), renewal: args.upstream.renewal() };
+        Ok(Self::new(args.gateway, args.upstream.base()?, args.upstream.headers()?, credentials))
     }
 }
 
@@ -206,7 +227,8 @@ impl Dev {
     /// The gateway in front of the embedded API, once that listens on `rest`.
     pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
         let base = format!("http://{rest}/v1").parse().map_err(|_| Invalid(format!("{rest} is not an address")))?;
-        Ok(Serve::new(self.gateway, base, AuthStyle::Bearer, None, HeaderMap::new()))
+        let credentials = Credentials { auth: AuthStyle::Bearer, key: None, files: UpstreamFiles::default(), renewal: RENEWAL };
+        Ok(Serve::new(self.gateway, base, HeaderMap::new(), credentials))
     }
 }
 
@@ -261,7 +283,6 @@ mod tests {
             "--upstream-api-key k --listen 0.0.0.0:1",
             "--upstream-api-key k --listen [::]:1",
             "--upstream-api-key k --forward-metadata authorization",
-            "--upstream-api-key-file /nonexistent/key",
             "--tokens-file tokens",
             "--upstream-api-key k --tls-cert-file c",
             "--upstream-api-key k --tls-client-ca-file c",

@@ -2,7 +2,7 @@
 //!
 //! Must hold: no error text holds a key, or a header's value, which may be one.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::{Invalid, gateway::FRAMING};
-use crate::rest::AuthStyle;
+use crate::rest::{AuthStyle, RENEWAL, UpstreamFiles};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -32,6 +32,22 @@ pub(super) struct UpstreamArgs {
     /// A file with the gateway's own key for the upstream.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY_FILE")]
     upstream_api_key_file: Option<PathBuf>,
+
+    /// CAs that sign the upstream's certificate, PEM, in place of the system's.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CA_FILE")]
+    upstream_ca_file: Option<PathBuf>,
+
+    /// A certificate chain to show to the upstream, PEM.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CLIENT_CERT_FILE", requires = "upstream_client_key_file")]
+    upstream_client_cert_file: Option<PathBuf>,
+
+    /// The private key of that certificate, PEM.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CLIENT_KEY_FILE", requires = "upstream_client_cert_file")]
+    upstream_client_key_file: Option<PathBuf>,
+
+    /// The age at which connections to the upstream are not used for new requests any more, so that changed addresses are followed.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_RENEWAL", default_value_t = RENEWAL.into())]
+    upstream_renewal: humantime::Duration,
 
     /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the profile's.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
@@ -102,22 +118,33 @@ impl UpstreamArgs {
         }
     }
 
-    /// The gateway's own key.
+    /// The gateway's own key, if it was given itself and not as a file.
     pub(super) fn key(&self) -> Result<Option<SecretString>, Invalid> {
-        let (flag, key) = match (&self.upstream_api_key, &self.upstream_api_key_file) {
-            (Some(key), _) => ("--upstream-api-key".to_owned(), key.clone()),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.map_err(|error| Invalid(format!("--upstream-api-key-file {}: {error}", path.display())))?;
-                (format!("--upstream-api-key-file {}", path.display()), SecretString::from(text))
-            }
-            (None, None) => return Ok(None),
-        };
+        let Some(key) = &self.upstream_api_key else { return Ok(None) };
         let trimmed = key.expose_secret().trim();
         if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid(format!("{flag}: empty, or not a key that a header can hold")));
+            return Err(Invalid("--upstream-api-key: empty, or not a key that a header can hold".to_owned()));
         }
         Ok(Some(SecretString::from(trimmed)))
+    }
+
+    /// Whether the gateway has a key of its own.
+    pub(super) fn has_key(&self) -> bool {
+        self.upstream_api_key.is_some() || self.upstream_api_key_file.is_some()
+    }
+
+    /// Files that may change while the gateway runs.
+    pub(super) fn files(&self) -> UpstreamFiles {
+        UpstreamFiles {
+            key: self.upstream_api_key_file.clone(),
+            ca: self.upstream_ca_file.clone(),
+            identity: self.upstream_client_cert_file.clone().zip(self.upstream_client_key_file.clone()),
+        }
+    }
+
+    /// The age at which connections are renewed.
+    pub(super) fn renewal(&self) -> Duration {
+        *self.upstream_renewal
     }
 
     /// The headers of every upstream request. Values may be secrets.

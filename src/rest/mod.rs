@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `endpoints.rs` | one method per REST endpoint |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
+//! | `transport.rs` | the HTTP clients: key, TLS, renewal |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
@@ -24,12 +25,12 @@ pub mod sse;
 mod stream;
 mod submit;
 mod target;
+mod transport;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use reqwest::redirect;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::time::Instant;
 use url::Url;
@@ -39,8 +40,13 @@ pub(crate) use answer::error_event;
 pub use answer::{Answer, SHOWN_HEADERS};
 pub use retry::RetryLimits;
 pub use stream::{Cut, EventStream, Opened};
+use transport::Transport;
+pub use transport::{RENEWAL, UpstreamFiles};
 
-use crate::error::{Effect, Error};
+use crate::{
+    error::{Effect, Error},
+    watched::Watched,
+};
 
 /// The upstream and how to talk to it.
 #[derive(Debug, Clone)]
@@ -67,6 +73,19 @@ pub struct Upstream {
     pub requests: RequestLimits,
     /// When failed requests are made again.
     pub retry: RetryLimits,
+    /// Files that may change: a key in place of [`Self::key`], TLS roots, a client certificate.
+    pub files: UpstreamFiles,
+    /// How often they are looked at for changes.
+    pub reload_interval: Duration,
+    /// The age at which connections are not used for new requests any more.
+    pub renewal: Duration,
+}
+
+impl Upstream {
+    /// Whether the gateway has a key of its own.
+    pub fn has_own_key(&self) -> bool {
+        self.key.is_some() || self.files.key.is_some()
+    }
 }
 
 /// Which HTTP is spoken to the upstream. Event streams use HTTP/1.1 in any case.
@@ -144,9 +163,7 @@ impl Identity {
 /// A client of one upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// One for each lane of [`Self::admission`].
-    unary: Arc<[reqwest::Client]>,
-    streams: reqwest::Client,
+    transport: Watched<Transport>,
     admission: admission::Admission,
     retry: Arc<retry::Retry>,
     base: target::Base,
@@ -159,41 +176,16 @@ pub struct Client {
 impl Client {
     /// A client of `upstream`. Connects when first used.
     ///
-    /// Fails if the key cannot stand in a header, or the system's TLS roots cannot be read.
-    pub fn new(upstream: &Upstream) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are no TLS roots. Has to be called in a runtime.
+    pub fn new(upstream: &Upstream) -> Result<Self, String> {
         // reqwest takes whatever provider the process has. A second installation changes nothing and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut headers = upstream.headers.clone();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(key) = &upstream.key {
-            headers.insert(upstream.auth.header(), upstream.auth.value(key)?);
-        }
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
-                .default_headers(headers.clone())
-                .retry(reqwest::retry::never())
-                .redirect(redirect::Policy::none())
-                .referer(false)
-                .no_proxy()
-                .tcp_nodelay(true)
-                .connect_timeout(upstream.connect_timeout)
-        };
-        // Answers are small and many share a connection: each may fill its window without stalling the others.
-        let unary = || {
-            let client = builder().http2_initial_stream_window_size(256 << 10).http2_initial_connection_window_size(64 << 20);
-            match upstream.http {
-                HttpVersion::Negotiated => client.build(),
-                HttpVersion::Http2 => client.http2_prior_knowledge().build(),
-            }
-        };
         Ok(Self {
-            unary: (0..upstream.requests.lanes()).map(|_| unary()).collect::<Result<_, _>>()?,
-            streams: builder().http1_only().build()?,
+            transport: Transport::watch(upstream)?,
             admission: admission::Admission::new(upstream.requests.clone()),
             retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
-            own_key: upstream.key.is_some(),
+            own_key: upstream.has_own_key(),
             answer_timeout: upstream.answer_timeout,
             max_answer_bytes: upstream.max_answer_bytes,
             max_event_bytes: upstream.max_event_bytes,
@@ -210,7 +202,8 @@ impl Client {
         let place = self.admission.enter(&caller.identity()).await?;
         let exchange = async {
             let http = self.request(caller, request);
-            let response = self.unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let response =
+                self.transport.get().unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
         tokio::time::timeout(self.answer_timeout, exchange)

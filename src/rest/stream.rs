@@ -54,7 +54,7 @@ impl Client {
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-            let response = self.streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let response = self.transport.get().streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
             let streams = kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
             if response.status().is_success() && streams {

@@ -32,8 +32,19 @@ impl Authority {
         self.sign(name, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
+    /// The same, for a time that has passed.
+    pub(crate) fn expired_server(&self, name: &str) -> (String, String) {
+        self.sign_until(name, ExtendedKeyUsagePurpose::ServerAuth, 2001)
+    }
+
     fn sign(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (String, String) {
+        self.sign_until(name, purpose, 4000)
+    }
+
+    fn sign_until(&self, name: &str, purpose: ExtendedKeyUsagePurpose, year: i32) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let text = name.try_into().expect("ASCII");
         params.subject_alt_names = vec![if name.contains("://") { SanType::URI(text) } else { SanType::DnsName(text) }];
         params.extended_key_usages = vec![purpose];

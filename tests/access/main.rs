@@ -1,6 +1,8 @@
-//! Who may call, over real sockets: tokens, client certificates, and files that change under a running gateway.
+//! Who may call, and who the gateway is to its upstream, over real sockets: tokens, certificates, keys, and files that change under a running
+//! gateway.
 
 mod certificates;
+mod outbound;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -13,7 +13,7 @@ use std::{
 use http::HeaderMap;
 use runs_gateway::{
     events::{PollLimits, SharedResume, StreamLimits, Streams},
-    rest::{AuthStyle, Caller, Client, HttpVersion, RequestLimits, RetryLimits, Upstream as Target},
+    rest::{AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits, Upstream as Target, UpstreamFiles},
     v1::{RunEvent, RunStatus, WatchRunRequest, run_event::Payload},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -56,6 +56,9 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         http: HttpVersion::Negotiated,
         requests: RequestLimits::default(),
         retry: RetryLimits::default(),
+        files: UpstreamFiles::default(),
+        reload_interval: Duration::from_secs(5),
+        renewal: RENEWAL,
     };
     let client = Client::new(&target).expect("a client");
     Streams::new(client, StreamLimits { poll, ..StreamLimits::default() })

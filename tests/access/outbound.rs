@@ -1,0 +1,130 @@
+//! Who the gateway is to its upstream, and whom it takes for its upstream.
+
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+        server::WebPkiClientVerifier,
+    },
+};
+use tonic::Code;
+
+use crate::{certificates::Authority, get_run, spawn_gateway, support::upstream::Upstream, until, upstream, write};
+
+/// TLS in front of an upstream. Lives as long as the test's runtime.
+async fn front(upstream: &Upstream, certificate: (String, String), clients: Option<&Authority>) -> SocketAddr {
+    let certificates = |pem: &str| CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().expect("PEM");
+    let provider = Arc::new(ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().expect("versions");
+    let builder = match clients {
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(certificates(authority.pem()));
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().expect("a verifier");
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let key = PrivateKeyDer::from_pem_slice(certificate.1.as_bytes()).expect("a key");
+    let acceptor =
+        TlsAcceptor::from(Arc::new(builder.with_single_cert(certificates(&certificate.0), key).expect("a certificate")));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let (address, behind) = (listener.local_addr().expect("an address"), upstream.address());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A handshake that fails is the gateway's to tell.
+                let Ok(mut tls) = acceptor.accept(stream).await else { return };
+                let mut plain = TcpStream::connect(behind).await.expect("the upstream");
+                let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn only_an_upstream_whose_certificate_holds_is_talked_to() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let folder = TempDir::new().expect("a folder");
+    let ca = write(&folder, "ca.crt", authority.pem());
+    let cases = [
+        ("a certificate of the CA", authority.server("localhost"), true),
+        ("another CA", stranger.server("localhost"), false),
+        ("another name", authority.server("elsewhere"), false),
+        ("expired", authority.expired_server("localhost"), false),
+    ];
+    for (case, certificate, holds) in cases {
+        let upstream = upstream().await;
+        let address = front(&upstream, certificate, None).await;
+        let url = format!("https://localhost:{}", address.port());
+        let gateway = spawn_gateway(&url, &["--upstream-ca-file", &ca, "--upstream-api-key", "sk-own"]).await;
+        let told = get_run(gateway.channel(), None).await.map_err(|status| status.code());
+        assert_eq!(told, if holds { Ok(()) } else { Err(Code::Unavailable) }, "{case}");
+        assert_eq!(upstream.requests().len(), usize::from(holds), "{case}");
+        gateway.drain().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_asks_for_a_certificate_gets_the_gateways() {
+    let authority = Authority::new();
+    let folder = TempDir::new().expect("a folder");
+    let ca = write(&folder, "ca.crt", authority.pem());
+    let (certificate, key) = authority.client("gateway");
+    let (certificate, key) = (write(&folder, "client.crt", &certificate), write(&folder, "client.key", &key));
+    let upstream = upstream().await;
+    let address = front(&upstream, authority.server("localhost"), Some(&authority)).await;
+    let url = format!("https://localhost:{}", address.port());
+    let identity = ["--upstream-ca-file", &ca, "--upstream-client-cert-file", &certificate, "--upstream-client-key-file", &key];
+
+    let gateway = spawn_gateway(&url, &identity).await;
+    get_run(gateway.channel(), None).await.expect("an answer");
+    gateway.drain().await;
+    let gateway = spawn_gateway(&url, &identity[..2]).await;
+    get_run(gateway.channel(), None).await.expect_err("no certificate");
+    gateway.drain().await;
+}
+
+#[tokio::test]
+async fn a_changed_key_file_takes_effect_and_a_broken_one_does_not() {
+    let (folder, upstream) = (TempDir::new().expect("a folder"), upstream().await);
+    let key = write(&folder, "key", "sk-first\n");
+    let gateway = spawn_gateway(&upstream.url(), &["--upstream-api-key-file", &key, "--reload-interval", "20ms"]).await;
+    let seen = || async {
+        get_run(gateway.channel(), Some("callers-own")).await.expect("an answer");
+        upstream.requests().last().and_then(|request| request.header("authorization").map(str::to_owned))
+    };
+    assert_eq!(seen().await.as_deref(), Some("Bearer sk-first"), "the callers' own credential goes nowhere");
+
+    fs::write(&key, "sk-second\n").expect("a file");
+    let second =
+        || async { (seen().await.as_deref() == Some("Bearer sk-second")).then_some(()).ok_or(tonic::Status::unknown("")) };
+    until(Ok(()), second).await;
+    fs::write(&key, "\n").expect("a file");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(seen().await.as_deref(), Some("Bearer sk-second"), "what was read before stays");
+    gateway.drain().await;
+}
+
+#[tokio::test]
+async fn connections_are_renewed_in_time_while_they_are_used() {
+    let upstream = upstream().await;
+    let gateway = spawn_gateway(&upstream.url(), &["--upstream-renewal", "100ms"]).await;
+    let renewed = || async {
+        get_run(gateway.channel(), None).await?;
+        if upstream.accepted() >= 3 { Ok(()) } else { Err(tonic::Status::unknown("")) }
+    };
+    until(Ok(()), renewed).await;
+    let requests = upstream.requests().len();
+    assert!(requests > 6, "a connection serves more than one request: {requests} on {}", upstream.accepted());
+    gateway.drain().await;
+}
