@@ -48,5 +48,5 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    print(server.server_port, flush=True)
+    print(f"rest listening on 127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()
