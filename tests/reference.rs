@@ -3,7 +3,12 @@
 //! Must hold: the page is what this writes from the contract; if it is not, the test says how to renew it. It is written here, and not by a
 //! plugin of the compiler, since the descriptor with its comments is in the binary anyway, for reflection.
 
-use std::{env, fs, path::Path};
+use std::{
+    env,
+    fmt::{self, Write as _},
+    fs,
+    path::Path,
+};
 
 use prost_reflect::{
     DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, ServiceDescriptor,
@@ -20,7 +25,7 @@ Written from the comments in `proto/runsgateway/v1` by `UPDATE_REFERENCE=1 cargo
 #[test]
 fn the_reference_says_what_the_contract_says() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
-    let page = page();
+    let page = page().expect("a page");
     if env::var_os("UPDATE_REFERENCE").is_some() {
         fs::write(&path, &page).expect("docs/ can be written to");
     }
@@ -28,11 +33,11 @@ fn the_reference_says_what_the_contract_says() {
     assert!(there == page, "docs/reference.md is not current: UPDATE_REFERENCE=1 cargo test --test reference");
 }
 
-fn page() -> String {
+fn page() -> Result<String, fmt::Error> {
     let pool = DescriptorPool::decode(v1::DESCRIPTOR).expect("a descriptor set");
     let mut page = INTRODUCTION.to_owned();
     for service in pool.services().filter(|service| service.package_name() == PACKAGE) {
-        add_service(&mut page, &service);
+        add_service(&mut page, &service)?;
     }
     for file in pool.files().filter(|file| file.package_name() == PACKAGE) {
         let (messages, enums) = (file.messages(), file.enums());
@@ -41,44 +46,51 @@ fn page() -> String {
         }
         let name = file.name().rsplit('/').next().unwrap_or_default();
         // 2 is the field of a file's descriptor that names its package.
-        page += &format!("\n## {name}\n\n{}", comment(&file, &[2]));
-        enums.for_each(|kind| add_enum(&mut page, &kind));
-        messages.for_each(|message| add_message(&mut page, &message));
+        write!(page, "\n## {name}\n\n{}", comment(&file, &[2]))?;
+        for kind in enums {
+            add_enum(&mut page, &kind)?;
+        }
+        for message in messages {
+            add_message(&mut page, &message)?;
+        }
     }
-    page
+    Ok(page)
 }
 
-fn add_service(page: &mut String, service: &ServiceDescriptor) {
-    *page += &format!("\n## {}\n\n{}", service.name(), comment(&service.parent_file(), service.path()));
+fn add_service(page: &mut String, service: &ServiceDescriptor) -> fmt::Result {
+    write!(page, "\n## {}\n\n{}", service.name(), comment(&service.parent_file(), service.path()))?;
     for method in service.methods() {
         let streamed =
             |message: &MessageDescriptor, streams| format!("{}{}", if streams { "stream of " } else { "" }, link(message.name()));
         let input = streamed(&method.input(), method.is_client_streaming());
         let output = streamed(&method.output(), method.is_server_streaming());
-        *page += &format!("\n### {}\n\n{input} → {output}\n\n", method.name());
-        *page += &comment(&service.parent_file(), method.path());
+        write!(page, "\n### {}\n\n{input} → {output}\n\n", method.name())?;
+        page.push_str(&comment(&service.parent_file(), method.path()));
     }
+    Ok(())
 }
 
-fn add_enum(page: &mut String, kind: &EnumDescriptor) {
+fn add_enum(page: &mut String, kind: &EnumDescriptor) -> fmt::Result {
     let file = kind.parent_file();
-    *page += &format!("\n### {}\n\n{}\n| value | number | |\n|---|---|---|\n", kind.name(), comment(&file, kind.path()));
+    write!(page, "\n### {}\n\n{}\n| value | number | |\n|---|---|---|\n", kind.name(), comment(&file, kind.path()))?;
     for value in kind.values() {
-        *page += &format!("| `{}` | {} | {} |\n", value.name(), value.number(), cell(&comment(&file, value.path())));
+        writeln!(page, "| `{}` | {} | {} |", value.name(), value.number(), cell(&comment(&file, value.path())))?;
     }
+    Ok(())
 }
 
-fn add_message(page: &mut String, message: &MessageDescriptor) {
+fn add_message(page: &mut String, message: &MessageDescriptor) -> fmt::Result {
     let file = message.parent_file();
-    *page += &format!("\n### {}\n\n{}", message.name(), comment(&file, message.path()));
+    write!(page, "\n### {}\n\n{}", message.name(), comment(&file, message.path()))?;
     if message.fields().len() == 0 {
-        return;
+        return Ok(());
     }
-    *page += "\n| field | number | type | |\n|---|---|---|---|\n";
+    page.push_str("\n| field | number | type | |\n|---|---|---|---|\n");
     for field in message.fields() {
         let said = cell(&comment(&file, field.path()));
-        *page += &format!("| `{}` | {} | {} | {said} |\n", field.name(), field.number(), type_of(&field));
+        writeln!(page, "| `{}` | {} | {} | {said} |", field.name(), field.number(), type_of(&field))?;
     }
+    Ok(())
 }
 
 fn type_of(field: &FieldDescriptor) -> String {
@@ -116,7 +128,7 @@ fn comment(file: &FileDescriptor, path: &[i32]) -> String {
         .find(|location| location.path == path)
         .and_then(|location: &Location| location.leading_comments.clone());
     let text = text.unwrap_or_default();
-    text.lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
+    text.lines().flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"]).collect()
 }
 
 /// A comment as it may stand in a table.
