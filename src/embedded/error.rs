@@ -11,6 +11,9 @@ use axum::{
 use super::v1::{ApiError, ErrorBody};
 use crate::json;
 
+/// How long to wait, where waiting helps. Short, so that whoever tries it out need not.
+const RETRY_AFTER_MS: u16 = 20;
+
 #[derive(Debug)]
 pub(super) struct Error {
     pub(super) status: StatusCode,
@@ -57,6 +60,12 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, format!("No {kind} found with id '{id}'."))
     }
 
+    /// The caller wants to see what it does about this status.
+    pub(super) fn refused(status: StatusCode) -> Self {
+        let error = Self::new(status, format!("The request was refused with status {}, as asked for.", status.as_u16()));
+        if status == StatusCode::TOO_MANY_REQUESTS { error.with_code("rate_limit_exceeded") } else { error }
+    }
+
     /// The embedded API itself is wrong.
     pub(super) fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The server had an error processing your request.")
@@ -67,6 +76,10 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let body = json::encode(&ErrorBody { error: Some(*self.error), ..ErrorBody::default() }).unwrap_or_default();
         let json = HeaderValue::from_static("application/json");
-        (self.status, [(header::CONTENT_TYPE, json)], body).into_response()
+        let mut response = (self.status, [(header::CONTENT_TYPE, json)], body).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_MS));
+        }
+        response
     }
 }

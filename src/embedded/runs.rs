@@ -169,6 +169,9 @@ fn add_run(
         return Err(Error::conflict(format!("Thread {thread} already has an active run {run}.")));
     }
     let steering = Steering::of(&spec.metadata)?;
+    if let Some(status) = steering.refusal {
+        return Err(Error::refused(status));
+    }
     let additional = spec.additional_instructions.clone();
     let instructions = [spec.instructions.clone().or(assistant.instructions.clone()), additional];
     let instructions = instructions.into_iter().flatten().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n");

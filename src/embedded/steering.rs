@@ -6,11 +6,14 @@
 //! | `embedded.delay_ms` | the pause before each step and each word |
 //! | `embedded.tool_calls` | how many calls the model asks for at once |
 //! | `embedded.tool_rounds` | how many times it asks before it answers |
+//! | `embedded.refuse` | the status, 400 to 599, with which the API refuses to make the run |
 //!
 //! Must hold: a value that means nothing is an error, never ignored: whoever steers wants to see something. Rounds come before the scenario; a
 //! scenario without `embedded.tool_rounds` means no rounds.
 
 use std::{collections::BTreeMap, time::Duration};
+
+use axum::http::StatusCode;
 
 use super::error::Error;
 
@@ -34,6 +37,8 @@ pub(super) struct Steering {
     pub(super) piece: Duration,
     pub(super) tool_calls: usize,
     pub(super) tool_rounds: usize,
+    /// The run is not made: the request is answered with this status.
+    pub(super) refusal: Option<StatusCode>,
 }
 
 /// The default pause before a step: long enough for a client that polls to see the run queued and in progress.
@@ -62,6 +67,17 @@ impl Steering {
                 return Err(Error::not_one_of("metadata.embedded.scenario", other, &supported));
             }
         };
+        let refusal = metadata.get("embedded.refuse").map(|text| {
+            text.parse()
+                .ok()
+                .filter(|status| (400..600).contains(status))
+                .and_then(|status| StatusCode::from_u16(status).ok())
+                .ok_or_else(|| {
+                    let param = "metadata.embedded.refuse";
+                    let message = format!("Invalid '{param}': expected a status from 400 to 599, but got '{text}' instead.");
+                    Error::parameter(param, "invalid_value", message)
+                })
+        });
         let delay = number("embedded.delay_ms", 600_000)?.map(|delay| Duration::from_millis(delay as u64));
         Ok(Self {
             scenario,
@@ -69,6 +85,7 @@ impl Steering {
             piece: delay.unwrap_or_default(),
             tool_calls: number("embedded.tool_calls", 128)?.unwrap_or(1),
             tool_rounds: number("embedded.tool_rounds", 128)?.unwrap_or(usize::from(scenario.is_none())),
+            refusal: refusal.transpose()?,
         })
     }
 }

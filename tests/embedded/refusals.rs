@@ -45,6 +45,7 @@ async fn a_wrong_body_is_refused_and_the_parameter_named() {
         (&runs, spec(json!({ "tools": vec![json!({ "type": "file_search" }); 21] })), "tools", "array_above_max_length"),
         (&runs, spec(json!({ "metadata": { "embedded.scenario": "dance" } })), "metadata.embedded.scenario", "invalid_value"),
         (&runs, spec(json!({ "metadata": { "embedded.delay_ms": "-1" } })), "metadata.embedded.delay_ms", "invalid_value"),
+        (&runs, spec(json!({ "metadata": { "embedded.refuse": "200" } })), "metadata.embedded.refuse", "invalid_value"),
         ("/threads/runs", spec(json!({ "thread": { "colour": 1 } })), "thread.colour", "unknown_parameter"),
         ("/threads/runs", spec(json!({ "additional_messages": [] })), "additional_messages", "unknown_parameter"),
     ];
@@ -79,6 +80,18 @@ async fn a_wrong_query_is_refused_and_the_parameter_named() {
         let error = &answer.body["error"];
         assert_eq!((answer.status, text(&error["param"]), text(&error["code"])), (400, param, code), "{query}");
     }
+}
+
+#[tokio::test]
+async fn a_run_that_asks_to_be_refused_is_refused_and_not_made() {
+    let api = Embedded::still().await;
+    let thread = api.thread().await;
+    for (status, waiting_helps) in [(401, false), (429, true), (503, true)] {
+        let refuse = spec(json!({ "metadata": { "embedded.refuse": status.to_string() } }));
+        let answer = api.ask("POST", &format!("{thread}/runs"), refuse).await;
+        assert_eq!((answer.status, answer.headers.contains_key("retry-after-ms")), (status, waiting_helps));
+    }
+    assert_eq!(api.get(&format!("{thread}/runs")).await["data"], json!([]), "nothing was made");
 }
 
 #[tokio::test]

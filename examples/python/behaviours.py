@@ -1,0 +1,130 @@
+"""What tests/polyglot holds a Python client to, one line per behaviour; no example to copy.
+
+The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a second; in front
+of the scripted upstream of tests/polyglot.
+"""
+
+import asyncio
+import sys
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2 as service, run_service_pb2_grpc, tool_pb2
+
+from example import thread_and_run
+
+
+def detail(error, kind):
+    found = kind()
+    packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    for any_detail in status_pb2.Status.FromString(packed).details:
+        any_detail.Unpack(found)
+    return found
+
+
+async def metadata(_dev, _ageing, scripted):
+    call = scripted.GetRun(
+        service.GetRunRequest(thread_id="thread_1", run_id="run_paused"), metadata=[("x-client-request-id", "polyglot")]
+    )
+    return f"x-request-id {(await call.initial_metadata())['x-request-id']}"
+
+
+async def deadline(dev, _ageing, _scripted):
+    spec = thread_and_run("Wait.", metadata={"embedded.scenario": "expire"})
+    request = service.StreamCreateThreadAndRunRequest(thread_and_run=spec)
+    try:
+        async for _ in dev.StreamCreateThreadAndRun(request, timeout=0.5):
+            pass
+        return "the stream ended"
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+
+
+async def cancellation(dev, _ageing, _scripted):
+    spec = thread_and_run("Wait.", metadata={"embedded.scenario": "expire"})
+    options = service.StreamOptions(cancel_on_disconnect=True)
+    call = dev.StreamCreateThreadAndRun(service.StreamCreateThreadAndRunRequest(thread_and_run=spec, options=options))
+    async for event in call:
+        if event.WhichOneof("payload") == "run":
+            break
+    call.cancel()
+    wait = service.WaitRunRequest(thread_id=event.run.thread_id, run_id=event.run.id)
+    return run_pb2.RunStatus.Name((await dev.WaitRun(wait, timeout=30)).status)
+
+
+async def error_details(_dev, _ageing, scripted):
+    try:
+        await scripted.GetRun(service.GetRunRequest(thread_id="thread_1", run_id="run_limited"))
+        return "no error"
+    except grpc.aio.AioRpcError as error:
+        info = detail(error, error_details_pb2.ErrorInfo)
+        delay = detail(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds()
+        return f"{error.code().name} {info.domain} {info.reason} {info.metadata['http_status']}, again in {delay} ms"
+
+
+async def large_messages(dev, _ageing, _scripted):
+    tool = tool_pb2.Tool(function=tool_pb2.FunctionDefinition(name="f", description="x" * (1 << 20)))
+    spec = thread_and_run("Hello!", tools=[tool])
+    run = await dev.CreateThreadAndRun(service.CreateThreadAndRunRequest(thread_and_run=spec))
+    return f"{len(run.tools[0].function.description)} bytes came back"
+
+
+async def unknown_enum_values(_dev, _ageing, scripted):
+    run = await scripted.GetRun(service.GetRunRequest(thread_id="thread_1", run_id="run_paused"))
+    came = f"{run_pb2.RunStatus.Name(run.status)} {run.extra_json}"
+    try:
+        await scripted.ListRuns(service.ListRunsRequest(thread_id="thread_1", order=99))
+        return f"{came}, sent: accepted"
+    except grpc.aio.AioRpcError as error:
+        field = detail(error, error_details_pb2.BadRequest).field_violations[0].field
+        return f"{came}, sent: {error.code().name} {field}"
+
+
+async def unknown_events(_dev, _ageing, scripted):
+    spec = run_pb2.RunSpec(assistant_id="asst_1")
+    async for event in scripted.StreamCreateRun(service.StreamCreateRunRequest(thread_id="thread_1", run=spec)):
+        if event.WhichOneof("payload") == "unknown":
+            return f"{run_event_pb2.RunEventType.Name(event.type)} {event.unknown.name} {event.unknown.data}"
+
+
+async def resuming(_dev, ageing, _scripted):
+    spec = thread_and_run("Tell me a long story.", metadata={"embedded.delay_ms": "150"})
+    try:
+        async for _ in ageing.StreamCreateThreadAndRun(service.StreamCreateThreadAndRunRequest(thread_and_run=spec)):
+            pass
+        return "the stream was not cut"
+    except grpc.aio.AioRpcError as error:
+        code, info = error.code().name, detail(error, error_details_pb2.ErrorInfo)
+    watch = service.WatchRunRequest(thread_id=info.metadata["thread_id"], run_id=info.metadata["run_id"])
+    while True:
+        try:
+            async for event in ageing.WatchRun(watch):
+                last = event.type
+            return f"{code} {info.reason}, then {run_event_pb2.RunEventType.Name(last)}"
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+
+
+BEHAVIOURS = {
+    "metadata": metadata,
+    "deadline": deadline,
+    "cancellation": cancellation,
+    "error details": error_details,
+    "1 MiB messages": large_messages,
+    "unknown enum values": unknown_enum_values,
+    "unknown events": unknown_events,
+    "resuming": resuming,
+}
+
+
+async def main():
+    channels = [grpc.aio.insecure_channel(address) for address in sys.argv[1:4]]
+    stubs = [run_service_pb2_grpc.RunServiceStub(channel) for channel in channels]
+    for name, behaviour in BEHAVIOURS.items():
+        print(f"{name}: {await behaviour(*stubs)}", flush=True)
+    for channel in channels:
+        await channel.close()
+
+
+asyncio.run(main())

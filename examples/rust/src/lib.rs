@@ -1,0 +1,5 @@
+//! The gateway's stubs.
+
+#![allow(clippy::all, reason = "generated")]
+
+tonic::include_proto!("runsgateway.v1");

@@ -1,0 +1,325 @@
+"""The gateway in front of REST APIs that nobody here wrote. `run`, beside this file, prepares all that this needs.
+
+The mock server holds every request to the published schema, and answers with the official examples. So a call that is not answered with
+INVALID_ARGUMENT has sent what the schema wants, and what it answers was read from official documents. The fake keeps a state.
+Each function named `test_` is one test; where schema or peer are at odds with the contract, a test says how the gateway copes.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from google.rpc import error_details_pb2, status_pb2
+from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
+from runsgateway.v1 import run_step_service_pb2, run_step_service_pb2_grpc
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SCHEMA = json.load(open(os.environ["RUNS_PRISM"]))
+KEY = [("authorization", "Bearer any")]
+RUN = {"threadId": "thread_abc", "runId": "run_abc"}
+PAGE = {"limit": 100, "order": "SORT_ORDER_ASC", "after": "a b/c", "before": "z"}
+INCLUDE = ["step_details.tool_calls[*].file_search.results[*].content"]
+MESSAGES = [
+    {
+        "role": "MESSAGE_ROLE_USER",
+        "content": {
+            "parts": [
+                {"text": "What is this?"},
+                {"imageFile": {"fileId": "file_1", "detail": "IMAGE_DETAIL_LOW"}},
+                {"imageUrl": {"url": "https://images.test/a.png", "detail": "IMAGE_DETAIL_HIGH"}},
+            ]
+        },
+        "attachments": [{"fileId": "file_1", "tools": [{"type": "TOOL_TYPE_CODE_INTERPRETER"}, {"type": "TOOL_TYPE_FILE_SEARCH"}]}],
+        "metadata": {"a": "1"},
+    },
+    {"role": "MESSAGE_ROLE_ASSISTANT", "content": {"text": "A picture."}},
+]
+FUNCTION = {"name": "get_weather", "description": "The weather.", "parameters": '{"type":"object","properties":{}}', "strict": True}
+SEARCH = {"maxNumResults": 5, "rankingOptions": {"ranker": "auto", "scoreThreshold": 0.5}}
+RESOURCES = {"codeInterpreter": {"fileIds": ["file_1"]}, "fileSearch": {"vectorStoreIds": ["vs_1"]}}
+# What the bodies of both creations have.
+SPEC = {
+    "assistantId": "asst_1",
+    "model": "gpt-4o",
+    "instructions": "Be kind.",
+    "tools": [{"type": "TOOL_TYPE_CODE_INTERPRETER"}, {"fileSearch": SEARCH}, {"function": FUNCTION}],
+    "metadata": {"a": "1"},
+    "temperature": 0.5,
+    "topP": 0.5,
+    "maxPromptTokens": "256",
+    "maxCompletionTokens": "256",
+    "truncationStrategy": {"type": "TRUNCATION_STRATEGY_TYPE_LAST_MESSAGES", "lastMessages": "3"},
+    "toolChoice": {"type": "TOOL_TYPE_FUNCTION", "function": {"name": "get_weather"}},
+    "parallelToolCalls": False,
+    "responseFormat": {
+        "type": "RESPONSE_FORMAT_TYPE_JSON_SCHEMA",
+        "jsonSchema": {"name": "answer", "description": "An answer.", "schema": '{"type":"object"}', "strict": True},
+    },
+}
+RUN_SPEC = {
+    **SPEC,
+    "reasoningEffort": "low",
+    "additionalInstructions": "Be brief.",
+    "additionalMessages": MESSAGES,
+}
+THREAD_AND_RUN_SPEC = {
+    **SPEC,
+    "thread": {"messages": MESSAGES, "toolResources": RESOURCES, "metadata": {"a": "1"}},
+    "toolResources": RESOURCES,
+}
+OUTPUTS = {"toolOutputs": [{"toolCallId": "call_1", "output": "sunny"}, {"toolCallId": "call_2", "output": ""}]}
+# The nine operations: minimal requests, and those in which every field is set.
+REQUESTS = [
+    ("CreateRun", {"threadId": "thread_abc", "run": {"assistantId": "asst_1"}}),
+    ("CreateRun", {"threadId": "thread_abc", "run": RUN_SPEC, "include": INCLUDE}),
+    ("CreateThreadAndRun", {"threadAndRun": {"assistantId": "asst_1"}}),
+    ("CreateThreadAndRun", {"threadAndRun": THREAD_AND_RUN_SPEC}),
+    ("ListRuns", {"threadId": "thread_abc"}),
+    ("ListRuns", {"threadId": "thread_abc", **PAGE}),
+    ("GetRun", RUN),
+    ("ModifyRun", {**RUN, "run": {}}),
+    ("ModifyRun", {**RUN, "run": {"metadata": {"a": "1"}}}),
+    ("SubmitToolOutputs", {**RUN, "toolOutputs": OUTPUTS}),
+    ("CancelRun", RUN),
+    ("ListRunSteps", RUN),
+    ("ListRunSteps", {**RUN, **PAGE, "include": INCLUDE}),
+    ("GetRunStep", {**RUN, "stepId": "step_abc"}),
+    ("GetRunStep", {**RUN, "stepId": "step_abc", "include": INCLUDE}),
+]
+STREAMS = [
+    ("StreamCreateRun", {"threadId": "thread_abc", "run": RUN_SPEC}, "/threads/{thread_id}/runs"),
+    ("StreamCreateThreadAndRun", {"threadAndRun": THREAD_AND_RUN_SPEC}, "/threads/runs"),
+    ("StreamSubmitToolOutputs", {**RUN, "toolOutputs": OUTPUTS}, "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs"),
+]
+
+
+class Process:
+    """A process of which one line says that it is ready."""
+
+    def __init__(self, ready, *words):
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self.found = re.search(ready, line)
+            if self.found:
+                break
+        else:
+            raise AssertionError(f"{words} ended:\n{''.join(self.lines)}")
+        threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True).start()
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+
+class Gateway(Process):
+    def __init__(self, url, *flags):
+        serve = ["serve", "--log", "warn", "--listen", "127.0.0.1:0", "--upstream-url", url, *flags]
+        super().__init__(r"grpc listening on (\S+)", os.environ["RUNS_GATEWAY_BIN"], *serve)
+        self.channel = grpc.insecure_channel(self.found[1])
+        self.stubs = [
+            run_service_pb2_grpc.RunServiceStub(self.channel),
+            run_step_service_pb2_grpc.RunStepServiceStub(self.channel),
+        ]
+
+    def call(self, method, request):
+        """A unary answer, or the call of a stream."""
+        stub = next(stub for stub in self.stubs if hasattr(stub, method))
+        message = getattr(run_step_service_pb2, f"{method}Request", None) or getattr(run_service_pb2, f"{method}Request")
+        return getattr(stub, method)(ParseDict(request, message()), metadata=KEY, timeout=30)
+
+    def events(self, method, request):
+        """The events of a stream, and the error that it ended with."""
+        events = []
+        try:
+            for event in self.call(method, request):
+                events.append(event)
+        except grpc.RpcError as error:
+            return events, error
+        return events, None
+
+
+def reason(error):
+    found = error_details_pb2.ErrorInfo()
+    packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    for detail in status_pb2.Status.FromString(packed).details:
+        detail.Unpack(found)
+    return found.reason
+
+
+def failure(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error
+    raise AssertionError("the call did not fail")
+
+
+def example_events(path, example):
+    """The events of an official example: name, data, and whether the data is JSON."""
+    text = SCHEMA["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["examples"][example]["value"]
+    for frame in re.split(r"\n\n+", text.strip()):
+        # Lines without a field (`...`), and an event without data, are nothing in an event stream.
+        lines = dict(re.findall(r"^(event|data): (.*)$", frame, re.MULTILINE))
+        if "data" not in lines:
+            continue
+        if lines["event"] == "done":
+            return
+        try:
+            json.loads(lines["data"])
+            yield lines["event"], lines["data"], True
+        except ValueError:
+            yield lines["event"], lines["data"], False
+
+
+def test_full_requests_set_every_field(_schema, _functions, _fake):
+    for spec, message in ((RUN_SPEC, run_pb2.RunSpec()), (THREAD_AND_RUN_SPEC, run_pb2.ThreadAndRunSpec())):
+        ParseDict(spec, message)
+        # `extra_json` is for what the schema does not have.
+        unset = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
+        assert unset == {"extra_json"}, unset
+
+
+def test_every_request_of_the_nine_operations_is_what_the_schema_wants(schema, _functions, _fake):
+    for method, request in REQUESTS:
+        answer = schema.call(method, request)
+        assert not answer.extra_json, f"{method}: {answer.extra_json}"
+        ids = [item.id for item in answer.data] if hasattr(answer, "data") else [answer.id]
+        assert ids and all(ids), f"{method}: {answer}"
+
+
+def test_a_request_that_the_schema_does_not_want_is_refused(schema, _functions, _fake):
+    # Else the test above would prove nothing.
+    for run in ({"assistantId": "asst_1", "extraJson": '{"colour":"red"}'}, {"model": "m"}, {"assistantId": "asst_1", "temperature": 3}):
+        error = failure(lambda: schema.call("CreateRun", {"threadId": "thread_abc", "run": run}))
+        assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"), error
+
+
+def check_stream(events, path, example):
+    """Every event of the example has come, in its order; what is not JSON came whole, as an unknown event."""
+    expected = list(example_events(path, example))
+    assert len(events) >= len(expected), f"{len(events)} of {len(expected)} events"
+    malformed = 0
+    for event, (name, data, whole) in zip(events, expected):
+        kind = run_event_pb2.RunEventType.Name(event.type)
+        if whole:
+            assert kind == f"RUN_EVENT_TYPE_{name.replace('.', '_').upper()}", f"{kind} for {name}"
+            payload = getattr(event, event.WhichOneof("payload"))
+            assert payload.id == json.loads(data)["id"] and not payload.extra_json, payload
+        else:
+            malformed += 1
+            assert (event.unknown.name, event.unknown.data) == (name, data), event
+    return malformed
+
+
+def test_the_official_event_streams_come_through(schema, _functions, _fake):
+    malformed = 0
+    for method, request, path in STREAMS:
+        events, error = schema.events(method, request)
+        assert error is None, f"{method}: {error}"
+        malformed += check_stream(events, path, "Streaming")
+        # The official examples have a brace too many in the events of runs, or no `data:`. What the last one says is lost on the gateway, so
+        # it reads the run, and closes with what it finds.
+        last = events[-1]
+        assert last.type == run_event_pb2.RUN_EVENT_TYPE_THREAD_RUN_COMPLETED, last
+        assert last.synthesized and last.run.id == "run_abc123"
+    assert malformed > 0, "the examples are mended: this test can say less"
+
+
+def test_a_stream_whose_run_cannot_be_read_ends_with_what_came_and_an_error(_schema, functions, _fake):
+    for method, request, path in STREAMS[:2]:
+        events, error = functions.events(method, request)
+        assert check_stream(events, path, "StreamingwithFunctions") > 0
+        # This gateway asks the mock server for an example that it does not have for reading a run.
+        assert (error.code(), reason(error)) == (grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND"), error
+
+
+def test_a_mock_server_without_an_error_body_of_the_api_is_understood_by_its_status(schema, _functions, _fake):
+    request = run_service_pb2.GetRunRequest(thread_id="thread_abc", run_id="run_abc")
+    error = failure(lambda: schema.stubs[0].GetRun(request, timeout=30))
+    assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "INVALID_API_KEY"), error
+
+
+def test_the_fake_creates_reads_changes_and_cancels_runs(_schema, _functions, fake):
+    thread, spec = fake.seeds["thread_id"], {"assistantId": fake.seeds["assistant_id"]}
+    # It answers 201 where the schema says 200.
+    run = fake.call("CreateRun", {"threadId": thread, "run": {**spec, "metadata": {"a": "1"}}})
+    assert run_pb2.RunStatus.Name(run.status) == "RUN_STATUS_QUEUED" and run.metadata == {"a": "1"}
+    where = {"threadId": thread, "runId": run.id}
+    assert fake.call("GetRun", where).id == run.id
+    # Its lists have no `object`.
+    assert [item.id for item in fake.call("ListRuns", {"threadId": thread}).data] == [run.id]
+    assert fake.call("ModifyRun", {**where, "run": {"metadata": {"b": "2"}}}).metadata["b"] == "2"
+    assert [step.id for step in fake.call("ListRunSteps", where).data] == ["step_1"]
+    assert fake.call("GetRunStep", {**where, "stepId": "step_1"}).run_id == run.id
+    assert fake.call("SubmitToolOutputs", {**where, "toolOutputs": OUTPUTS}).id == run.id
+    assert run_pb2.RunStatus.Name(fake.call("CancelRun", where).status) == "RUN_STATUS_CANCELLING"
+    assert run_pb2.RunStatus.Name(fake.call("WaitRun", where).status) == "RUN_STATUS_CANCELLED"
+    made = fake.call("CreateThreadAndRun", {"threadAndRun": {**spec, "thread": {"messages": MESSAGES[1:]}}})
+    assert made.thread_id not in ("", thread)
+
+
+def test_a_stream_of_an_api_that_does_not_stream_is_made_by_polling(_schema, _functions, fake):
+    request = {"threadId": fake.seeds["thread_id"], "run": {"assistantId": fake.seeds["assistant_id"]}}
+    events = fake.call("StreamCreateRun", request)
+    first = next(events)
+    assert first.synthesized and first.run.id
+    fake.call("CancelRun", {"threadId": first.run.thread_id, "runId": first.run.id})
+    last = [first, *events][-1]
+    assert last.type == run_event_pb2.RUN_EVENT_TYPE_THREAD_RUN_CANCELLED, last
+
+
+def test_an_empty_404_is_said_to_be_a_missing_route(_schema, _functions, fake):
+    # The fake has no error bodies, so nothing tells a missing run from a missing route.
+    error = failure(lambda: fake.call("GetRun", {"threadId": fake.seeds["thread_id"], "runId": "run_nowhere"}))
+    assert (error.code(), reason(error)) == (grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND"), error
+
+
+def free_port():
+    """The mock server does not say which port it took."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def main():
+    started = []
+
+    def start(process):
+        started.append(process)
+        return process
+
+    failed = 0
+    try:
+        prism = start(Process(r"listening on (http\S+)", "node", sys.argv[1], "mock", "-h", "127.0.0.1", "-p", free_port(), os.environ["RUNS_PRISM"]))
+        seeds = start(Process(r"^(\{.*\})$", sys.executable, "-W", "ignore", os.path.join(HERE, "front.py")))
+        schema = start(Gateway(prism.found[1]))
+        functions = start(Gateway(prism.found[1], "--upstream-header", "Prefer: example=StreamingwithFunctions"))
+        seeds = json.loads(seeds.found[1])
+        fake = start(Gateway(f"http://127.0.0.1:{seeds['port']}"))
+        fake.seeds = seeds
+        tests = {name: test for name, test in globals().items() if name.startswith("test_")}
+        for name, test in tests.items():
+            try:
+                test(schema, functions, fake)
+                print(f"{name} ... ok", flush=True)
+            except Exception:  # whatever it is, the other tests are to be run
+                failed += 1
+                print(f"{name} ... FAILED\n{traceback.format_exc()}", flush=True)
+    finally:
+        for process in reversed(started):
+            process.end()
+    print(f"\n{len(tests) - failed} passed, {failed} failed")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main() else 0)
