@@ -36,7 +36,7 @@ const PARAMETERS: &str = r#"{"type":"object","properties":{"city":{"type":"strin
 
 /// Runs the demo. Fails if anything comes out otherwise than it should.
 pub async fn run() -> Result<(), Failure> {
-    let cli = Cli::try_parse_from(["runs-gateway", "dev", "--listen", "127.0.0.1:0"])?;
+    let cli = Cli::try_parse_from(["runs-gateway", "dev", "--listen", "127.0.0.1:0", "--rest-listen", "127.0.0.1:0"])?;
     let Command::Dev(args) = cli.command else { return Err("the command is dev".into()) };
     let dev = Dev::start((*args).into(), CancellationToken::new()).await?;
     say(NOTE, "", &format!("gRPC  {}  the gateway: runsgateway.v1.RunService and RunStepService", dev.grpc))?;

@@ -19,17 +19,13 @@ pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
     } else {
         Outcome::Unknown
     };
-    failed(error, outcome, effect)
-}
-
-fn failed(error: &reqwest::Error, outcome: Outcome, effect: Effect) -> Error {
     let what = match outcome {
         Outcome::Unsent => "the upstream cannot be reached",
         Outcome::Refused => "the upstream refused the request",
         Outcome::Unknown => "the connection to the upstream was lost",
     };
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
-    let cause = chain(error).last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
+    let cause = chain().last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
     Error::Lost { outcome, effect, cause, timed_out: error.is_timeout() }
 }
 
