@@ -29,7 +29,7 @@ fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Err
 
 fn create_run(thread_id: &str, run: Option<&RunSpec>, include: &[String]) -> Result<Request, Error> {
     let path = path("/threads/{thread_id}/runs", &[thread_id])?;
-    Ok(Request::create(path).query(Query::default().include(include)).body(body("run", run)?))
+    Ok(Request::create(path).query(Query::default().include(include)?).body(body("run", run)?))
 }
 
 fn create_thread_and_run(spec: Option<&ThreadAndRunSpec>) -> Result<Request, Error> {
@@ -117,13 +117,13 @@ impl Client {
     pub async fn list_run_steps(&self, caller: &Caller, request: &ListRunStepsRequest) -> Answered<ListRunStepsResponse> {
         let path = path("/threads/{thread_id}/runs/{run_id}/steps", &[&request.thread_id, &request.run_id])?;
         let query = Query::default().page(request.limit, request.order, &request.after, &request.before)?;
-        self.send(caller, Request::get(path).query(query.include(&request.include))).await
+        self.send(caller, Request::get(path).query(query.include(&request.include)?)).await
     }
 
     /// `GET /threads/{thread_id}/runs/{run_id}/steps/{step_id}`
     pub async fn get_run_step(&self, caller: &Caller, request: &GetRunStepRequest) -> Answered<RunStep> {
         let route = "/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
         let path = path(route, &[&request.thread_id, &request.run_id, &request.step_id])?;
-        self.send(caller, Request::get(path).query(Query::default().include(&request.include))).await
+        self.send(caller, Request::get(path).query(Query::default().include(&request.include)?)).await
     }
 }

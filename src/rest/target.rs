@@ -14,6 +14,17 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 /// The longest page that can be asked for.
 const MAX_LIMIT: i32 = 100;
 
+/// The longest text of a caller's in a URL, in bytes as it stands there. All that one request can have stay below what HTTP libraries and
+/// servers take for a URL, 64 KiB: what cannot be sent is refused here, by name, and is not taken for an upstream that cannot be reached.
+const MAX_TEXT: usize = 10 << 10;
+
+/// Appends a caller's text, encoded so that it stands for itself and nothing else.
+fn push(url: &mut String, field: &str, text: &str) -> Result<(), Error> {
+    let before = url.len();
+    url.extend(utf8_percent_encode(text, RESERVED));
+    if url.len() - before > MAX_TEXT { Err(Error::invalid(field, "is too long for a URL")) } else { Ok(()) }
+}
+
 /// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a segment is an error that names its field.
 pub(super) fn path(route: &'static str, ids: &[&str]) -> Result<String, Error> {
     let mut path = String::with_capacity(route.len() + 64);
@@ -27,7 +38,7 @@ pub(super) fn path(route: &'static str, ids: &[&str]) -> Result<String, Error> {
         match ids.next().copied().unwrap_or_default() {
             "" => return Err(Error::invalid(field, "must be set")),
             "." | ".." => return Err(Error::invalid(field, "is not an id")),
-            id => path.extend(utf8_percent_encode(id, RESERVED)),
+            id => push(&mut path, field, id)?,
         }
     }
     Ok(path)
@@ -63,21 +74,25 @@ impl Base {
 pub(super) struct Query(String);
 
 impl Query {
-    fn pair(&mut self, name: &str, value: &str) {
+    fn pair(&mut self, name: &str, value: &str) -> Result<(), Error> {
         if !self.0.is_empty() {
             self.0.push('&');
         }
         self.0.push_str(name);
         self.0.push('=');
-        self.0.extend(utf8_percent_encode(value, RESERVED));
+        push(&mut self.0, name.trim_end_matches("[]"), value)
     }
 
     /// `include`, as services expect a list: once per value.
-    pub(super) fn include(mut self, include: &[String]) -> Self {
+    pub(super) fn include(mut self, include: &[String]) -> Result<Self, Error> {
+        let before = self.0.len();
         for value in include {
-            self.pair("include[]", value);
+            self.pair("include[]", value)?;
+            if self.0.len() - before > MAX_TEXT {
+                return Err(Error::invalid("include", "is too long for a URL"));
+            }
         }
-        self
+        Ok(self)
     }
 
     /// The page of a list.
@@ -86,17 +101,17 @@ impl Query {
             if !(1..=MAX_LIMIT).contains(&limit) {
                 return Err(Error::invalid("limit", format!("must be 1 to {MAX_LIMIT}")));
             }
-            self.pair("limit", &limit.to_string());
+            self.pair("limit", &limit.to_string())?;
         }
         match SortOrder::try_from(order) {
             Ok(SortOrder::Unspecified) => {}
-            Ok(SortOrder::Asc) => self.pair("order", "asc"),
-            Ok(SortOrder::Desc) => self.pair("order", "desc"),
+            Ok(SortOrder::Asc) => self.pair("order", "asc")?,
+            Ok(SortOrder::Desc) => self.pair("order", "desc")?,
             Err(_) => return Err(Error::invalid("order", "is not a value that this contract names")),
         }
         for (name, id) in [("after", after), ("before", before)] {
             if !id.is_empty() {
-                self.pair(name, id);
+                self.pair(name, id)?;
             }
         }
         Ok(self)

@@ -30,8 +30,8 @@ async fn refusal(call: &Call, gateway: &Gateway) -> String {
 
 #[tokio::test]
 async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
-    let long = "x".repeat(10_000);
-    let refused = ["", ".", ".."];
+    let (long, too_long, too_long_encoded) = ("x".repeat(10_000), "x".repeat(70_000), "é".repeat(2_000));
+    let refused = ["", ".", "..", &too_long, &too_long_encoded];
     let sent =
         ["a/b", "/", "../x", "a?b", "a#b", "é", "%2e%2e", "%2F", "a\\b", " ", "a\nb", "a\r\nb", "\0", "...", "runs", &long];
     let upstream = Upstream::answering(|_| Answer::json(200, r#"{"id":"x","data":[]}"#)).await;
@@ -47,7 +47,7 @@ async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
                 }
                 let call = Call::rest(method, &target.replace(&ordinary, &encoded), body);
                 if refused.contains(&id) {
-                    assert_eq!(refusal(&call, &gateway).await, field, "{id:?}");
+                    assert_eq!(refusal(&call, &gateway).await, field, "{id:.20}");
                 } else {
                     call.on(&gateway).await.unwrap_or_else(|status| panic!("{field} {id:?}: {status}"));
                     requests += 1;
@@ -77,6 +77,11 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             ..ListRunStepsRequest::default()
         })
     };
+    let cursors = |after: &str, before: &str| {
+        let (after, before) = (after.to_owned(), before.to_owned());
+        Call::from(ListRunsRequest { thread_id: "t".into(), after, before, ..ListRunsRequest::default() })
+    };
+    let including = |include| Call::from(CreateRunRequest { thread_id: "t".into(), run: Some(RunSpec::default()), include });
     let table = vec![
         (page(Some(0), 0), "limit"),
         (page(Some(-1), 0), "limit"),
@@ -86,6 +91,10 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
         (page(None, 3), "order"),
         (page(None, -1), "order"),
         (steps(None, 99), "order"),
+        (cursors("x", &"x".repeat(70_000)), "before"),
+        (cursors(&"/".repeat(4_000), "x"), "after"),
+        (including(vec!["x".repeat(70_000)]), "include"),
+        (including(vec!["x".into(); 4_000]), "include"),
         (CreateRunRequest { thread_id: "t".into(), ..CreateRunRequest::default() }.into(), "run"),
         (CreateThreadAndRunRequest::default().into(), "thread_and_run"),
         (ModifyRunRequest { thread_id: "t".into(), run_id: "r".into(), run: None }.into(), "run"),
