@@ -6,6 +6,7 @@
 mod documents;
 mod oracle;
 mod requests;
+mod roots;
 mod sample;
 mod text;
 
@@ -15,57 +16,9 @@ use std::{
 };
 
 use documents::{Doc, Random};
-use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-use runs_gateway::{
-    json::{self, Document, MAX_DEPTH},
-    v1,
-};
-
-/// A message as the tests see it: what the codec reads and what it writes.
-struct Root {
-    name: &'static str,
-    read: fn(&[u8]) -> Result<Read, json::Malformed>,
-}
-
-/// What became of a document.
-struct Read {
-    /// The message in protobuf's own bytes.
-    message: Vec<u8>,
-    /// What is written for it.
-    written: Vec<u8>,
-}
-
-fn read<M: Document + Message>(text: &[u8]) -> Result<Read, json::Malformed> {
-    let message: M = json::decode(text)?;
-    let written = json::encode(&message).expect("what was read can be written");
-    Ok(Read { message: message.encode_to_vec(), written })
-}
-
-macro_rules! roots {
-    ($($message:ident),*) => { [$(Root { name: stringify!($message), read: read::<v1::$message> }),*] };
-}
-
-/// Everything that is sent or received as a document of its own.
-const ROOTS: [Root; 12] = roots![
-    Run,
-    RunStep,
-    ListRunsResponse,
-    ListRunStepsResponse,
-    ThreadMessage,
-    ThreadResource,
-    MessageDelta,
-    RunStepDelta,
-    RunSpec,
-    ThreadAndRunSpec,
-    RunUpdate,
-    ToolOutputs
-];
-
-fn descriptor(root: &Root) -> MessageDescriptor {
-    let pool = DescriptorPool::decode(v1::DESCRIPTOR).expect("the descriptor set is whole");
-    pool.get_message_by_name(&format!("runsgateway.v1.{}", root.name)).expect("the contract has the message")
-}
+use prost_reflect::MessageDescriptor;
+use roots::{ROOTS, Root, descriptor, round};
+use runs_gateway::json::MAX_DEPTH;
 
 /// Says which document it was when a check fails, by panic or otherwise.
 struct Failed<'a>(u64, &'a str, &'a str);
@@ -96,16 +49,6 @@ fn each_document(damage: bool, check: impl Fn(&Root, &MessageDescriptor, &Doc, &
         let _failed = Failed(seed, ROOTS[which].name, &text);
         check(&ROOTS[which], &descriptors[which], &doc, &text, &mut random);
     }
-}
-
-/// Reads and writes a document; gives how many of its members were in `extra_json`.
-fn round(root: &Root, descriptor: &MessageDescriptor, text: &str) -> usize {
-    let Read { message, written } = (root.read)(text.as_bytes()).expect("it is read");
-    let (before, after) = (oracle::parse(text.as_bytes()), oracle::parse(&written));
-    let (before_normal, after_normal) = (oracle::normal(&before, descriptor), oracle::normal(&after, descriptor));
-    assert_eq!(before_normal, after_normal, "written as {}", String::from_utf8_lossy(&written));
-    let message = DynamicMessage::decode(descriptor.clone(), &*message).expect("protobuf reads its own");
-    oracle::extra(&before, &message, root.name).unwrap_or_else(|wrong| panic!("{wrong}"))
 }
 
 #[test]

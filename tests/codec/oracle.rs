@@ -35,7 +35,9 @@ impl Number {
         let all: Vec<char> = whole.chars().chain(fraction.chars()).filter(char::is_ascii_digit).collect();
         let first = all.iter().position(|digit| *digit != '0').unwrap_or(all.len());
         let last = all.iter().rposition(|digit| *digit != '0').map_or(first, |last| last + 1);
-        let exponent: i128 = exponent.parse().expect("generated exponents are small");
+        // Beyond what an i128 holds one is like the other: far from all that a machine number holds.
+        let out_of_range = if exponent.starts_with('-') { i128::MIN / 2 } else { i128::MAX / 2 };
+        let exponent = exponent.parse().unwrap_or(out_of_range);
         let shift = (all.len() - last) as i128 - fraction.len() as i128;
         let digits: String = all[first..last].iter().collect();
         if digits.is_empty() {

@@ -6,7 +6,7 @@ use runs_gateway::{
 };
 use serde_json::value::RawValue;
 
-use crate::{Root, documents::Random, each_document};
+use crate::{documents::Random, each_document, roots::Root};
 
 const BYTES: &[u8] = b"{}[]\",:\\/0019-+.eEutrfnalsb \t\n\r\x00\x0b\x0c\x1f\x7f\x80\xbf\xc3\xa9\xed\xa0\xff";
 

@@ -1,34 +1,15 @@
 //! Server-sent events framing: what bytes mean what frames, however the bytes are cut.
 
+mod standard;
+
 use std::{env, fs};
 
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
-use runs_gateway::rest::sse::{Frame, Parser, Pending, TooLong};
+use runs_gateway::rest::sse::{Parser, Pending, TooLong};
+use standard::{by_the_standard, cut, frame, parse};
 
 const ENOUGH: usize = 1 << 20;
-
-type Outcome = (Vec<Frame>, Result<Option<Pending>, TooLong>);
-
-fn parse<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
-    let mut parser = Parser::new(limit);
-    let mut frames = Vec::new();
-    for chunk in chunks {
-        parser.push(Bytes::copy_from_slice(chunk));
-        loop {
-            match parser.next_frame() {
-                Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => break,
-                Err(error) => return (frames, Err(error)),
-            }
-        }
-    }
-    (frames, Ok(parser.finish()))
-}
-
-fn frame(event: &[u8], data: &[u8]) -> Frame {
-    Frame { event: Bytes::copy_from_slice(event), data: Bytes::copy_from_slice(data), id: Bytes::new() }
-}
 
 /// What a stream is, the events (name, data) that it has, and what is pending at its end (name, data, whether its last line was ended).
 type Case = (&'static [u8], &'static [(&'static [u8], &'static [u8])], Option<(&'static [u8], &'static [u8], bool)>);
@@ -176,52 +157,6 @@ fn long_events_in_small_pieces_are_read_in_linear_time() {
     assert_eq!(parse(8 << 20, [lines.as_bytes()]).0[0].data.len(), (2 << 20) - 1);
 }
 
-/// The standard's steps, one after the other and with no thought for cost.
-fn by_the_standard(stream: &[u8]) -> Outcome {
-    let stream = stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream);
-    let mut lines = vec![Vec::new()];
-    for (at, byte) in stream.iter().enumerate() {
-        match byte {
-            b'\n' if at > 0 && stream[at - 1] == b'\r' => {}
-            b'\n' | b'\r' => lines.push(Vec::new()),
-            _ => lines.last_mut().expect("never empty").push(*byte),
-        }
-    }
-    let unended = lines.pop().expect("never empty");
-    let terminated = unended.is_empty();
-    if !terminated {
-        lines.push(unended);
-    }
-
-    let (mut frames, mut begun) = (Vec::new(), false);
-    let (mut event, mut data, mut id) = (Vec::new(), Vec::new(), Vec::new());
-    let frame = |event: &[u8], data: &[u8], id: &[u8]| Frame {
-        data: Bytes::copy_from_slice(data.strip_suffix(b"\n").unwrap_or(data)),
-        id: Bytes::copy_from_slice(id),
-        ..self::frame(event, b"")
-    };
-    for line in lines {
-        if line.is_empty() {
-            if !data.is_empty() {
-                frames.push(frame(&event, &data, &id));
-            }
-            (event, data, begun) = (Vec::new(), Vec::new(), false);
-            continue;
-        }
-        let mut parts = line.splitn(2, |byte| *byte == b':');
-        let (field, value) = (parts.next().expect("at least one"), parts.next().unwrap_or_default());
-        let value = value.strip_prefix(b" ").unwrap_or(value);
-        begun |= !line.starts_with(b":");
-        match field {
-            b"event" => event = value.to_vec(),
-            b"data" => data.extend([value, b"\n"].concat()),
-            b"id" if !value.contains(&0) => id = value.to_vec(),
-            _ => {}
-        }
-    }
-    (frames, Ok(begun.then(|| Pending { frame: frame(&event, &data, &id), terminated })))
-}
-
 fn streams() -> impl Strategy<Value = Vec<u8>> {
     let known =
         ["data:", "data: ", "data", "event: x", "event:", "id: 1", "id", "retry: 1", ":", " ", "\0", "{\"a\":1}", "[DONE]"];
@@ -233,20 +168,6 @@ fn streams() -> impl Strategy<Value = Vec<u8>> {
         1 => vec(any::<u8>(), 0..4),
     ];
     vec(piece, 0..40).prop_map(|pieces| pieces.concat())
-}
-
-/// Cuts a stream into chunks of the sizes given, over and over.
-fn cut<'a>(mut stream: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
-    let mut chunks = Vec::new();
-    for size in sizes.iter().cycle() {
-        if stream.is_empty() {
-            break;
-        }
-        let (chunk, rest) = stream.split_at((*size).min(stream.len()));
-        chunks.push(chunk);
-        stream = rest;
-    }
-    chunks
 }
 
 /// Chunk sizes, empty chunks among them but never all.
@@ -261,8 +182,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn any_stream_is_read_as_the_standard_says(stream in streams()) {
-        prop_assert_eq!(parse(ENOUGH, [&stream[..]]), by_the_standard(&stream));
+    fn any_stream_is_read_as_the_standard_says(stream in streams(), limit in prop_oneof![0..40_usize, Just(ENOUGH)]) {
+        prop_assert_eq!(parse(limit, [&stream[..]]), by_the_standard(limit, &stream));
     }
 
     #[test]
@@ -281,7 +202,7 @@ fn recorded_streams_end_in_done_however_they_are_cut() {
     assert!(!streams.is_empty());
     for stream in &streams {
         let outcome = parse(ENOUGH, [&stream[..]]);
-        assert_eq!(outcome, by_the_standard(stream));
+        assert_eq!(outcome, by_the_standard(ENOUGH, stream));
         assert_eq!(outcome.1, Ok(None));
         assert_eq!(outcome.0.last(), Some(&frame(b"done", b"[DONE]")));
         assert!(outcome.0.iter().all(|frame| !frame.event.is_empty()));
