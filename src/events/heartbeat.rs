@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_stream::stream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep;
 use tokio_stream::StreamExt as _;
 
 use super::Events;
@@ -14,13 +14,13 @@ pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> 
     let Some(interval) = interval else { return events };
     Box::pin(stream! {
         loop {
-            let quiet_until = Instant::now() + interval;
+            // Not a point in time: an interval may be longer than any clock goes.
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => yield event,
                     None => break,
                 },
-                () = sleep_until(quiet_until) => {
+                () = sleep(interval) => {
                     yield Ok(RunEvent { r#type: RunEventType::Heartbeat.into(), payload: None, synthesized: true });
                 }
             }

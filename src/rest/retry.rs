@@ -122,7 +122,8 @@ impl Retry {
     }
 
     fn fits(&self, caller: &Caller, pause: Duration, elapsed: Duration) -> Option<Duration> {
-        let in_time = caller.deadline.is_none_or(|deadline| Instant::now() + pause < deadline);
+        // Not `now + pause`: an upstream may ask for more time than there is.
+        let in_time = caller.deadline.is_none_or(|deadline| pause < deadline.saturating_duration_since(Instant::now()));
         (in_time && elapsed.saturating_add(pause) <= self.limits.total).then_some(pause)
     }
 

@@ -53,9 +53,16 @@ async fn pauses_double_and_an_upstream_that_names_a_time_is_not_asked_sooner() {
 
 #[tokio::test]
 async fn a_wait_that_would_outlast_the_deadline_or_the_window_is_not_begun() {
-    let cases: [(&[&str], Option<Duration>); 2] = [(&[], Some(Duration::from_secs(9))), (&["--retry-window", "9s"], None)];
-    for (flags, deadline) in cases {
-        let upstream = Upstream::answering(|_| Answer::json(503, "{}").header("retry-after", "10")).await;
+    let deadline = Some(Duration::from_secs(9));
+    let cases: [(&[&str], _, _); 4] = [
+        (&[], deadline, "10"),
+        (&["--retry-window", "9s"], None, "10"),
+        // More than a clock can be ahead.
+        (&[], deadline, "10000000000000000000"),
+        (&["--retry-window", "9s"], None, "10000000000000000000"),
+    ];
+    for (flags, deadline, asked) in cases {
+        let upstream = Upstream::answering(move |_| Answer::json(503, "{}").header("retry-after", asked)).await;
         let gateway = spawn_retrying_gateway(&upstream.url(), &[&QUICK[..], flags].concat()).await;
         let began = Instant::now();
         // Not DEADLINE_EXCEEDED: the caller learns what happened, and at once.

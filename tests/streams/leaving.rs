@@ -300,3 +300,15 @@ async fn heartbeats_come_in_quiet_streams_and_not_in_busy_ones() {
     drop((quiet, watched));
     gateway.drain().await;
 }
+
+#[tokio::test]
+async fn an_interval_of_more_seconds_than_a_clock_has_is_a_stream_without_heartbeats() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &NEVER).await;
+    upstream.push(Answer::sse([run_event("in_progress"), run_event("completed"), done()]));
+    let endless = prost_types::Duration { seconds: i64::MAX, nanos: 0 };
+    let options = StreamOptions { heartbeat_interval: Some(endless), ..StreamOptions::default() };
+    let heard = hear(opened(&gateway, options).await).await;
+    assert_eq!(heard.names(), ["run.in_progress", "run.completed", "done"]);
+    gateway.drain().await;
+}
