@@ -22,6 +22,9 @@ mod changes;
 mod converse;
 mod desk;
 mod follow;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod heartbeat;
 mod live;
 mod observe;

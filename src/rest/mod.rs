@@ -20,6 +20,9 @@ mod admission;
 mod answer;
 mod endpoints;
 mod failure;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod retry;
 pub mod sse;
 mod stream;

@@ -1,0 +1,59 @@
+//! The event parser, and what its frames say: the same however the bytes are cut, by the standard, within the limit, and all of it.
+//!
+//! Input: a byte for the limit, four for the sizes of chunks, and the stream. The parser that it is compared with is the tests' slow one.
+
+#![no_main]
+
+#[path = "../../tests/sse/standard.rs"]
+mod standard;
+mod status;
+
+use libfuzzer_sys::{Corpus, fuzz_target};
+use runs_gateway::{
+    events::fuzzing::event,
+    rest::sse::{Frame, Parser},
+    v1::{UnknownEvent, run_event::Payload},
+};
+
+/// The limit that real streams are far below.
+const ENOUGH: usize = 1 << 20;
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let Some((&[limit, ref sizes @ ..], stream)) = input.split_first_chunk::<5>() else { return Corpus::Reject };
+    let limit = if limit < 128 { usize::from(limit) } else { ENOUGH };
+    let mut sizes = sizes.map(usize::from).to_vec();
+    sizes.push(1);
+    let expected = standard::by_the_standard(limit, stream);
+    assert_eq!(standard::parse(limit, [stream]), expected, "whole");
+    assert_eq!(standard::parse(limit, standard::cut(stream, &sizes)), expected, "in chunks of {sizes:?}");
+    assert_eq!(standard::parse(limit, stream.chunks(1)), expected, "byte by byte");
+    if expected.1.is_ok() {
+        assert_eq!(unread(limit, &standard::cut(stream, &sizes)), expected.0, "pushed before it was read");
+    }
+    expected.0.iter().for_each(check);
+    Corpus::Keep
+});
+
+/// The frames of chunks that are all pushed before the first is read.
+fn unread(limit: usize, chunks: &[&[u8]]) -> Vec<Frame> {
+    let mut parser = Parser::new(limit);
+    chunks.iter().for_each(|chunk| parser.push(chunk.to_vec().into()));
+    std::iter::from_fn(|| parser.next_frame().expect("within the limit")).collect()
+}
+
+/// Checks that a frame says something, and that what is not known is passed on as it came.
+fn check(frame: &Frame) {
+    match event(frame) {
+        Ok(None) => {}
+        Ok(Some(event)) => {
+            let payload = event.payload.expect("each has one");
+            // Without a name, name and data may stand in the data.
+            if let Payload::Unknown(UnknownEvent { data, binary_data, .. }) = payload
+                && !frame.event.is_empty()
+            {
+                assert_eq!(frame.data, [data.as_bytes(), &binary_data].concat());
+            }
+        }
+        Err(error) => status::check_interrupted(error, &String::from_utf8_lossy(&frame.data)),
+    }
+}

@@ -1,0 +1,24 @@
+//! What the fuzz targets (`fuzz/`) reach for and nobody else may: with the feature `fuzzing` alone.
+
+use url::Url;
+
+use super::{
+    Answer, answer,
+    target::{Base, Query, path},
+};
+use crate::{
+    error::{Effect, Error},
+    v1::{ListRunStepsRequest, Run},
+};
+
+/// The URL of a request to `route`, filled with ids in order, with the page and the includes of `query`.
+pub fn url(base: &Url, route: &'static str, ids: &[&str], query: &ListRunStepsRequest) -> Result<Url, Error> {
+    let path = path(route, ids)?;
+    let page = Query::default().page(query.limit, query.order, &query.after, &query.before)?;
+    Ok(Base::new(base).url(&path, &page.include(&query.include)?))
+}
+
+/// What becomes of an answer to a request for a run.
+pub async fn read_answer(response: http::Response<Vec<u8>>, effect: Effect, own_key: bool) -> Result<Answer<Run>, Error> {
+    answer::read(response.into(), effect, own_key, usize::MAX).await
+}
