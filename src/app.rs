@@ -15,14 +15,17 @@ pub struct App {
     limits: server::Limits,
     access: server::Access,
     tls: Option<Watched<ServerConfig>>,
+    web: Option<server::Web>,
 }
 
 impl App {
     /// Prepares the gateway: reads the files that the configuration names. The upstream need not be there. Has to be called in a runtime.
     pub fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
         let client = rest::Client::new(&config.upstream).map_err(config::Invalid::new)?;
+        let forwarded = config.forwarded();
         Ok(Self {
-            gateway: Gateway::new(client, config.streams.clone(), config.forwarded()),
+            web: server::Web::new(config.access.web_origins.clone(), &forwarded, &rest::SHOWN_HEADERS),
+            gateway: Gateway::new(client, config.streams.clone(), forwarded),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access: config.access.open()?,
@@ -42,7 +45,7 @@ impl App {
         services.add_service(self.gateway.run_service(self.max_request_bytes));
         services.add_service(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
-        let served = server::Served { routes, health, access: self.access, tls: self.tls };
+        let served = server::Served { routes, health, access: self.access, tls: self.tls, web: self.web };
         server::serve(listener, served, self.limits, shutdown).await;
     }
 }
