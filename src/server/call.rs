@@ -21,11 +21,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::{select, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, Status, body::Body, service::Routes};
-use tower::Service;
+use tower::{BoxError, Service};
 
 use super::{
     access::{Access, Peer},
@@ -99,12 +98,16 @@ pub(super) struct Calls {
     pub(super) open: watch::Sender<usize>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Calls {
+impl<B> hyper::service::Service<Request<B>> for Calls
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     type Response = Response<CallBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<B>) -> Self::Future {
         let timeout = deadline::take(request.headers_mut());
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
         let call = Call::begin(self, self.telemetry.call(request.uri().path(), request.headers()), deadline);
@@ -152,7 +155,11 @@ impl Call {
         Self { record, deadline, end, cut: Box::pin(cut), last_words: LastWords::default(), code: None, open: calls.open.clone() }
     }
 
-    async fn answer(mut self, mut routes: Routes, mut request: Request<Incoming>) -> Response<CallBody> {
+    async fn answer<B>(mut self, mut routes: Routes, mut request: Request<B>) -> Response<CallBody>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         if let Some(deadline) = self.deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }

@@ -8,7 +8,8 @@ pub struct Limits {
     /// Connections open at a time, those that are still in their handshake among them. One more is accepted and closed at once: its
     /// caller goes to another replica. Left in the backlog it would look connected, and calls on it would hang until their deadline.
     pub connections: usize,
-    /// Time from accepting a connection to its HTTP/2 preface, TLS included.
+    /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for the head of a request, from the end of the
+    /// one before, and for each piece of its body.
     pub handshake: Duration,
     /// Streams open at a time per connection. One more is refused, which callers know to be safe to repeat.
     pub streams: u32,
@@ -18,7 +19,7 @@ pub struct Limits {
     pub connection_window: u32,
     /// Bytes that the server holds per stream for a caller that does not read.
     pub stream_send_buffer: u32,
-    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each.
+    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over HTTP/1.1: of a request's head.
     pub metadata: u32,
     /// Time between two pings on a connection; `None` for no pings.
     pub ping_interval: Option<Duration>,
