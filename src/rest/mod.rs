@@ -134,6 +134,8 @@ pub struct Caller {
     pub deadline: Option<Instant>,
     /// It makes failed calls again by itself: the gateway does not.
     pub retries: bool,
+    /// Its name, if the gateway knows it. The upstream does not: it only decides whose turn it is.
+    pub tenant: Option<Arc<str>>,
 }
 
 /// Forwarded headers that say nothing about what a caller may see.
@@ -156,7 +158,7 @@ pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 impl Identity {
     /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
-        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true }
+        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true, tenant: None }
     }
 }
 
@@ -197,9 +199,16 @@ impl Client {
         self.retry.run(caller, || self.send_once(caller, &request)).await
     }
 
+    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told apart by name alone: of the headers that they
+    /// choose, each could make itself many.
+    async fn enter(&self, caller: &Caller) -> Result<admission::Place, Error> {
+        let anonymous = !self.own_key || caller.tenant.is_none();
+        self.admission.enter(&(&caller.tenant, anonymous.then(|| caller.identity()))).await
+    }
+
     async fn send_once<M: answer::Answerable>(&self, caller: &Caller, request: &Request) -> Result<Answer<M>, Error> {
         let effect = request.effect;
-        let place = self.admission.enter(&caller.identity()).await?;
+        let place = self.enter(caller).await?;
         let exchange = async {
             let http = self.request(caller, request);
             let response =

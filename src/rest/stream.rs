@@ -50,7 +50,7 @@ impl Client {
     async fn open_once(&self, caller: &Caller, request: &Request) -> Result<Opened, Error> {
         let effect = request.effect;
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
-        let _place = self.admission.enter(&caller.identity()).await?;
+        let _place = self.enter(caller).await?;
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));

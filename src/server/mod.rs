@@ -42,7 +42,7 @@ use tonic::service::Routes;
 use crate::watched::Watched;
 
 pub use self::{
-    access::{Access, Tokens},
+    access::{Access, Tenant, Tokens},
     call::{Cut, Deadline, LastWords},
     drain::Drain,
     limits::Limits,
@@ -66,6 +66,7 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
         tls,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
+        places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
         limits,
     });
 
@@ -111,6 +112,8 @@ struct Server {
     limits: Limits,
     http2: http2::Builder<Tasks>,
     routes: Routes,
+    /// One for each call that may be open.
+    places: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
