@@ -7,6 +7,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io::{self, Cursor},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -52,6 +53,8 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },
         max_deadline: limits.deadline,
         telemetry: server.telemetry.clone(),
+        max_age: limits.call_age,
+        places: Arc::clone(&server.places),
         end: end.clone(),
         open: open.clone(),
     };
@@ -163,7 +166,7 @@ async fn after(limit: Option<Duration>) {
 }
 
 /// `time` ±10%. The hasher's keys are random enough for that.
-fn jittered(time: Duration) -> Duration {
+pub(super) fn jittered(time: Duration) -> Duration {
     let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
     time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
 }

@@ -44,7 +44,7 @@ use tonic::service::Routes;
 use crate::{telemetry::Telemetry, watched::Watched};
 
 pub use self::{
-    access::{Access, Tokens},
+    access::{Access, Tenant, Tokens},
     call::{Cut, Deadline, LastWords},
     drain::Drain,
     limits::Limits,
@@ -72,6 +72,7 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
         web,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
+        places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
         limits,
     });
 
@@ -124,6 +125,8 @@ struct Server {
     http1: http1::Builder,
     http2: http2::Builder<Tasks>,
     routes: Routes,
+    /// One for each call that may be open.
+    places: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
