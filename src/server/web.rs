@@ -88,6 +88,10 @@ struct Told {
 
 impl Web {
     /// Admits pages of `origins`; `None` if there are none. They may send the metadata `forwarded` and read the headers `shown`.
+    ///
+    /// # Panics
+    ///
+    /// If `shown` has what cannot be the name of a header.
     pub fn new(origins: Vec<Origin>, forwarded: &[HeaderName], shown: &[&str]) -> Option<Self> {
         if origins.is_empty() {
             return None;
@@ -141,22 +145,21 @@ impl hyper::service::Service<Request<Incoming>> for WebCalls {
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let kind = Kind::of(&request);
-        if let Kind::Grpc = kind {
-            let answer = self.calls.call(request);
-            return Box::pin(async { answer.await.map(|answer| answer.map(Body::new)) });
-        }
         // Callers that are no browsers send no origin: whether they may call is not decided here.
         let origin = request.headers().get(header::ORIGIN).cloned();
-        if origin.as_ref().is_some_and(|origin| !self.web.may_call(origin)) {
-            tracing::debug!("a page whose origin is not named");
-            return Box::pin(ready(Ok(empty(StatusCode::FORBIDDEN))));
-        }
-        let answer = match kind {
+        let foreign = origin.as_ref().is_some_and(|origin| !self.web.may_call(origin));
+        let answer: Answer = match Kind::of(&request) {
+            Kind::Grpc => {
+                let answer = self.calls.call(request);
+                return Box::pin(async { answer.await.map(|answer| answer.map(Body::new)) });
+            }
+            _ if foreign => {
+                tracing::debug!("a page whose origin is not named");
+                return Box::pin(ready(Ok(empty(StatusCode::FORBIDDEN))));
+            }
             Kind::Web => self.translated(request),
             Kind::Preflight => Box::pin(ready(Ok(self.web.preflight()))),
             Kind::Other => Box::pin(ready(Ok(empty(StatusCode::UNSUPPORTED_MEDIA_TYPE)))),
-            Kind::Grpc => unreachable!("answered above"),
         };
         let web = self.web.clone();
         Box::pin(async move {

@@ -45,7 +45,7 @@ impl Page {
     pub(crate) async fn call(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         self.write([head.as_bytes(), b"\r\n", body].concat()).await;
     }
