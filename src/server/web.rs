@@ -64,8 +64,9 @@ impl FromStr for Origin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // Browsers write an origin in one way only, and it is compared byte by byte: another spelling would never match.
-        let origin = Url::parse(text).ok().filter(|url| ["http", "https"].contains(&url.scheme())).map(|url| url.origin());
+        // Browsers write an origin in one way only, and it is compared byte by byte: another spelling, or a pattern, would never match.
+        let is_web = |url: &Url| ["http", "https"].contains(&url.scheme()) && !text.contains('*');
+        let origin = Url::parse(text).ok().filter(is_web).map(|url| url.origin());
         match origin.map(|origin| origin.ascii_serialization()) {
             Some(written) if written != text => Err(format!("not how browsers write an origin: {written}")),
             None if text != "*" => Err("not an origin, such as https://app.example or http://localhost:5173".to_owned()),
@@ -90,7 +91,7 @@ impl Web {
     ///
     /// # Panics
     ///
-    /// If a name in `shown` is not that of a header.
+    /// If `shown` has what cannot be the name of a header.
     pub fn new(origins: Vec<Origin>, forwarded: &[HeaderName], shown: &[&str]) -> Option<Self> {
         if origins.is_empty() {
             return None;
@@ -144,22 +145,21 @@ impl hyper::service::Service<Request<Incoming>> for WebCalls {
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let kind = Kind::of(&request);
-        if let Kind::Grpc = kind {
-            let answer = self.calls.call(request);
-            return Box::pin(async { answer.await.map(|answer| answer.map(Body::new)) });
-        }
         // Callers that are no browsers send no origin: whether they may call is not decided here.
         let origin = request.headers().get(header::ORIGIN).cloned();
-        if origin.as_ref().is_some_and(|origin| !self.web.may_call(origin)) {
-            tracing::debug!("a page whose origin is not named");
-            return Box::pin(ready(Ok(empty(StatusCode::FORBIDDEN))));
-        }
-        let answer = match kind {
+        let foreign = origin.as_ref().is_some_and(|origin| !self.web.may_call(origin));
+        let answer: Answer = match Kind::of(&request) {
+            Kind::Grpc => {
+                let answer = self.calls.call(request);
+                return Box::pin(async { answer.await.map(|answer| answer.map(Body::new)) });
+            }
+            _ if foreign => {
+                tracing::debug!("a page whose origin is not named");
+                return Box::pin(ready(Ok(empty(StatusCode::FORBIDDEN))));
+            }
             Kind::Web => self.translated(request),
             Kind::Preflight => Box::pin(ready(Ok(self.web.preflight()))),
             Kind::Other => Box::pin(ready(Ok(empty(StatusCode::UNSUPPORTED_MEDIA_TYPE)))),
-            Kind::Grpc => unreachable!("answered above"),
         };
         let web = self.web.clone();
         Box::pin(async move {

@@ -22,7 +22,14 @@ use support::{
     upstream::{Answer, Upstream},
 };
 use tempfile::TempDir;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{net::TcpStream, sync::Notify, task::JoinSet};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, pem::PemObject as _},
+    },
+};
 use tonic::{
     Code, Request, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -217,6 +224,29 @@ async fn a_caller_is_known_by_a_name_in_its_certificate() {
     }
     assert_eq!(upstream.requests().len(), 2);
     gateway.drain().await;
+}
+
+#[tokio::test]
+async fn http1_is_offered_by_tls_only_where_pages_may_call() {
+    let (authority, upstream) = (Authority::new(), upstream().await);
+    let tls = Tls::new(&authority);
+    for (origins, agreed) in [(&[][..], None), (&["--web-origins", "https://app.example"][..], Some(b"http/1.1".to_vec()))] {
+        let flags = [&["--tls-cert-file", &tls.certificate, "--tls-key-file", &tls.key], origins].concat();
+        let gateway = spawn_gateway(&upstream.url(), &flags).await;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("a certificate")).expect("a root");
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let mut browser = versions.with_root_certificates(roots).with_no_client_auth();
+        browser.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TcpStream::connect(gateway.address()).await.expect("a connection");
+        let name = "localhost".try_into().expect("a name");
+        let shaken = TlsConnector::from(Arc::new(browser)).connect(name, stream).await;
+        assert_eq!(shaken.ok().and_then(|stream| stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)), agreed);
+        // HTTP/2 is offered in both cases, and goes first.
+        call(&gateway, &authority, None).await.expect("an answer");
+        gateway.drain().await;
+    }
 }
 
 #[test]

@@ -118,6 +118,21 @@ async fn a_page_that_leaves_ends_its_call() {
 }
 
 #[tokio::test]
+async fn a_page_that_reads_nothing_slows_its_call_and_does_not_hold_a_drain() {
+    let limits = Limits { drain_delay: millis(0), drain_timeout: millis(200), ..Limits::default() };
+    let mut gateway = gateway(limits).await;
+    let mut page = Page::open(gateway.address).await;
+    page.call(STREAM, &[BINARY, APP], b"").await;
+    let events = gateway.call().await.stream();
+    let megabyte = || http_body::Frame::data(Bytes::from(vec![0; 1 << 20]));
+    // The sockets take some of it; then nothing goes on.
+    while tokio::time::timeout(millis(500), events.send(megabyte())).await.is_ok() {}
+    gateway.shutdown.cancel();
+    soon(gateway.served).await.unwrap();
+    assert!(events.is_closed());
+}
+
+#[tokio::test]
 async fn a_browser_that_asks_first_is_told_what_a_named_origin_may_send_and_others_are_told_nothing() {
     let preflight = |origin: &str| {
         format!(
