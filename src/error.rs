@@ -208,6 +208,15 @@ impl Error {
         }
     }
 
+    /// What there is too much of, if that is the error.
+    pub fn overloaded(&self) -> Option<&'static str> {
+        match self {
+            Self::Overloaded { what } => Some(what),
+            Self::Interrupted { error, .. } => error.overloaded(),
+            _ => None,
+        }
+    }
+
     /// What a log may say of it.
     pub fn log(&self) -> impl fmt::Display + '_ {
         Log(self)

@@ -137,7 +137,8 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            tracing::warn!(cause = cut.0, told, "the upstream's stream was cut");
+            let super::Resume { thread_id, run_id, .. } = reader.progress.resume();
+            tracing::warn!(cause = cut.0, told, thread_id, run_id, "the upstream's stream was cut");
             return Ok(None);
         }
     };
@@ -175,6 +176,7 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
 
 /// Begins to follow the run of a stream that was cut.
 pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
+    reader.streams.client.telemetry().metrics().streams_cut.inc();
     let resume = reader.progress.resume();
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();

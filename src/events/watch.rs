@@ -153,7 +153,12 @@ impl Watches {
         if !polls.contains_key(&key) && polls.len() >= self.0.limits.runs {
             return Err(Error::Overloaded { what: "runs watched" });
         }
-        let poll = polls.entry(key.clone()).or_insert_with(|| self.start(&key));
+        let metrics = self.0.client.telemetry().metrics();
+        metrics.watchers.inc();
+        let poll = polls.entry(key.clone()).or_insert_with(|| {
+            metrics.pollers.inc();
+            self.start(&key)
+        });
         poll.watchers += 1;
         poll.step_watchers += usize::from(steps);
         poll.wanted = poll.begun + 1;
@@ -210,12 +215,15 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let metrics = self.watches.0.client.telemetry().metrics();
+        metrics.watchers.dec();
         let mut polls = lock(&self.watches.0.polls);
         if let Some(poll) = polls.get_mut(&self.key) {
             poll.watchers -= 1;
             poll.step_watchers -= usize::from(self.steps);
             if poll.watchers == 0 {
                 polls.remove(&self.key);
+                metrics.pollers.dec();
             }
         }
     }

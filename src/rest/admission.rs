@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::Identity;
@@ -62,6 +63,8 @@ pub(super) struct Admission(Arc<Shared>);
 struct Shared {
     limits: RequestLimits,
     state: Mutex<State>,
+    /// How many wait, for the metrics.
+    queued: IntGauge,
     /// Tenants are told apart by a hash: that two are taken for one is unlikely and harmless, and no credential is held.
     hasher: RandomState,
 }
@@ -95,7 +98,7 @@ pub(super) struct Place {
 }
 
 impl Admission {
-    pub(super) fn new(limits: RequestLimits) -> Self {
+    pub(super) fn new(limits: RequestLimits, queued: IntGauge) -> Self {
         let state = State {
             running: 0,
             waiting: 0,
@@ -104,7 +107,7 @@ impl Admission {
             turns: VecDeque::new(),
             next: 0,
         };
-        Self(Arc::new(Shared { limits, state: Mutex::new(state), hasher: RandomState::new() }))
+        Self(Arc::new(Shared { limits, state: Mutex::new(state), queued, hasher: RandomState::new() }))
     }
 
     /// Waits for a place.
@@ -133,6 +136,7 @@ impl Admission {
             if waiting == 0 {
                 state.turns.push_back(tenant);
             }
+            shared.queued.inc();
             (Waiter { shared, tenant, number }, place)
         };
         let given = timeout(limits.wait, &mut place).await;
@@ -217,6 +221,7 @@ struct Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
+        self.shared.queued.dec();
         let mut state = self.shared.lock();
         let Some(tenant) = state.tenants.get_mut(&self.tenant) else { return };
         let Some(at) = tenant.queue.iter().position(|(number, _)| *number == self.number) else { return };
@@ -251,7 +256,8 @@ mod tests {
     }
 
     fn admission(requests: usize, per_connection: usize, queue: usize) -> Admission {
-        Admission::new(RequestLimits { requests, per_connection, queue, wait: Duration::from_secs(1) })
+        let queued = IntGauge::new("queued", "Those that wait.").expect("a name");
+        Admission::new(RequestLimits { requests, per_connection, queue, wait: Duration::from_secs(1) }, queued)
     }
 
     fn is_empty(admission: &Admission) -> bool {
@@ -261,6 +267,7 @@ mod tests {
             && state.tenants.is_empty()
             && state.turns.is_empty()
             && state.lanes.iter().all(|it| *it == 0)
+            && admission.0.queued.get() == 0
     }
 
     #[tokio::test]

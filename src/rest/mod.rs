@@ -40,11 +40,13 @@ pub(crate) use answer::error_event;
 pub use answer::{Answer, SHOWN_HEADERS};
 pub use retry::RetryLimits;
 pub use stream::{Cut, EventStream, Opened};
+use target::Target;
 use transport::Transport;
 pub use transport::{RENEWAL, UpstreamFiles};
 
 use crate::{
     error::{Effect, Error},
+    telemetry::{self, Telemetry},
     watched::Watched,
 };
 
@@ -134,6 +136,8 @@ pub struct Caller {
     pub deadline: Option<Instant>,
     /// It makes failed calls again by itself: the gateway does not.
     pub retries: bool,
+    /// The call that requests are made for.
+    pub call: telemetry::Call,
 }
 
 /// Forwarded headers that say nothing about what a caller may see.
@@ -156,13 +160,14 @@ pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 impl Identity {
     /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
-        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true }
+        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true, call: telemetry::Call::default() }
     }
 }
 
 /// A client of one upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
+    telemetry: Telemetry,
     transport: Watched<Transport>,
     admission: admission::Admission,
     retry: Arc<retry::Retry>,
@@ -174,15 +179,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of `upstream`. Connects when first used.
+    /// A client of `upstream`, whose requests `telemetry` sees. Connects when first used.
     ///
     /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are no TLS roots. Has to be called in a runtime.
-    pub fn new(upstream: &Upstream) -> Result<Self, String> {
+    pub fn new(upstream: &Upstream, telemetry: &Telemetry) -> Result<Self, String> {
         // reqwest takes whatever provider the process has. A second installation changes nothing and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
+            telemetry: telemetry.clone(),
             transport: Transport::watch(upstream)?,
-            admission: admission::Admission::new(upstream.requests.clone()),
+            admission: admission::Admission::new(upstream.requests.clone(), telemetry.metrics().queued.clone()),
             retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
             own_key: upstream.has_own_key(),
@@ -192,27 +198,47 @@ impl Client {
         })
     }
 
-    /// Sends a request and reads its answer.
-    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
-        self.retry.run(caller, || self.send_once(caller, &request)).await
+    /// What sees this client's requests.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
-    async fn send_once<M: answer::Answerable>(&self, caller: &Caller, request: &Request) -> Result<Answer<M>, Error> {
+    /// Sends a request and reads its answer.
+    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
+        self.retry.run(caller, |attempt| self.send_once(caller, &request, attempt)).await
+    }
+
+    async fn send_once<M: answer::Answerable>(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        attempt: u32,
+    ) -> Result<Answer<M>, Error> {
         let effect = request.effect;
         let place = self.admission.enter(&caller.identity()).await?;
-        let exchange = async {
-            let http = self.request(caller, request);
+        let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        let answer = async {
+            let mut http = self.request(caller, request);
+            exchange.inject(http.headers_mut());
             let response =
                 self.transport.get().unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            exchange.answered(response.status());
+            caller.call.answered(answer::request_id(response.headers()));
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
-        tokio::time::timeout(self.answer_timeout, exchange)
+        let answer = tokio::time::timeout(self.answer_timeout, answer)
             .await
-            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        exchange.ended(&answer);
+        if let Some(run) = answer.as_ref().ok().and_then(|answer: &Answer<M>| answer.message.run()) {
+            self.telemetry.saw(run);
+            caller.call.saw(run);
+        }
+        answer
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {
-        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.path, &request.query));
+        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.target.path, &request.query));
         http.headers_mut().clone_from(&caller.headers);
         if let Some(key) = &request.idempotency_key {
             http.headers_mut().entry("idempotency-key").or_insert_with(|| key.clone());
@@ -231,7 +257,7 @@ impl Client {
 /// One request to the upstream.
 struct Request {
     method: Method,
-    path: String,
+    target: Target,
     query: target::Query,
     body: Option<Bytes>,
     effect: Effect,
@@ -240,17 +266,17 @@ struct Request {
 }
 
 impl Request {
-    fn get(path: String) -> Self {
-        Self { method: Method::GET, ..Self::post(path, Effect::Repeatable) }
+    fn get(target: Target) -> Self {
+        Self { method: Method::GET, ..Self::post(target, Effect::Repeatable) }
     }
 
-    fn post(path: String, effect: Effect) -> Self {
-        Self { method: Method::POST, path, query: target::Query::default(), body: None, effect, idempotency_key: None }
+    fn post(target: Target, effect: Effect) -> Self {
+        Self { method: Method::POST, target, query: target::Query::default(), body: None, effect, idempotency_key: None }
     }
 
     /// A request that makes something new.
-    fn create(path: String) -> Self {
-        Self { idempotency_key: retry::idempotency_key(), ..Self::post(path, Effect::Once) }
+    fn create(target: Target) -> Self {
+        Self { idempotency_key: retry::idempotency_key(), ..Self::post(target, Effect::Once) }
     }
 
     fn body(mut self, body: Vec<u8>) -> Self {

@@ -1,4 +1,4 @@
-//! One call, from its headers to the last byte of its answer: deadline, end from outside, span, log line.
+//! One call, from its headers to the last byte of its answer: deadline, end from outside, telemetry.
 //!
 //! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's future into its body and goes with
 //! the last byte, or with the caller. A call that is cut ends with a gRPC status (trailers only if the head was not sent yet) and lets go
@@ -26,13 +26,13 @@ use tokio::{select, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, Status, body::Body, service::Routes};
 use tower::Service;
-use tracing::{Instrument, Span};
 
 use super::{
     access::{Access, Peer},
     deadline,
     drain::Drain,
 };
+use crate::telemetry::{self, Telemetry};
 
 /// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
 /// for what should not be begun, or not be waited for.
@@ -92,6 +92,7 @@ pub(super) struct Calls {
     pub(super) peer: Peer,
     pub(super) drain: Drain,
     pub(super) max_deadline: Duration,
+    pub(super) telemetry: Telemetry,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
@@ -106,25 +107,25 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let timeout = deadline::take(request.headers_mut());
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
-        let call = Call::begin(self, request.uri().path(), deadline);
-        let admitted = self.access.admit(&self.peer, request.uri().path(), request.headers()).map_err(|error| error.status());
+        let call = Call::begin(self, self.telemetry.call(request.uri().path(), request.headers()), deadline);
+        let admitted = self.access.admit(&self.peer, request.uri().path(), request.headers()).map_err(|error| {
+            call.record.failed(&error);
+            error.status()
+        });
         request.extensions_mut().insert(self.drain.clone());
         let routes = self.routes.clone();
-        let span = call.span.clone();
-        let answer = async move {
+        Box::pin(async move {
             match admitted.and(timeout) {
                 Ok(_) => Ok(call.answer(routes, request).await),
                 Err(status) => Ok(call.refuse(status)),
             }
-        };
-        Box::pin(answer.instrument(span))
+        })
     }
 }
 
-/// All that is held for as long as the call lasts. Its drop is the end of the call, and logs it.
+/// All that is held for as long as the call lasts. Its drop is the end of the call.
 struct Call {
-    span: Span,
-    began: Instant,
+    record: telemetry::Call,
     deadline: Option<Instant>,
     end: CancellationToken,
     /// Ready when the call is cut.
@@ -136,9 +137,7 @@ struct Call {
 }
 
 impl Call {
-    fn begin(calls: &Calls, path: &str, deadline: Option<Instant>) -> Self {
-        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-        let span = tracing::info_span!("call", rpc.service = short(service), rpc.method = short(method));
+    fn begin(calls: &Calls, record: telemetry::Call, deadline: Option<Instant>) -> Self {
         calls.open.send_modify(|open| *open += 1);
         let end = calls.end.clone();
         let cut = {
@@ -150,16 +149,7 @@ impl Call {
                 }
             }
         };
-        Self {
-            span,
-            began: Instant::now(),
-            deadline,
-            end,
-            cut: Box::pin(cut),
-            last_words: LastWords::default(),
-            code: None,
-            open: calls.open.clone(),
-        }
+        Self { record, deadline, end, cut: Box::pin(cut), last_words: LastWords::default(), code: None, open: calls.open.clone() }
     }
 
     async fn answer(mut self, mut routes: Routes, mut request: Request<Incoming>) -> Response<CallBody> {
@@ -167,6 +157,7 @@ impl Call {
             request.extensions_mut().insert(Deadline(deadline));
         }
         request.extensions_mut().insert(self.last_words.clone());
+        request.extensions_mut().insert(self.record.clone());
         let answered = {
             let mut handler = pin!(async move { routes.call(request).await });
             let handler = std::future::poll_fn(|cx| caught(|| handler.as_mut().poll(cx)));
@@ -212,8 +203,7 @@ impl Drop for Call {
                 Code::Cancelled
             }
         });
-        let duration_ms = self.began.elapsed().as_secs_f64() * 1000.0;
-        tracing::info!(parent: &self.span, ?code, duration_ms, "call ended");
+        self.record.ended(code);
         self.open.send_modify(|open| *open -= 1);
     }
 }
@@ -262,9 +252,6 @@ impl http_body::Body for CallBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
-        let span = streaming.call.span.clone();
-        let _in_span = span.enter();
-
         // The cut goes first: a handler that always has more to say is cut, too.
         if let Poll::Ready(cut) = streaming.call.cut.as_mut().poll(cx) {
             let status = streaming.call.last_words.status(cut);
@@ -338,9 +325,4 @@ fn trailers(status: Status) -> HeaderMap {
     let mut trailers = status.into_http::<()>().into_parts().0.headers;
     trailers.remove(CONTENT_TYPE);
     trailers
-}
-
-/// A caller may ask for any path; a log line is not the place for all of it.
-fn short(name: &str) -> &str {
-    name.char_indices().nth(100).map_or(name, |(end, _)| &name[..end])
 }

@@ -50,6 +50,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         peer,
         drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },
         max_deadline: limits.deadline,
+        telemetry: server.telemetry.clone(),
         end: end.clone(),
         open: open.clone(),
     };

@@ -39,7 +39,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use crate::watched::Watched;
+use crate::{telemetry::Telemetry, watched::Watched};
 
 pub use self::{
     access::{Access, Tokens},
@@ -57,13 +57,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
 /// that at the latest.
 pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls } = served;
+    let Served { routes, health, access, tls, telemetry } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         http2: http2(&limits, Tasks(tasks.clone())),
         routes,
         access,
         tls,
+        telemetry,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
         limits,
@@ -102,12 +103,15 @@ pub struct Served {
     pub access: Access,
     /// TLS; without it connections are in the clear.
     pub tls: Option<Watched<ServerConfig>>,
+    /// What counts and traces.
+    pub telemetry: Telemetry,
 }
 
 /// What all connections share.
 struct Server {
     access: Access,
     tls: Option<Watched<ServerConfig>>,
+    telemetry: Telemetry,
     limits: Limits,
     http2: http2::Builder<Tasks>,
     routes: Routes,
@@ -169,7 +173,10 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracke
         };
         let server = Arc::clone(server);
         tasks.spawn(async move {
+            let open = &server.telemetry.metrics().connections;
+            open.inc();
             connection::serve(stream, &server).await;
+            open.dec();
             drop(place);
         });
     }

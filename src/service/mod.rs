@@ -16,6 +16,7 @@ use crate::{
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
     server::{Cut, Deadline, LastWords},
+    telemetry,
     v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
 
@@ -93,7 +94,12 @@ impl Gateway {
         }
         let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
         (
-            Caller { headers, deadline, retries: retries(&metadata) },
+            Caller {
+                headers,
+                deadline,
+                retries: retries(&metadata),
+                call: extensions.get::<telemetry::Call>().cloned().unwrap_or_default(),
+            },
             extensions.get::<LastWords>().cloned().unwrap_or_default(),
             message,
         )
@@ -114,20 +120,23 @@ fn retries(metadata: &HeaderMap) -> bool {
 }
 
 /// The answer of a unary call.
-fn answer<M>(result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
+fn answer<M>(call: &telemetry::Call, result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
     match result {
         Ok(Answer { message, headers }) => {
             Ok(Response::from_parts(MetadataMap::from_headers(headers), message, http::Extensions::new()))
         }
-        Err(error) => Err(status(&error)),
+        Err(error) => Err(status(call, &error)),
     }
 }
 
 /// The answer of a streaming call.
-fn stream(result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
+fn stream(call: telemetry::Call, result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(events) => Ok(Response::new(Box::pin(events.map(|event| event.map_err(|error| status(&error)))))),
-        Err(error) => Err(status(&error)),
+        Ok(events) => {
+            let events = events.map(move |event| event.inspect(|event| call.sent(event)).map_err(|error| status(&call, &error)));
+            Ok(Response::new(Box::pin(events)))
+        }
+        Err(error) => Err(status(&call, &error)),
     }
 }
 
@@ -144,9 +153,9 @@ fn inbound<M: Send + 'static>(requests: Streaming<M>) -> Pin<Box<dyn Stream<Item
     }))
 }
 
-/// The status of a failed call. The log gets its own words.
-fn status(error: &Error) -> Status {
-    tracing::info!(error = %error.log(), "call failed");
+/// The status of a failed call. Telemetry gets its own words.
+fn status(call: &telemetry::Call, error: &Error) -> Status {
+    call.failed(error);
     error.status()
 }
 

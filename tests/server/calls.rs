@@ -190,16 +190,16 @@ async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cance
     gateway.shutdown.cancel();
     soon(gateway.served).await.unwrap();
     let lines = log().lines();
-    let of_method = |method| lines.iter().filter(move |line| line["span"]["rpc.method"] == method);
+    let of_method = |method| lines.iter().filter(move |line| line["fields"]["rpc.method"] == method);
     let methods = ["Answered", "LeftBefore", "LeftWithin", "Streamed"];
     let ended: Vec<_> = methods.into_iter().flat_map(of_method).map(summary).collect();
     assert_eq!(
         ended,
         [
-            "INFO test.Script Answered NotFound",
-            "INFO test.Script LeftBefore Cancelled",
-            "INFO test.Script LeftWithin Cancelled",
-            "INFO test.Script Streamed Ok",
+            "INFO test.Script Answered NOT_FOUND",
+            "INFO test.Script LeftBefore CANCELLED",
+            "INFO test.Script LeftWithin CANCELLED",
+            "INFO test.Script Streamed OK",
         ]
     );
 }
@@ -208,6 +208,6 @@ fn summary(line: &serde_json::Value) -> String {
     assert_eq!(line["fields"]["message"], "call ended");
     assert!(line["fields"]["duration_ms"].as_f64().unwrap() > 0.0);
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let span = &line["span"];
-    [&line["level"], &span["rpc.service"], &span["rpc.method"], &line["fields"]["code"]].map(text).join(" ")
+    let fields = &line["fields"];
+    [&line["level"], &fields["rpc.service"], &fields["rpc.method"], &fields["code"]].map(text).join(" ")
 }

@@ -17,7 +17,10 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use runs_gateway::server::{Access, Limits, Served, routes, serve};
+use runs_gateway::{
+    server::{Access, Limits, Served, routes, serve},
+    telemetry::Telemetry,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
@@ -62,7 +65,7 @@ impl Gateway {
         services.add_service(Script(sender));
         let (routes, health) = routes(services).await;
         let shutdown = CancellationToken::new();
-        let served = Served { routes, health, access: Access::default(), tls: None };
+        let served = Served { routes, health, access: Access::default(), tls: None, telemetry: Telemetry::default() };
         let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
         Self { address, shutdown, served, calls }
     }
