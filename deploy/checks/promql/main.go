@@ -1,5 +1,5 @@
 // Command promql reads the alert rules and the dashboard, as Prometheus does, and prints what they ask of the metrics, as JSON: for each selector
-// the metric's name and the labels that are matched on or grouped by.
+// the metric's name, the labels that are matched on or grouped by, and the values that are matched with.
 //
 // Why not promtool: it says whether rules can be read, but not which metrics and labels they need; and it does not read dashboards.
 package main
@@ -19,9 +19,17 @@ import (
 
 // Need is what an expression asks of the metrics.
 type Need struct {
-	Where   string   `json:"where"`
-	Metrics []string `json:"metrics"`
-	Labels  []string `json:"labels"`
+	Where    string    `json:"where"`
+	Metrics  []string  `json:"metrics"`
+	Labels   []string  `json:"labels"`
+	Matchers []Matcher `json:"matchers"`
+}
+
+// Matcher is a condition on a label.
+type Matcher struct {
+	Label string `json:"label"`
+	Type  string `json:"type"`
+	Value string `json:"value"`
 }
 
 // Grafana puts values for these before Prometheus sees them.
@@ -112,7 +120,7 @@ func need(where, expr string) (Need, error) {
 	if err != nil {
 		return Need{}, fmt.Errorf("%s: %w: %s", where, err, expr)
 	}
-	found := Need{Where: where, Metrics: []string{}, Labels: []string{}}
+	found := Need{Where: where, Metrics: []string{}, Labels: []string{}, Matchers: []Matcher{}}
 	parser.Inspect(tree, func(node parser.Node, _ []parser.Node) error {
 		switch node := node.(type) {
 		case *parser.VectorSelector:
@@ -120,6 +128,7 @@ func need(where, expr string) (Need, error) {
 			for _, matcher := range node.LabelMatchers {
 				if matcher.Name != labels.MetricName {
 					found.Labels = append(found.Labels, matcher.Name)
+					found.Matchers = append(found.Matchers, Matcher{matcher.Name, matcher.Type.String(), matcher.Value})
 				}
 			}
 		case *parser.AggregateExpr:
