@@ -54,7 +54,8 @@ def test_what_the_dockerfile_copies_is_what_the_build_gets_and_needs():
 
 def test_the_dockerfile_uses_a_rust_that_the_crate_supports_and_flags_that_exist():
     text, manifest = (DEPLOY / "Dockerfile").read_text(), (ROOT / "Cargo.toml").read_text()
-    assert f"FROM rust:{re.search(r'^rust-version = "(.*)"$', manifest, re.MULTILINE)[1]}-" in text
+    version = re.search(r'^rust-version = "(.*)"$', manifest, re.MULTILINE)[1]
+    assert f"FROM rust:{version}-" in text
     assert set(re.findall(r"RUNS_GATEWAY_\w+", text)) <= chart.variables()
     assert "--addr" in command(BINARY, "healthcheck", "--help")
 
