@@ -21,6 +21,7 @@ pub struct App {
     limits: server::Limits,
     access: server::Access,
     tls: Option<Watched<ServerConfig>>,
+    web: Option<server::Web>,
 }
 
 impl App {
@@ -30,9 +31,11 @@ impl App {
         let tracer = config.telemetry.traces.map(|traces| Tracer::exporting(&traces, &config.upstream.base, propagates));
         let telemetry = Telemetry::new(tracer.transpose().map_err(config::Invalid::new)?.unwrap_or_else(Tracer::off));
         let client = rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let forwarded = config.forwarded();
         Ok(Self {
+            web: server::Web::new(config.access.web_origins.clone(), &forwarded, &rest::SHOWN_HEADERS),
             telemetry,
-            gateway: Gateway::new(client, config.streams.clone(), config.forwarded()),
+            gateway: Gateway::new(client, config.streams.clone(), forwarded),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access: config.access.open()?,
@@ -53,7 +56,8 @@ impl App {
         services.add_service(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
         let telemetry = self.telemetry;
-        let served = server::Served { routes, health, access: self.access, tls: self.tls, telemetry: telemetry.clone() };
+        let served =
+            server::Served { routes, health, access: self.access, tls: self.tls, web: self.web, telemetry: telemetry.clone() };
         let administer = async {
             match admin {
                 Some(admin) => admin::serve(admin, telemetry.clone(), shutdown.clone()).await,

@@ -87,7 +87,7 @@ pub enum Error {
     DeadlineExceeded,
     /// The gateway does not know the caller.
     NotAdmitted,
-    /// The gateway is shutting down, or the connection has reached its age.
+    /// The gateway is shutting down, or the connection or the call has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
     Overloaded {
@@ -292,9 +292,7 @@ impl Error {
                 let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
                 Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message.to_owned())
             }
-            Self::Draining => {
-                Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
-            }
+            Self::Draining => Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway ends this call{again}")),
             Self::Overloaded { what } => {
                 let message = format!("the gateway has as many {what} as it may have; call again later");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))

@@ -218,6 +218,13 @@ impl TryFrom<ServeArgs> for Serve {
                  --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
+        if has_key && args.gateway.access.is_open_to_pages() && !args.gateway.access.is_closed() && !args.allow_anonymous {
+            return Err(Invalid(
+                "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
+                 origins, admit callers by --tokens-file or --tls-client-ca-file, or allow it by --allow-anonymous"
+                    .to_owned(),
+            ));
+        }
         let credential = auth.header();
         if !has_key && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
             return Err(Invalid(
@@ -308,6 +315,9 @@ mod tests {
             "--tokens-file tokens",
             "--upstream-api-key k --tls-cert-file c",
             "--upstream-api-key k --tls-client-ca-file c",
+            "--upstream-api-key k --web-origins *",
+            "--web-origins https://app.example/",
+            "--web-origins http://localhost:5173,nonsense",
             "--upstream-profile azure",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
@@ -321,6 +331,9 @@ mod tests {
         let tls = "--tls-cert-file c --tls-key-file k --tls-client-ca-file a --allowed-client spiffe://d/s";
         let admitted = [
             "--upstream-api-key k --listen 0.0.0.0:1 --tokens-file tokens",
+            "--upstream-api-key k --web-origins https://app.example,http://localhost:5173",
+            "--upstream-api-key k --web-origins * --tokens-file tokens",
+            "--web-origins *",
             &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
         ];
         for flags in admitted {

@@ -5,7 +5,8 @@
 //! is then left free. Alone it gets almost all places, many get equal shares, and whoever comes new finds one free. The same holds for places in
 //! the queue, which is served tenant by tenant.
 //!
-//! A tenant is a credential, or whatever else of a caller reaches the upstream ([`super::Caller::identity`]).
+//! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of its own, also that and whatever else of it
+//! reaches the upstream ([`super::Caller::identity`]).
 //!
 //! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and beyond the peer's stream limit (100 or more, as
 //! HTTP/2 recommends) they would queue inside the client, where nothing bounds or sheds them. So there are as many clients as it takes
@@ -15,7 +16,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,7 +24,6 @@ use std::{
 use prometheus::IntGauge;
 use tokio::{sync::oneshot, time::timeout};
 
-use super::Identity;
 use crate::error::Error;
 
 /// How many times what is left free a tenant may hold. Alone it gets eight places of nine.
@@ -111,10 +111,10 @@ impl Admission {
     }
 
     /// Waits for a place.
-    pub(super) async fn enter(&self, identity: &Identity) -> Result<Place, Error> {
+    pub(super) async fn enter(&self, tenant: &impl Hash) -> Result<Place, Error> {
         const REFUSED: Error = Error::Overloaded { what: "upstream requests" };
         let (shared, limits) = (&self.0, &self.0.limits);
-        let tenant = shared.hasher.hash_one(identity);
+        let tenant = shared.hasher.hash_one(tenant);
         let (waiter, mut place) = {
             let mut state = shared.lock();
             let (free, unqueued) = (limits.requests.saturating_sub(state.running), limits.queue.saturating_sub(state.waiting));
@@ -240,17 +240,11 @@ mod tests {
     use tokio::task::{JoinHandle, yield_now};
 
     use super::*;
-    use crate::rest::Caller;
-
-    fn tenant(name: &str) -> Identity {
-        let headers = [(http::header::AUTHORIZATION, name.parse().expect("a value"))].into_iter().collect();
-        Caller { headers, ..Caller::default() }.identity()
-    }
 
     /// Asks for a place as `name`, up to where it would wait.
     async fn ask(admission: &Admission, name: &str) -> JoinHandle<Result<Place, Error>> {
-        let (admission, identity) = (admission.clone(), tenant(name));
-        let asking = tokio::spawn(async move { admission.enter(&identity).await });
+        let (admission, tenant) = (admission.clone(), name.to_owned());
+        let asking = tokio::spawn(async move { admission.enter(&tenant).await });
         yield_now().await;
         asking
     }
@@ -273,7 +267,7 @@ mod tests {
     #[tokio::test]
     async fn the_queue_is_served_tenant_by_tenant() {
         let admission = admission(1, 1, 100);
-        let mut place = admission.enter(&tenant("a")).await.expect("a free place");
+        let mut place = admission.enter(&"a").await.expect("a free place");
         let mut waiting = Vec::new();
         for name in ["a", "a", "a", "a", "b", "b", "c", "a"] {
             waiting.push((name, ask(&admission, name).await));
@@ -300,13 +294,13 @@ mod tests {
             let mut held = [0, 0];
             for turn in 0..100 {
                 let who = turn % names.len();
-                if let Ok(place) = admission.enter(&tenant(names[who])).await {
+                if let Ok(place) = admission.enter(&names[who]).await {
                     held[who] += 1;
                     places.push(place);
                 }
             }
             assert_eq!(held, expected);
-            assert!(admission.enter(&tenant("new")).await.is_ok());
+            assert!(admission.enter(&"new").await.is_ok());
             // No connection has more than it may have.
             assert!(admission.0.lock().lanes.iter().all(|lane| *lane <= 10));
             drop(places);
@@ -317,9 +311,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_wait_any_more_leaves_nothing_behind() {
         let admission = admission(1, 1, 2);
-        let place = admission.enter(&tenant("a")).await.expect("a free place");
+        let place = admission.enter(&"a").await.expect("a free place");
         let (bored, gone) = (ask(&admission, "a").await, ask(&admission, "b").await);
-        assert!(admission.enter(&tenant("c")).await.is_err(), "the queue is full");
+        assert!(admission.enter(&"c").await.is_err(), "the queue is full");
         gone.abort();
         assert!(matches!(bored.await.expect("no panic"), Err(Error::Overloaded { .. })));
         // Given and not taken: it goes on to the next.

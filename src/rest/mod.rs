@@ -138,6 +138,8 @@ pub struct Caller {
     pub retries: bool,
     /// The call that requests are made for.
     pub call: telemetry::Call,
+    /// Its name, if the gateway knows it. The upstream does not: it only decides whose turn it is.
+    pub tenant: Option<Arc<str>>,
 }
 
 /// Forwarded headers that say nothing about what a caller may see.
@@ -160,7 +162,13 @@ pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 impl Identity {
     /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
-        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true, call: telemetry::Call::default() }
+        Caller {
+            headers: self.0.iter().cloned().collect(),
+            deadline: None,
+            retries: true,
+            call: telemetry::Call::default(),
+            tenant: None,
+        }
     }
 }
 
@@ -203,6 +211,13 @@ impl Client {
         &self.telemetry
     }
 
+    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told apart by name alone: of the headers that they
+    /// choose, each could make itself many.
+    async fn enter(&self, caller: &Caller) -> Result<admission::Place, Error> {
+        let anonymous = !self.own_key || caller.tenant.is_none();
+        self.admission.enter(&(&caller.tenant, anonymous.then(|| caller.identity()))).await
+    }
+
     /// Sends a request and reads its answer.
     async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
         self.retry.run(caller, |attempt| self.send_once(caller, &request, attempt)).await
@@ -215,7 +230,7 @@ impl Client {
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
         let effect = request.effect;
-        let place = self.admission.enter(&caller.identity()).await?;
+        let place = self.enter(caller).await?;
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
         let answer = async {
             let mut http = self.request(caller, request);

@@ -57,7 +57,7 @@ impl Client {
     async fn open_once(&self, caller: &Caller, request: &Request, attempt: u32) -> Result<Opened, Error> {
         let effect = request.effect;
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
-        let _place = self.admission.enter(&caller.identity()).await?;
+        let _place = self.enter(caller).await?;
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
         let head = async {
             let mut http = self.request(caller, request);

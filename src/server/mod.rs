@@ -9,6 +9,7 @@
 //! | `connection` | one connection: handshake, age, GOAWAY |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
+//! | `web` | calls from pages in browsers |
 //!
 //! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the others; nothing, a full descriptor
 //! table neither, makes the loop spin or end; a drain ends in bounded time, and every call that it cuts is told so.
@@ -24,10 +25,11 @@ mod drain;
 mod limits;
 mod routes;
 mod tls;
+mod web;
 
 use std::{io, sync::Arc, time::Duration};
 
-use hyper::server::conn::http2;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioTimer;
 use tokio::{
     net::TcpListener,
@@ -42,12 +44,13 @@ use tonic::service::Routes;
 use crate::{telemetry::Telemetry, watched::Watched};
 
 pub use self::{
-    access::{Access, Tokens},
+    access::{Access, Tenant, Tokens},
     call::{Cut, Deadline, LastWords},
     drain::Drain,
     limits::Limits,
     routes::{Health, routes},
     tls::TlsFiles,
+    web::{Origin, Web},
 };
 
 /// Time to wait when no connection can be accepted for want of something that only others can give back, such as descriptors.
@@ -57,16 +60,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
 /// that at the latest.
 pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls, telemetry } = served;
+    let Served { routes, health, access, tls, web, telemetry } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
+        http1: http1(&limits),
         http2: http2(&limits, Tasks(tasks.clone())),
         routes,
         access,
         tls,
         telemetry,
+        web,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
+        places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
         limits,
     });
 
@@ -105,6 +111,8 @@ pub struct Served {
     pub tls: Option<Watched<ServerConfig>>,
     /// What counts and traces.
     pub telemetry: Telemetry,
+    /// Which pages may call; without any there is no gRPC-Web and no HTTP/1.1.
+    pub web: Option<Web>,
 }
 
 /// What all connections share.
@@ -112,9 +120,13 @@ struct Server {
     access: Access,
     tls: Option<Watched<ServerConfig>>,
     telemetry: Telemetry,
+    web: Option<Web>,
     limits: Limits,
+    http1: http1::Builder,
     http2: http2::Builder<Tasks>,
     routes: Routes,
+    /// One for each call that may be open.
+    places: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -132,6 +144,19 @@ where
     fn execute(&self, task: F) {
         self.0.spawn(task);
     }
+}
+
+fn http1(limits: &Limits) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    let metadata = limits.metadata as usize;
+    http1
+        .timer(TokioTimer::new())
+        // It runs between two requests, too: a browser that comes back connects again.
+        .header_read_timeout(limits.handshake)
+        .max_header_size(metadata)
+        // hyper takes no less.
+        .max_buf_size(metadata.max(limits.stream_send_buffer as usize).max(8 << 10));
+    http1
 }
 
 fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {

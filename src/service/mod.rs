@@ -15,7 +15,7 @@ use crate::{
     error::{Effect, Error, Outcome},
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    server::{Cut, Deadline, LastWords},
+    server::{Cut, Deadline, LastWords, Tenant},
     telemetry,
     v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
@@ -93,11 +93,13 @@ impl Gateway {
             }
         }
         let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+        let tenant = extensions.get::<Tenant>().map(|tenant| Arc::clone(&tenant.0));
         (
             Caller {
                 headers,
                 deadline,
                 retries: retries(&metadata),
+                tenant,
                 call: extensions.get::<telemetry::Call>().cloned().unwrap_or_default(),
             },
             extensions.get::<LastWords>().cloned().unwrap_or_default(),
@@ -106,9 +108,9 @@ impl Gateway {
     }
 }
 
-/// The error of a write that was under way when the gateway closed its caller's connection.
+/// The error of a write that was under way when the gateway ended the call.
 fn closed() -> Error {
-    let cause = "the gateway closed the connection".to_owned();
+    let cause = "the gateway ended the call".to_owned();
     Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
 }
 

@@ -223,7 +223,7 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
         assert_eq!(verdict(&heard.status), draining);
         assert_eq!(resume(&heard.status), resume_after(last));
         // Calling again would be another run.
-        assert_eq!(heard.status.message(), "the gateway closes this connection; resume by WatchRun or ConverseRun.attach");
+        assert_eq!(heard.status.message(), "the gateway ends this call; resume by WatchRun or ConverseRun.attach");
     }
     // Whatever the gateway had still to ask, it has asked by the time that another one has got an answer.
     let other = spawn_gateway(&upstream.url(), &[]).await;
@@ -235,6 +235,40 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
     let unknown = (Code::Unknown, "OUTCOME_UNKNOWN".to_owned());
     assert_eq!(verdict(&silent.status), unknown);
     assert_eq!(verdict(&unanswered.expect("no panic").expect_err("no answer")), unknown);
+}
+
+#[tokio::test]
+async fn a_stream_of_age_ends_says_how_to_resume_and_cancels_nothing() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--max-stream-age", "300ms"]].concat()).await;
+    upstream.push(live([event("thread.run.created", run("queued"))]));
+    let live = opened(&gateway, cancelling()).await;
+    upstream.wait_for_requests(1).await;
+    upstream.push(polled("in_progress"));
+    let request = WatchRunRequest { options: Some(cancelling()), ..watch() };
+    let watched = gateway.runs().watch_run(request).await.expect("a stream").into_inner();
+    let (live, watched) = tokio::join!(hear(live), hear(watched));
+    for (heard, last) in [(live, "THREAD_RUN_CREATED"), (watched, "THREAD_RUN_IN_PROGRESS")] {
+        assert_eq!(verdict(&heard.status), (Code::Unavailable, "GATEWAY_DRAINING".to_owned()));
+        assert_eq!(resume(&heard.status), resume_after(last));
+        assert_eq!(heard.status.message(), "the gateway ends this call; resume by WatchRun or ConverseRun.attach");
+    }
+    assert!(upstream.closed(0).await.by_client);
+    // Whoever reads nothing is still there, too: its run is not cancelled either.
+    upstream.push(live_of(20_000));
+    let mut unread = opened(&gateway, cancelling()).await;
+    next(&mut unread).await;
+    assert!(upstream.closed(upstream.accepted() - 1).await.by_client);
+    drop(unread);
+    gateway.drain().await;
+    assert_eq!(upstream.requests().len(), 3, "no cancellation");
+}
+
+/// A stream that says more than anybody holds for a reader who does not read, and then nothing.
+fn live_of(events: usize) -> Answer {
+    let delta = event("thread.message.delta", format!(r#"{{"id":"msg_1","x":"{}"}}"#, "x".repeat(200)));
+    let said = std::iter::once(run_event("in_progress")).chain(std::iter::repeat_n(delta, events));
+    live([said.collect::<Vec<_>>().concat().into()])
 }
 
 #[tokio::test]

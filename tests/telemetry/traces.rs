@@ -53,7 +53,7 @@ impl Collector {
         let mut services = tonic::service::Routes::builder();
         services.add_service(TraceServiceServer::new(self.clone()));
         let (routes, health) = routes(services).await;
-        let served = Served { routes, health, access: Access::default(), tls: None, telemetry: Telemetry::default() };
+        let served = Served { routes, health, access: Access::default(), tls: None, web: None, telemetry: Telemetry::default() };
         tokio::spawn(serve(listener, served, Limits::default(), CancellationToken::new()));
         url
     }
