@@ -70,20 +70,8 @@ async def calls():
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 upstream.go.set()
                 await asyncio.gather(*waiting)
-                async for _ in cut(runs, upstream):
-                    pass
             scrape(gateway, seen)
     return seen
-
-
-async def cut(runs, upstream):
-    """A stream for which the upstream answers something else than events."""
-    upstream.status = 200
-    try:
-        async for event in runs.stream():
-            yield event
-    except Exception:
-        return
 
 
 def scrape(gateway, seen):

@@ -12,7 +12,12 @@ use crate::config::LogFormat;
 pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(filter)?;
     let terminal = io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(terminal)
+        // If whoever reads the log is gone, the gateway goes on without: telling standard error of it would panic, in the middle of a call.
+        .log_internal_errors(false);
     let text = match format {
         LogFormat::Auto => terminal,
         LogFormat::Text => true,

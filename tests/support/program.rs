@@ -55,6 +55,14 @@ impl Running {
         Self { child, log, address, admin, channel }
     }
 
+    /// The same program, with nobody who reads what it writes.
+    pub(crate) async fn unread(mut self) -> Self {
+        self.log.abort();
+        _ = (&mut self.log).await;
+        self.log = tokio::spawn(async { String::new() });
+        self
+    }
+
     /// Sends a signal and waits for the end: how it ended, and all that it wrote to standard error after it listened.
     pub(crate) async fn stop(self, signal: &str) -> (ExitStatus, String) {
         self.signal(signal);

@@ -50,3 +50,15 @@ async fn lines_are_text_if_that_is_asked_for() {
     let line = log.lines().find(|line| line.contains("call ended")).expect("a line");
     assert!(line.contains("rpc.method=\"GetRun\" code=\"INVALID_ARGUMENT\"") && !line.contains('{'), "{line}");
 }
+
+#[tokio::test]
+async fn a_gateway_whose_log_nobody_reads_any_more_serves_and_drains() {
+    let upstream = Upstream::start().await;
+    let gateway = Running::start(&["--upstream-url", &upstream.url()]).await.unread().await;
+    for _ in 0..2 {
+        let status = runs(&gateway).get_run(runs_gateway::v1::GetRunRequest::default()).await.expect_err("no id");
+        assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+    }
+    let (status, _) = gateway.stop("-TERM").await;
+    assert!(status.success(), "{status}");
+}
