@@ -52,9 +52,9 @@ class Bench:
                 return sides.nginx_proxy(name, self.folder, self.side("upstream"))
             case "envoy":
                 return sides.envoy(self.folder, self.side("upstream"))
-            case "gateway of events":
+            case "gateway-events":
                 return sides.Gateway(self.side("events"))
-            case "nginx of events":
+            case "nginx-events":
                 return sides.nginx_proxy(name, self.folder, self.side("events"))
 
     def calls(self, name, method, **how):
@@ -108,8 +108,8 @@ def unary_works():
 def stream_works():
     bulk = lambda side: lambda bench: streams.bulk(bench.load, bench.side(side), 16, round(10_000 * bench.seconds))
     single = lambda side: lambda bench: streams.single(bench.load, bench.side(side), 400, 10, 1.5 * bench.seconds)
-    yield Work("events-bulk", "events in 16 KiB chunks, CPU per event", "µs", bulk("gateway of events"), {"nginx": Peer(bulk("nginx of events"), 5, 3.5)})
-    yield Work("events-single", "events one by one, CPU per event", "µs", single("gateway of events"), {"nginx": Peer(single("nginx of events"), 0.85, 0.65)})
+    yield Work("events-bulk", "events in 16 KiB chunks, CPU per event", "µs", bulk("gateway-events"), {"nginx": Peer(bulk("nginx-events"), 5, 3.5)})
+    yield Work("events-single", "events one by one, CPU per event", "µs", single("gateway-events"), {"nginx": Peer(single("nginx-events"), 0.85, 0.65)})
 
 
 def other_works():

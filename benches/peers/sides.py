@@ -33,7 +33,6 @@ class Side:
             ["taskset", "--cpu-list", str(core), *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
-        self.pids = [self.process.pid]
         try:
             self._await()
         except BaseException:
@@ -53,15 +52,13 @@ class Side:
                 if time.monotonic() > give_up:
                     raise RuntimeError(f"{self.name} does not listen") from None
                 time.sleep(0.005)
-        # nginx's worker is a child.
-        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        self.pids += [int(pid) for pid in children.split()]
 
     def cpu(self):
-        """CPU time of all its threads so far, user and system, in microseconds."""
-        return sum(
-            int(threads.read_text().split()[0]) / 1e3 for pid in self.pids for threads in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
-        )
+        """CPU time of all its threads so far, user and system, in microseconds. nginx works in a child."""
+        own = self.process.pid
+        children = pathlib.Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        threads = (thread for pid in (own, *children) for thread in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"))
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e3
 
     def memory(self, field):
         """A field of its memory's status, in kB."""

@@ -103,8 +103,6 @@ def calls(folder, side, method, answer, seconds, rate=None, streams=16):
 
     Every answer has to have the length of one that was checked.
     """
-    _h2load(folder, side, method, answer, 2000, None, streams)
-    before = side.cpu()
     speed = _h2load(folder, side, method, answer, 4000, None, streams)
     before = side.cpu()
     number = int((rate or speed) * seconds)
