@@ -6,6 +6,7 @@ The targets stand in `WORKS`, beside what they are targets of.
 import argparse
 import contextlib
 import dataclasses
+import os
 import pathlib
 import platform
 import re
@@ -66,10 +67,10 @@ class Bench:
         check(side.address)
         return spent
 
-    def latency(self, name):
+    def latency(self, name, part):
         upstream = self.side("upstream")
-        address, kind = (self.side("gateway").address, "get") if name == "gateway" else (upstream.http2, "json")
-        return streams.latency(self.load, address, kind, 1000, max(2, round(self.seconds)))["p50"]
+        address, call = (self.side("gateway").address, "get") if name == "gateway" else (upstream.http2, "json")
+        return streams.latency(self.load, address, call, 1000, max(2, round(self.seconds)))[part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Work:
     difference: bool = False
     must: float | None = None
     aim: float | None = None
+    # Whether it is time by the clock, which other users of the core lengthen.
+    clock: bool = False
 
 
 def unary_works():
@@ -113,15 +116,17 @@ def stream_works():
 
 
 def other_works():
-    latency = lambda side: lambda bench: bench.latency(side)
-    yield Work(
-        "latency", "latency added, GetRun at 1,000 calls/s, p50", "ms", latency("gateway"), {"direct": Peer(latency("direct"), 0.3, 0.2)}, difference=True,
-    )
+    for part, must, aim in (("p50", 0.3, 0.2), ("p99", None, None)):
+        latency = lambda side, part=part: lambda bench: bench.latency(side, part)
+        yield Work(
+            f"latency-{part}", f"latency added, GetRun at 1,000 calls/s, {part}", "ms", latency("gateway"), {"direct": Peer(latency("direct"), must, aim)},
+            difference=True, clock=True,
+        )
     memory = lambda call: lambda bench: streams.memory(bench.load, bench.side("events"), call, settle=max(4, bench.seconds))
     yield Work("memory-watch", "anonymous memory per idle WatchRun", "kB", memory("watch"), must=16, aim=12)
     yield Work("memory-live", "anonymous memory per live event stream", "kB", memory("create"), must=48, aim=40)
     yield Work("resident", "resident when idle", "MB", lambda bench: streams.resident(bench.load, bench.side("upstream")), must=20, aim=12)
-    yield Work("start", "start to first answer", "ms", lambda bench: streams.start(bench.load, bench.side("upstream")), must=80, aim=50)
+    yield Work("start", "start to first answer", "ms", lambda bench: streams.start(bench.load, bench.side("upstream")), must=80, aim=50, clock=True)
     concurrent = lambda streams: lambda bench: bench.calls("gateway", "GetRun", streams=streams)
     yield Work(
         "concurrency", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent(125), {"64 at a time": Peer(concurrent(8), 1.2, 1.05)},
@@ -156,13 +161,33 @@ def rows(works, results):
 
 def table(works, results):
     number = lambda value: "" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    yield "| work | gateway | beside it | ratio | must | aim | |"
+    yield "| work | gateway | beside it | ratio | must | aim | reached |"
     yield "|---|---|---|---|---|---|---|"
     for work, own, name, other, held, must, aim in rows(works, results):
         beside = f"{name} {number(other)} {work.unit}" if name else ""
-        kind = f"{held:+.2f} {work.unit}" if work.difference else number(held) if name else ""
-        verdict = "aim" if held <= aim else "must" if held <= must else "missed"
-        yield f"| {work.title} | {number(own)} {work.unit} | {beside} | {kind} | {must:g} | {aim:g} | {verdict} |"
+        ratio = f"{held:+.2f} {work.unit}" if work.difference else number(held) if name else ""
+        reached = "" if must is None else "aim" if held <= aim else "must" if held <= must else "no"
+        yield f"| {work.title} | {number(own)} {work.unit} | {beside} | {ratio} | {number(must)} | {number(aim)} | {reached} |"
+
+
+def losses(works, results, disturbed):
+    """What is worse than twice its target. Time by the clock tells nothing while others use the cores."""
+    for work, _, name, _, held, must, _ in rows(works, results):
+        if must is not None and held > 2 * must and not (work.clock and disturbed):
+            yield f"{work.title}, {name or 'gateway'}: {held:.3g}, must {must:g}"
+
+
+def disturbance():
+    """The busiest core's part that others take, measured for a second before anything is started."""
+
+    def idle():
+        stat = re.findall(r"^cpu(\d+) (.*)$", pathlib.Path("/proc/stat").read_text(), re.MULTILINE)
+        return {core: int(times.split()[3]) for core, times in stat if int(core) in (sides.LOAD, sides.MEASURED)}
+
+    before, begin = idle(), time.monotonic()
+    time.sleep(1)
+    ticks = (time.monotonic() - begin) * os.sysconf("SC_CLK_TCK")
+    return max(0, max(1 - (after - before[core]) / ticks for core, after in idle().items()))
 
 
 def main():
@@ -188,14 +213,14 @@ def main():
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"compare: not done within {limit} s"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended"))
     signal.alarm(limit)
-    print(f"{machine()}; rounds: {rounds}; time limit: {limit} s")
+    others = disturbance()
+    print(f"{machine()}; others take {others:.0%} of a core; rounds: {rounds}; time limit: {limit} s")
     with contextlib.ExitStack() as stack:
         bench = Bench(args.folder.resolve(), args.quick, stack)
         results = measured(bench, works, rounds)
     print(f"\n{int(time.monotonic() - begin)} s\n")
     print("\n".join(table(works, results)))
-    lost = [f"{work.title}: {held:.3g}, must {must:g}" for work, _, _, _, held, must, _ in rows(works, results) if held > 2 * must]
-    if args.quick and lost:
+    if args.quick and (lost := list(losses(works, results, others > 0.1))):
         sys.exit("compare: worse than twice the target:\n" + "\n".join(lost))
 
 
