@@ -19,7 +19,7 @@ pub async fn run(flags: &Flags) -> Done {
     let to: SocketAddr = flags.text("to")?.parse()?;
     let call = Call::named(flags.text("call")?)?;
     let (thread_id, run) = (flags.text("thread")?.to_owned(), flags.text("run")?.to_owned());
-    let (rate, seconds) = (flags.number("rate")?, flags.number("seconds")?);
+    let (rate, seconds) = (u32::try_from(flags.number("rate")?)?, u32::try_from(flags.number("seconds")?)?);
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         let connection = Connection::new(to).await?;
@@ -49,12 +49,12 @@ pub async fn run(flags: &Flags) -> Done {
 }
 
 /// Says when each of `calls` calls is due. A thread of its own, since the runtime's timer ticks in milliseconds.
-fn clock(rate: u64, calls: u64) -> mpsc::UnboundedReceiver<Instant> {
+fn clock(rate: u32, calls: u32) -> mpsc::UnboundedReceiver<Instant> {
     let (say, due) = mpsc::unbounded_channel();
     thread::spawn(move || {
         let begin = Instant::now();
         for call in 0..calls {
-            let moment = begin + Duration::from_secs(1).mul_f64(call as f64 / rate as f64);
+            let moment = begin + Duration::from_secs(1) * call / rate;
             thread::sleep(moment.saturating_duration_since(Instant::now()));
             if say.send(moment).is_err() {
                 return;

@@ -24,11 +24,6 @@ use crate::{
     frames::{Frames, Framing, number},
 };
 
-#[derive(Default)]
-struct Counts {
-    deltas: AtomicU64,
-}
-
 pub async fn run(flags: &Flags) -> Done {
     let to: SocketAddr = flags.text("to")?.parse()?;
     let call = Call::named(flags.text("call")?)?;
@@ -38,7 +33,7 @@ pub async fn run(flags: &Flags) -> Done {
         connections.push(Connection::new(to).await?);
     }
 
-    let counts = Arc::new(Counts::default());
+    let deltas = Arc::new(AtomicU64::new(0));
     let begun = Arc::new(Semaphore::new(0));
     let mut streams = JoinSet::new();
     let mut opened = 0;
@@ -60,7 +55,7 @@ pub async fn run(flags: &Flags) -> Done {
                 for index in opened..total {
                     let connection = connections[index % connections.len()].clone();
                     let stream = Stream { call, thread: format!("{plan}-{index}"), run: format!("run_{index}") };
-                    streams.spawn(stream.read(connection, Arc::clone(&counts), Arc::clone(&begun)));
+                    streams.spawn(stream.read(connection, Arc::clone(&deltas), Arc::clone(&begun)));
                 }
                 opened = total;
                 let all = timeout(PATIENCE, begun.acquire_many(u32::try_from(more)?));
@@ -73,12 +68,12 @@ pub async fn run(flags: &Flags) -> Done {
                 }
                 println!("open={opened}");
             }
-            ["count"] => println!("deltas={}", counts.deltas.load(Relaxed)),
+            ["count"] => println!("deltas={}", deltas.load(Relaxed)),
             ["finish"] => {
                 while let Some(stream) = streams.join_next().await {
                     stream??;
                 }
-                println!("deltas={}", counts.deltas.load(Relaxed));
+                println!("deltas={}", deltas.load(Relaxed));
             }
             _ => return Err(format!("no such command: {line}").into()),
         }
@@ -93,7 +88,7 @@ struct Stream {
 
 impl Stream {
     /// Reads to the end.
-    async fn read(self, connection: Connection, counts: Arc<Counts>, begun: Arc<Semaphore>) -> Result<(), Failure> {
+    async fn read(self, connection: Connection, deltas: Arc<AtomicU64>, begun: Arc<Semaphore>) -> Result<(), Failure> {
         let mut body = connection.open(self.call, &self.thread, &self.run).await?;
         let mut frames = Frames::new(if self.call.is_grpc() { Framing::Grpc } else { Framing::Events });
         let mut first = true;
@@ -112,7 +107,7 @@ impl Stream {
                     next += 1;
                 }
             });
-            counts.deltas.fetch_add(next - before, Relaxed);
+            deltas.fetch_add(next - before, Relaxed);
             if !in_order {
                 return Err(format!("{}: an event is missing, or out of order, before the {next}th", self.thread).into());
             }
