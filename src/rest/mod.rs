@@ -208,16 +208,17 @@ impl Client {
 
     async fn send_once<M: answer::Answerable>(&self, caller: &Caller, request: &Request) -> Result<Answer<M>, Error> {
         let effect = request.effect;
-        let place = self.enter(caller).await?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
+        let lane = place.lane;
         let exchange = async {
             let http = self.request(caller, request);
-            let response =
-                self.transport.get().unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let response = self.transport.get().unary[lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
-        tokio::time::timeout(self.answer_timeout, exchange)
-            .await
-            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+        let answered = tokio::time::timeout(self.answer_timeout, exchange).await;
+        place.over();
+        answered.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {

@@ -50,7 +50,8 @@ impl Client {
     async fn open_once(&self, caller: &Caller, request: &Request) -> Result<Opened, Error> {
         let effect = request.effect;
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
-        let _place = self.enter(caller).await?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
@@ -64,6 +65,7 @@ impl Client {
             Ok(Opened::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
+        place.over();
         head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
     }
 }
