@@ -42,7 +42,8 @@ impl App {
         services.add_service(self.gateway.run_service(self.max_request_bytes));
         services.add_service(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
-        let served = server::Served { routes, health, access: self.access, tls: self.tls };
+        let detached = self.gateway.detached();
+        let served = server::Served { routes, health, access: self.access, tls: self.tls, detached };
         server::serve(listener, served, self.limits, shutdown).await;
     }
 }

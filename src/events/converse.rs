@@ -52,7 +52,7 @@ impl Streams {
         let (events, mut sent) = mpsc::channel(1);
         let (begun, beginning) = oneshot::channel();
         let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0 };
-        let conversation = tokio::spawn(conversation.hold(first, options, begun));
+        let conversation = self.detached.spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and not a stream.
         beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = stream! {

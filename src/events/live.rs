@@ -96,7 +96,10 @@ impl Streams {
         };
         let opened = if options.cancel_on_disconnect {
             // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels the run.
-            tokio::spawn(opened).await.unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned() }))
+            self.detached
+                .spawn(opened)
+                .await
+                .unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned() }))
         } else {
             opened.await
         };

@@ -54,10 +54,10 @@ pub use self::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
-/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
-/// that at the latest.
+/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed and what callers have left to be
+/// done is done, two seconds after that at the latest.
 pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls } = served;
+    let Served { routes, health, access, tls, detached } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         http2: http2(&limits, Tasks(tasks.clone())),
@@ -83,7 +83,13 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
     server.draining.cancel();
     health.close().await;
     tasks.close();
-    if timeout(server.limits.drain_timeout, tasks.wait()).await.is_err() {
+    let over = async {
+        tasks.wait().await;
+        // What calls have left to be done. It ends with the program, done or not.
+        detached.close();
+        detached.wait().await;
+    };
+    if timeout(server.limits.drain_timeout, over).await.is_err() {
         tracing::warn!("the drain timeout passed: what still runs is cut");
         server.end.cancel();
         // Connections take up to FLUSH; then the handlers that they had are dropped.
@@ -103,6 +109,8 @@ pub struct Served {
     pub access: Access,
     /// TLS; without it connections are in the clear.
     pub tls: Option<Watched<ServerConfig>>,
+    /// What goes on after its caller has left, and is waited for in a drain.
+    pub detached: TaskTracker,
 }
 
 /// What all connections share.

@@ -9,6 +9,7 @@ use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
@@ -42,6 +43,11 @@ impl Gateway {
     /// `RunStepService`.
     pub fn run_step_service(&self, max_request_bytes: usize) -> RunStepServiceServer<Self> {
         RunStepServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    }
+
+    /// What goes on after its caller has left.
+    pub fn detached(&self) -> TaskTracker {
+        self.streams.detached()
     }
 
     /// Who calls, and with what.

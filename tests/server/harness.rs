@@ -24,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Code, Status,
     body::Body,
@@ -62,7 +62,7 @@ impl Gateway {
         services.add_service(Script(sender));
         let (routes, health) = routes(services).await;
         let shutdown = CancellationToken::new();
-        let served = Served { routes, health, access: Access::default(), tls: None };
+        let served = Served { routes, health, access: Access::default(), tls: None, detached: TaskTracker::new() };
         let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
         Self { address, shutdown, served, calls }
     }
