@@ -297,7 +297,7 @@ impl Conversation {
     async fn submit(&mut self) -> Result<Phase, Ended> {
         if self.submits == MAX_SUBMITS {
             let what = "the run asks again for outputs that it was given".to_owned();
-            return Err(Error::Unusable { what }.into());
+            return Err(Error::Unusable { what, request_id: None }.into());
         }
         self.submits += 1;
         let place = self.reader.streams.place()?;
@@ -363,7 +363,7 @@ impl Conversation {
 
 /// The conversation's task has panicked.
 fn aborted() -> Error {
-    Error::Unusable { what: "the request was aborted".to_owned() }
+    Error::Unusable { what: "the request was aborted".to_owned(), request_id: None }
 }
 
 /// Does `work` unless the caller leaves before it is done.

@@ -352,9 +352,9 @@ mod tests {
             place.sends(effect);
             let left = Instant::now();
             if over {
-                place.over()
+                place.over();
             } else {
-                drop(place)
+                drop(place);
             }
             drop(admission.enter(&"b").await);
             assert_eq!(left.elapsed().as_millis() / 100 * 100, kept, "{effect:?} {over}");

@@ -3,7 +3,7 @@
 //! Must hold: tolerance is not success. An answer of 200 is the resource that was asked for, with an id, or it is an error; and no more of an
 //! answer is held in memory than the limit allows.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ pub(super) async fn read<M: Answerable>(
 }
 
 fn unusable(what: String) -> Error {
-    Error::Unusable { what }
+    Error::Unusable { what, request_id: None }
 }
 
 /// Reads a body up to `limit` bytes, and whether that was all of it.
@@ -126,8 +126,7 @@ async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, h
         Some(b"false") => Some(false),
         _ => None,
     };
-    let mut request_id =
-        ["x-request-id", "apim-request-id"].iter().find_map(|name| Some(headers.get(*name)?.to_str().ok()?.to_owned()));
+    let mut request_id = request_id(&headers).and_then(|id| id.to_str().ok()).map(str::to_owned);
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says less, not nothing.
     let text = match timeout(MAX_ERROR_TIME, body(response, MAX_ERROR_BYTES)).await {
         Ok(Ok((text, _))) => text,
@@ -198,6 +197,17 @@ fn shown(headers: &HeaderMap) -> HeaderMap {
         (value.len() <= MAX_SHOWN_VALUE && value.to_str().is_ok()).then(|| (http::HeaderName::from_static(name), value.clone()))
     });
     shown.collect()
+}
+
+/// The upstream's id of a request, from its answer's headers.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let ids = ["x-request-id", "apim-request-id"].iter().filter_map(|name| headers.get(*name));
+    ids.into_iter().find(|id| id.len() <= MAX_SHOWN_VALUE && id.to_str().is_ok())
+}
+
+/// An error that is to name the request's id, if the answer came so far as to say it.
+pub(super) fn of_request(error: Error, id: OnceLock<Option<HeaderValue>>) -> Error {
+    error.of_request(id.into_inner().flatten().and_then(|id| id.to_str().ok().map(str::to_owned)))
 }
 
 /// How long the headers ask to wait: `retry-after-ms`, then `retry-after` in seconds or as a date.

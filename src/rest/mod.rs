@@ -27,7 +27,10 @@ mod submit;
 mod target;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -211,14 +214,17 @@ impl Client {
         let mut place = self.enter(caller).await?;
         place.sends(effect);
         let lane = place.lane;
+        let id = OnceLock::new();
         let exchange = async {
             let http = self.request(caller, request);
             let response = self.transport.get().unary[lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            _ = id.set(answer::request_id(response.headers()).cloned());
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
         let answered = tokio::time::timeout(self.answer_timeout, exchange).await;
         place.over();
-        answered.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+        let answered = answered.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        answered.map_err(|error| answer::of_request(error, id))
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {

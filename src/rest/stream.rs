@@ -4,7 +4,7 @@
 //! stream that nobody reads stalls all others. There is no total and no read timeout: both would end streams whose reader is slow.
 //! Bytes are read from the upstream only when the next frame is asked for, so a slow reader slows its own upstream and nothing else.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use http::{HeaderValue, header};
 use tokio::time::timeout;
@@ -52,6 +52,7 @@ impl Client {
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
         let mut place = self.enter(caller).await?;
         place.sends(effect);
+        let id = OnceLock::new();
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
@@ -61,12 +62,14 @@ impl Client {
             if response.status().is_success() && streams {
                 return Ok(Opened::Stream(Box::new(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) })));
             }
+            _ = id.set(answer::request_id(response.headers()).cloned());
             let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
             Ok(Opened::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
         place.over();
-        head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+        let head = head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        head.map_err(|error| answer::of_request(error, id))
     }
 }
 

@@ -110,7 +110,7 @@ impl Gateway {
 /// The error of a write that was under way when the gateway ended the call.
 fn closed() -> Error {
     let cause = "the gateway ended the call".to_owned();
-    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
+    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false, request_id: None }
 }
 
 /// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.

@@ -38,8 +38,8 @@ fn noise(count: usize) -> Vec<u8> {
 }
 
 /// After a whole preface.
-fn spoken(first: Vec<u8>) -> Vec<u8> {
-    [PREFACE, &frame(SETTINGS, 0, 0, b""), &first].concat()
+fn spoken(first: impl AsRef<[u8]>) -> Vec<u8> {
+    [PREFACE, &frame(SETTINGS, 0, 0, b""), first.as_ref()].concat()
 }
 
 fn rows() -> Vec<Row> {
@@ -55,15 +55,15 @@ fn rows() -> Vec<Row> {
         row("noise instead of a preface", noise(24), noise(1 << 14), true),
         row("HTTP/1.1 instead of a preface", &b"POST / HTTP/1.1\r\nhost: gateway\r\n\r\n"[..], noise(1 << 14), true),
         row("noise after the preface", PREFACE, noise(1 << 14), true),
-        row("noise after the settings", spoken(vec![]), noise(1 << 14), true),
+        row("noise after the settings", spoken(b""), noise(1 << 14), true),
         row("a frame larger than allowed", spoken(oversized), vec![0; 1 << 14], true),
         row("data of no stream", spoken(frame(DATA, 0, 1, b"x")), vec![], true),
         row("headers of the server's own stream", spoken(frame(HEADERS, END_HEADERS, 2, &fields())), vec![], true),
         row("headers that are no HPACK", spoken(frame(HEADERS, END_HEADERS, 1, &[0xff; 64])), vec![], true),
-        row("a window beyond its largest", spoken(vec![]), frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()), true),
+        row("a window beyond its largest", spoken(b""), frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffff_u32.to_be_bytes()), true),
         row("headers without an end", spoken(open.clone()), frame(CONTINUATION, 0, 1, &long_fields.clone()), true),
         row("headers without an end, in empty frames", spoken(open), many(frame(CONTINUATION, 0, 1, b"")), true),
-        row("a reset of no stream", spoken(vec![]), many(cancel(1)), true),
+        row("a reset of no stream", spoken(b""), many(cancel(1)), true),
         row("headers that unpack to fifty megabytes", spoken(frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)), vec![], false),
         row(
             "more headers than allowed",
@@ -71,11 +71,11 @@ fn rows() -> Vec<Row> {
             vec![],
             false,
         ),
-        row("settings", spoken(vec![]), many(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])), false),
-        row("pings", spoken(vec![]), many(frame(PING, 0, 0, &[7; 8])), false),
-        row("empty data", spoken(create_run(1)[..9 + fields().len()].to_vec()), many(frame(DATA, 0, 1, b"")), false),
-        row("priorities", spoken(vec![]), many(frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7])), false),
-        row("frames of an unknown kind", spoken(vec![]), frame(0xfa, 0xff, 5, &noise(1 << 14)), false),
+        row("settings", spoken(b""), many(frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])), false),
+        row("pings", spoken(b""), many(frame(PING, 0, 0, &[7; 8])), false),
+        row("empty data", spoken(&create_run(1)[..9 + fields().len()]), many(frame(DATA, 0, 1, b"")), false),
+        row("priorities", spoken(b""), many(frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7])), false),
+        row("frames of an unknown kind", spoken(b""), frame(0xfa, 0xff, 5, &noise(1 << 14)), false),
         row(
             "resets of a stream that is over",
             spoken([create_run(1), cancel(1)].concat()),
