@@ -55,9 +55,10 @@ impl App {
         services.add_service(self.gateway.run_service(self.max_request_bytes));
         services.add_service(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
+        let detached = self.gateway.detached();
         let telemetry = self.telemetry;
-        let served =
-            server::Served { routes, health, access: self.access, tls: self.tls, web: self.web, telemetry: telemetry.clone() };
+        let (access, tls, web) = (self.access, self.tls, self.web);
+        let served = server::Served { routes, health, access, tls, web, telemetry: telemetry.clone(), detached };
         let administer = async {
             match admin {
                 Some(admin) => admin::serve(admin, telemetry.clone(), shutdown.clone()).await,

@@ -77,11 +77,15 @@ pub enum Error {
         cause: String,
         /// The upstream was silent for longer than the gateway waits.
         timed_out: bool,
+        /// The upstream's id of the request, if the answer came so far.
+        request_id: Option<String>,
     },
     /// The upstream answered 2xx with something else than was asked for.
     Unusable {
         /// What is wrong, in words that hold nothing of the answer.
         what: String,
+        /// The upstream's id of the request.
+        request_id: Option<String>,
     },
     /// The caller's deadline passed.
     DeadlineExceeded,
@@ -151,6 +155,15 @@ impl Error {
     /// A field that is wrong.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), description: description.into() }
+    }
+
+    /// The same error, of a request that has this id at the upstream.
+    #[must_use]
+    pub fn of_request(mut self, id: Option<String>) -> Self {
+        if let Self::Lost { request_id, .. } | Self::Unusable { request_id, .. } = &mut self {
+            *request_id = id;
+        }
+        self
     }
 
     /// The same error in a request that holds the wrong field's message as `parent`.
@@ -252,6 +265,9 @@ impl Error {
                 }
                 metadata = MetadataMap::from_headers(rejection.headers.clone());
             }
+            Self::Lost { request_id: Some(id), .. } | Self::Unusable { request_id: Some(id), .. } => {
+                details.set_request_info(cut(id, MAX_WORD), "");
+            }
             _ => {}
         }
         match retry {
@@ -280,7 +296,7 @@ impl Error {
                 Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone())
             }
             Self::Lost { cause, .. } => Verdict::new(Code::Unavailable, R::UpstreamUnavailable, format!("{cause}{again}")),
-            Self::Unusable { what } => {
+            Self::Unusable { what, .. } => {
                 Verdict::new(Code::Internal, R::UnusableAnswer, format!("the upstream's answer cannot be used: {what}"))
             }
             Self::DeadlineExceeded => {
@@ -463,7 +479,7 @@ impl fmt::Display for Log<'_> {
                 Ok(())
             }
             Error::Lost { outcome, cause, .. } => write!(out, "no answer ({outcome:?}): {cause}"),
-            Error::Unusable { what } => write!(out, "unusable answer: {what}"),
+            Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),

@@ -202,7 +202,7 @@ impl Watch {
         loop {
             // The sender lives as long as there are watchers; a poller that panicked is the one exception.
             if self.published.changed().await.is_err() {
-                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned() }));
+                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned(), request_id: None }));
             }
             let published = self.published.borrow_and_update().clone();
             if let Some(published) = published.filter(|it| it.number > self.seen) {

@@ -22,9 +22,13 @@ use std::{
 };
 
 use prometheus::IntGauge;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
-use crate::error::Error;
+use crate::error::{Effect, Error};
 
 /// How many times what is left free a tenant may hold. Alone it gets eight places of nine.
 const HEADROOM: usize = 8;
@@ -40,11 +44,14 @@ pub struct RequestLimits {
     pub queue: usize,
     /// How long a request waits for a place before it is refused.
     pub wait: Duration,
+    /// How long a create or a submit keeps its place after its caller has left: the upstream goes on with it. Without that, calls that are
+    /// cancelled as soon as they are made would reach the upstream without any bound; with it, as many a second as there are places.
+    pub left: Duration,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { requests: 512, per_connection: 100, queue: 1024, wait: Duration::from_secs(5) }
+        Self { requests: 512, per_connection: 100, queue: 1024, wait: Duration::from_secs(5), left: Duration::from_secs(1) }
     }
 }
 
@@ -95,6 +102,8 @@ pub(super) struct Place {
     tenant: u64,
     /// The client to send it by.
     pub(super) lane: usize,
+    /// A write is under way by it.
+    pending: bool,
 }
 
 impl Admission {
@@ -156,7 +165,24 @@ impl Shared {
         state.lanes[lane] += 1;
         state.running += 1;
         state.tenants.entry(tenant).or_default().running += 1;
-        Place { shared: Arc::clone(self), tenant, lane }
+        Place { shared: Arc::clone(self), tenant, lane, pending: false }
+    }
+
+    fn take_back(self: &Arc<Self>, tenant: u64, lane: usize) {
+        let given = {
+            let mut state = self.lock();
+            state.running -= 1;
+            state.lanes[lane] -= 1;
+            if let Some(tenant) = state.tenants.get_mut(&tenant) {
+                tenant.running -= 1;
+            }
+            state.forget_idle(tenant);
+            self.give(&mut state)
+        };
+        for (waiter, place) in given {
+            // One that has just left gives its place back by dropping it.
+            let _ = waiter.send(place);
+        }
     }
 
     /// Gives what is free to those that wait, one to each tenant in turn. Returns what is to be sent when the lock is let go.
@@ -193,21 +219,29 @@ impl State {
     }
 }
 
+impl Place {
+    /// A request is sent by it now. If the place is dropped before the request is [over](Self::over), its caller has left.
+    pub(super) fn sends(&mut self, effect: Effect) {
+        self.pending = effect == Effect::Once;
+    }
+
+    /// The request has its answer, or never will.
+    pub(super) fn over(mut self) {
+        self.pending = false;
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let given = {
-            let mut state = self.shared.lock();
-            state.running -= 1;
-            state.lanes[self.lane] -= 1;
-            if let Some(tenant) = state.tenants.get_mut(&self.tenant) {
-                tenant.running -= 1;
+        let (shared, tenant, lane, left) = (Arc::clone(&self.shared), self.tenant, self.lane, self.shared.limits.left);
+        match Handle::try_current() {
+            Ok(runtime) if self.pending && !left.is_zero() => {
+                runtime.spawn(async move {
+                    sleep(left).await;
+                    shared.take_back(tenant, lane);
+                });
             }
-            state.forget_idle(self.tenant);
-            self.shared.give(&mut state)
-        };
-        for (waiter, place) in given {
-            // One that has just left gives its place back by dropping it.
-            let _ = waiter.send(place);
+            _ => shared.take_back(tenant, lane),
         }
     }
 }
@@ -237,7 +271,10 @@ impl Drop for Waiter<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::task::{JoinHandle, yield_now};
+    use tokio::{
+        task::{JoinHandle, yield_now},
+        time::Instant,
+    };
 
     use super::*;
 
@@ -251,7 +288,8 @@ mod tests {
 
     fn admission(requests: usize, per_connection: usize, queue: usize) -> Admission {
         let queued = IntGauge::new("queued", "Those that wait.").expect("a name");
-        Admission::new(RequestLimits { requests, per_connection, queue, wait: Duration::from_secs(1) }, queued)
+        let (wait, left) = (Duration::from_millis(1100), Duration::from_secs(1));
+        Admission::new(RequestLimits { requests, per_connection, queue, wait, left }, queued)
     }
 
     fn is_empty(admission: &Admission) -> bool {
@@ -306,6 +344,24 @@ mod tests {
             drop(places);
             assert!(is_empty(&admission));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_whose_caller_left_keeps_its_place_for_a_while() {
+        let admission = admission(1, 1, 1);
+        for (effect, over, kept) in [(Effect::Once, false, 1000), (Effect::Once, true, 0), (Effect::Repeatable, false, 0)] {
+            let mut place = admission.enter(&"a").await.expect("a free place");
+            place.sends(effect);
+            let left = Instant::now();
+            if over {
+                place.over();
+            } else {
+                drop(place);
+            }
+            drop(admission.enter(&"b").await);
+            assert_eq!(left.elapsed().as_millis() / 100 * 100, kept, "{effect:?} {over}");
+        }
+        assert!(is_empty(&admission));
     }
 
     #[tokio::test(start_paused = true)]

@@ -109,13 +109,14 @@ pub(super) async fn read<M: Answerable>(
     if message.is_whole(&text) { Ok(Answer { message, headers }) } else { Err(unusable("JSON of another shape".to_owned())) }
 }
 
-/// The upstream's id of a request.
+/// The upstream's id of a request, from its answer's headers.
 pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
-    ["x-request-id", "apim-request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok())
+    let ids = ["x-request-id", "apim-request-id"].iter().filter_map(|name| headers.get(*name)?.to_str().ok());
+    ids.into_iter().find(|id| id.len() <= MAX_SHOWN_VALUE)
 }
 
 fn unusable(what: String) -> Error {
-    Error::Unusable { what }
+    Error::Unusable { what, request_id: None }
 }
 
 /// Reads a body up to `limit` bytes, and whether that was all of it.

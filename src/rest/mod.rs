@@ -230,26 +230,29 @@ impl Client {
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
         let effect = request.effect;
-        let place = self.enter(caller).await?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
+        let lane = place.lane;
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        let mut id = None;
         let answer = async {
             let mut http = self.request(caller, request);
             exchange.inject(http.headers_mut());
-            let response =
-                self.transport.get().unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let response = self.transport.get().unary[lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             exchange.answered(response.status());
-            caller.call.answered(answer::request_id(response.headers()));
+            id = answer::request_id(response.headers()).map(str::to_owned);
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
-        let answer = tokio::time::timeout(self.answer_timeout, answer)
-            .await
-            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        let answer = tokio::time::timeout(self.answer_timeout, answer).await;
+        place.over();
+        let answer = answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
         exchange.ended(&answer);
         if let Some(run) = answer.as_ref().ok().and_then(|answer: &Answer<M>| answer.message.run()) {
             self.telemetry.saw(run);
             caller.call.saw(run);
         }
-        answer
+        caller.call.answered(id.as_deref());
+        answer.map_err(|error| error.of_request(id))
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {

@@ -57,15 +57,17 @@ impl Client {
     async fn open_once(&self, caller: &Caller, request: &Request, attempt: u32) -> Result<Opened, Error> {
         let effect = request.effect;
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
-        let _place = self.enter(caller).await?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        let mut id = None;
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
             exchange.inject(http.headers_mut());
             let response = self.transport.get().streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
             exchange.answered(response.status());
-            caller.call.answered(answer::request_id(response.headers()));
+            id = answer::request_id(response.headers()).map(str::to_owned);
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
             let streams = kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
             if response.status().is_success() && streams {
@@ -75,9 +77,11 @@ impl Client {
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
+        place.over();
         let head = head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
         exchange.ended(&head);
-        Ok(match head? {
+        caller.call.answered(id.as_deref());
+        Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
                 let parser = Some(Parser::new(self.max_event_bytes));
                 Opened::Stream(Box::new(EventStream { response, parser, exchange }))

@@ -49,7 +49,8 @@ pub struct Limits {
     /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused and the open ones take no more calls.
     /// Whoever routes calls here learns in this time to route them elsewhere.
     pub drain_delay: Duration,
-    /// Time after the delay until what still runs ends as UNAVAILABLE.
+    /// Time after the delay until what still runs ends as UNAVAILABLE, and until cancellations that callers have asked for in case they leave
+    /// are given up.
     pub drain_timeout: Duration,
 }
 

@@ -59,10 +59,10 @@ pub use self::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
-/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
-/// that at the latest.
+/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed and what callers have left to be
+/// done is done, two seconds after that at the latest.
 pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls, web, telemetry } = served;
+    let Served { routes, health, access, tls, web, telemetry, detached } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         http1: http1(&limits),
@@ -91,7 +91,13 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
     server.draining.cancel();
     health.close().await;
     tasks.close();
-    if timeout(server.limits.drain_timeout, tasks.wait()).await.is_err() {
+    let over = async {
+        tasks.wait().await;
+        // What calls have left to be done. It ends with the program, done or not.
+        detached.close();
+        detached.wait().await;
+    };
+    if timeout(server.limits.drain_timeout, over).await.is_err() {
         tracing::warn!("the drain timeout passed: what still runs is cut");
         server.end.cancel();
         // Connections take up to FLUSH; then the handlers that they had are dropped.
@@ -115,6 +121,8 @@ pub struct Served {
     pub telemetry: Telemetry,
     /// Which pages may call; without any there is no gRPC-Web and no HTTP/1.1.
     pub web: Option<Web>,
+    /// What goes on after its caller has left, and is waited for in a drain.
+    pub detached: TaskTracker,
 }
 
 /// What all connections share.

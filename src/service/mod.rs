@@ -9,6 +9,7 @@ use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
@@ -43,6 +44,11 @@ impl Gateway {
     /// `RunStepService`.
     pub fn run_step_service(&self, max_request_bytes: usize) -> RunStepServiceServer<Self> {
         RunStepServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    }
+
+    /// What goes on after its caller has left.
+    pub fn detached(&self) -> TaskTracker {
+        self.streams.detached()
     }
 
     /// Who calls, and with what.
@@ -111,7 +117,7 @@ impl Gateway {
 /// The error of a write that was under way when the gateway ended the call.
 fn closed() -> Error {
     let cause = "the gateway ended the call".to_owned();
-    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
+    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false, request_id: None }
 }
 
 /// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.

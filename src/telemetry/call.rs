@@ -81,7 +81,7 @@ impl Call {
     /// The upstream answered a request that was made for it.
     pub fn answered(&self, upstream_request_id: Option<&str>) {
         if let (Some(open), Some(id)) = (&self.0, upstream_request_id) {
-            open.notes().upstream_request_id = Some(id.chars().take(128).collect());
+            open.notes().upstream_request_id = Some(id.to_owned());
         }
     }
 

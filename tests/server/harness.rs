@@ -27,7 +27,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Code, Status,
     body::Body,
@@ -70,7 +70,8 @@ impl Gateway {
         services.add_service(Script(sender));
         let (routes, health) = routes(services).await;
         let shutdown = CancellationToken::new();
-        let served = Served { routes, health, access, tls: None, web, telemetry: Telemetry::default() };
+        let (telemetry, detached) = (Telemetry::default(), TaskTracker::new());
+        let served = Served { routes, health, access, tls: None, web, telemetry, detached };
         let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
         Self { address, shutdown, served, calls }
     }

@@ -238,6 +238,55 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
 }
 
 #[tokio::test]
+async fn a_drain_waits_for_the_cancellations_of_callers_that_left_and_not_for_ever() {
+    let upstream = Upstream::start().await;
+    // One whose run is known, and one whose create is not answered yet.
+    for known in [true, false] {
+        let gateway = spawn_gateway(&upstream.url(), &NEVER).await;
+        let (answer, asked) = (Arc::new(Notify::new()), upstream.requests().len());
+        if known {
+            upstream.push(live([event("thread.run.created", run("queued"))]));
+            let mut stream = opened(&gateway, cancelling()).await;
+            next(&mut stream).await;
+        } else {
+            upstream.push(
+                Answer::raw("")
+                    .wait(&answer)
+                    .bytes("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+                    .bytes(run_event("queued"))
+                    .step(Step::Wait(Arc::default())),
+            );
+            let mut runs = gateway.runs();
+            tokio::select! {
+                opened = runs.stream_create_run(create_with(cancelling())) => panic!("{opened:?}"),
+                _ = upstream.wait_for_requests(asked + 1) => {}
+            }
+        }
+        upstream.push(Answer::new(200).chunked().wait(&answer).bytes(run("cancelling")));
+        if known {
+            cancelled(&upstream, asked + 1).await;
+        }
+        let mut drain = tokio::spawn(gateway.drain());
+        tokio::time::timeout(millis(300), &mut drain).await.expect_err("there is something left to do");
+        answer.notify_one();
+        if !known {
+            cancelled(&upstream, asked + 1).await;
+            answer.notify_one();
+        }
+        soon(drain).await.expect("a drain");
+    }
+    let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--drain-timeout", "300ms"]].concat()).await;
+    let asked = upstream.requests().len();
+    upstream.push(live([event("thread.run.created", run("queued"))]));
+    upstream.push(Answer::never());
+    next(&mut opened(&gateway, cancelling()).await).await;
+    cancelled(&upstream, asked + 1).await;
+    let began = Instant::now();
+    gateway.drain().await;
+    assert!((millis(300)..millis(5_000)).contains(&began.elapsed()), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_stream_of_age_ends_says_how_to_resume_and_cancels_nothing() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--max-stream-age", "300ms"]].concat()).await;

@@ -19,7 +19,7 @@ use runs_gateway::{
     telemetry::Telemetry,
 };
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -53,7 +53,15 @@ impl Collector {
         let mut services = tonic::service::Routes::builder();
         services.add_service(TraceServiceServer::new(self.clone()));
         let (routes, health) = routes(services).await;
-        let served = Served { routes, health, access: Access::default(), tls: None, web: None, telemetry: Telemetry::default() };
+        let served = Served {
+            routes,
+            health,
+            access: Access::default(),
+            tls: None,
+            web: None,
+            telemetry: Telemetry::default(),
+            detached: TaskTracker::new(),
+        };
         tokio::spawn(serve(listener, served, Limits::default(), CancellationToken::new()));
         url
     }
