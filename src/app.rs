@@ -5,24 +5,37 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
-use crate::{config, rest, server, service::Gateway, watched::Watched};
+use crate::{
+    admin, config, rest, server,
+    service::Gateway,
+    telemetry::{Telemetry, Tracer},
+    watched::Watched,
+};
 
 /// A gateway that is ready to serve. Made apart from [`App::serve`], so that what is wrong with the configuration is known before a port is taken.
 #[derive(Debug)]
 pub struct App {
+    telemetry: Telemetry,
     gateway: Gateway,
     max_request_bytes: usize,
     limits: server::Limits,
     access: server::Access,
     tls: Option<Watched<ServerConfig>>,
+    web: Option<server::Web>,
 }
 
 impl App {
     /// Prepares the gateway: reads the files that the configuration names. The upstream need not be there. Has to be called in a runtime.
     pub fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
-        let client = rest::Client::new(&config.upstream).map_err(config::Invalid::new)?;
+        let propagates = config.forward_metadata.iter().any(|name| name == "traceparent");
+        let tracer = config.telemetry.traces.map(|traces| Tracer::exporting(&traces, &config.upstream.base, propagates));
+        let telemetry = Telemetry::new(tracer.transpose().map_err(config::Invalid::new)?.unwrap_or_else(Tracer::off));
+        let client = rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let forwarded = config.forwarded();
         Ok(Self {
-            gateway: Gateway::new(client, config.streams.clone(), config.forwarded()),
+            web: server::Web::new(config.access.web_origins.clone(), &forwarded, &rest::SHOWN_HEADERS),
+            telemetry,
+            gateway: Gateway::new(client, config.streams.clone(), forwarded),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access: config.access.open()?,
@@ -36,13 +49,27 @@ impl App {
         })
     }
 
-    /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed.
-    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+    /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is served meanwhile.
+    pub async fn serve(self, listener: TcpListener, admin: Option<TcpListener>, shutdown: CancellationToken) {
         let mut services = RoutesBuilder::default();
         services.add_service(self.gateway.run_service(self.max_request_bytes));
         services.add_service(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
-        let served = server::Served { routes, health, access: self.access, tls: self.tls };
-        server::serve(listener, served, self.limits, shutdown).await;
+        let detached = self.gateway.detached();
+        let telemetry = self.telemetry;
+        let (access, tls, web) = (self.access, self.tls, self.web);
+        let served = server::Served { routes, health, access, tls, web, telemetry: telemetry.clone(), detached };
+        let administer = async {
+            match admin {
+                Some(admin) => admin::serve(admin, telemetry.clone(), shutdown.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = server::serve(listener, served, self.limits, shutdown.clone()) => {}
+            never = administer => match never {},
+        }
+        // Exporting blocks, for a few seconds at most.
+        drop(tokio::task::spawn_blocking(move || telemetry.flush()).await);
     }
 }

@@ -5,7 +5,7 @@ use std::{error::Error, net::SocketAddr};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{app::App, config, embedded};
+use crate::{admin, app::App, config, embedded};
 
 /// Both, serving.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct Dev {
     pub grpc: SocketAddr,
     /// Where the embedded API listens.
     pub rest: SocketAddr,
+    /// Where the admin port is, if there is one.
+    pub admin: Option<SocketAddr>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -33,6 +35,8 @@ impl Dev {
         let app = App::new(&serve)?;
         let listener = bind(serve.listen).await?;
         let grpc = listener.local_addr()?;
+        let admin_listener = admin::listen(serve.telemetry.admin).await?;
+        let admin = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let tasks = TaskTracker::new();
         // The upstream outlives the gateway, which may have to ask it about the streams that it ends.
         let upstream_shutdown = CancellationToken::new();
@@ -47,12 +51,12 @@ impl Dev {
         tasks.spawn({
             let shutdown = shutdown.clone();
             async move {
-                app.serve(listener, shutdown).await;
+                app.serve(listener, admin_listener, shutdown).await;
                 upstream_shutdown.cancel();
             }
         });
         tasks.close();
-        Ok(Self { grpc, rest, tasks, shutdown })
+        Ok(Self { grpc, rest, admin, tasks, shutdown })
     }
 
     /// Waits until both have ended after the shutdown.

@@ -77,17 +77,21 @@ pub enum Error {
         cause: String,
         /// The upstream was silent for longer than the gateway waits.
         timed_out: bool,
+        /// The upstream's id of the request, if the answer came so far.
+        request_id: Option<String>,
     },
     /// The upstream answered 2xx with something else than was asked for.
     Unusable {
         /// What is wrong, in words that hold nothing of the answer.
         what: String,
+        /// The upstream's id of the request.
+        request_id: Option<String>,
     },
     /// The caller's deadline passed.
     DeadlineExceeded,
     /// The gateway does not know the caller.
     NotAdmitted,
-    /// The gateway is shutting down, or the connection has reached its age.
+    /// The gateway is shutting down, or the connection or the call has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
     Overloaded {
@@ -153,6 +157,15 @@ impl Error {
         Self::Invalid { field: field.into(), description: description.into() }
     }
 
+    /// The same error, of a request that has this id at the upstream.
+    #[must_use]
+    pub fn of_request(mut self, id: Option<String>) -> Self {
+        if let Self::Lost { request_id, .. } | Self::Unusable { request_id, .. } = &mut self {
+            *request_id = id;
+        }
+        self
+    }
+
     /// The same error in a request that holds the wrong field's message as `parent`.
     #[must_use]
     pub fn within(self, parent: &str) -> Self {
@@ -208,6 +221,15 @@ impl Error {
         }
     }
 
+    /// What there is too much of, if that is the error.
+    pub fn overloaded(&self) -> Option<&'static str> {
+        match self {
+            Self::Overloaded { what } => Some(what),
+            Self::Interrupted { error, .. } => error.overloaded(),
+            _ => None,
+        }
+    }
+
     /// What a log may say of it.
     pub fn log(&self) -> impl fmt::Display + '_ {
         Log(self)
@@ -243,6 +265,9 @@ impl Error {
                 }
                 metadata = MetadataMap::from_headers(rejection.headers.clone());
             }
+            Self::Lost { request_id: Some(id), .. } | Self::Unusable { request_id: Some(id), .. } => {
+                details.set_request_info(cut(id, MAX_WORD), "");
+            }
             _ => {}
         }
         match retry {
@@ -271,7 +296,7 @@ impl Error {
                 Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone())
             }
             Self::Lost { cause, .. } => Verdict::new(Code::Unavailable, R::UpstreamUnavailable, format!("{cause}{again}")),
-            Self::Unusable { what } => {
+            Self::Unusable { what, .. } => {
                 Verdict::new(Code::Internal, R::UnusableAnswer, format!("the upstream's answer cannot be used: {what}"))
             }
             Self::DeadlineExceeded => {
@@ -283,9 +308,7 @@ impl Error {
                 let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
                 Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message.to_owned())
             }
-            Self::Draining => {
-                Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway closes this connection{again}"))
-            }
+            Self::Draining => Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway ends this call{again}")),
             Self::Overloaded { what } => {
                 let message = format!("the gateway has as many {what} as it may have; call again later");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
@@ -456,7 +479,7 @@ impl fmt::Display for Log<'_> {
                 Ok(())
             }
             Error::Lost { outcome, cause, .. } => write!(out, "no answer ({outcome:?}): {cause}"),
-            Error::Unusable { what } => write!(out, "unusable answer: {what}"),
+            Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),

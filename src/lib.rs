@@ -10,10 +10,13 @@
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
+//! | [`telemetry`] | metrics, traces, one log line per call |
+//! | [`admin`] | the admin port: metrics, health, version |
 //! | [`watched`] | what is read from files that may change: certificates, keys, tokens |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
+//! | [`healthcheck`] | a question to a running gateway, for container probes |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
 //! What must stay true, wherever it is cut:
@@ -25,6 +28,7 @@
 //! - **Nothing is unbounded.** Every queue, buffer, wait and count has a limit, and a flag.
 //! - **Nothing secret is written.** Keys, prompts and bodies are in no log and no error.
 
+pub mod admin;
 pub mod app;
 mod codec;
 pub mod config;
@@ -34,9 +38,11 @@ pub mod dev;
 pub mod embedded;
 pub mod error;
 pub mod events;
+pub mod healthcheck;
 pub mod json;
 pub mod rest;
 pub mod server;
 pub mod service;
+pub mod telemetry;
 pub mod v1;
 pub mod watched;

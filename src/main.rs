@@ -6,16 +6,20 @@
 use std::{
     error::Error,
     fs,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
+    net::SocketAddr,
     path::Path,
     process::ExitCode,
 };
 
 use clap::{Parser as _, error::ErrorKind};
 use runs_gateway::{
+    admin,
     app::App,
-    config::{Cli, Command, Dev, Invalid, Serve},
-    demo, dev, v1,
+    config::{Cli, Command, Dev, Invalid, LogFormat, Serve},
+    demo, dev, healthcheck,
+    telemetry::log,
+    v1,
 };
 use tokio::{
     net::TcpListener,
@@ -23,7 +27,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{EnvFilter, filter::ParseError};
+use tracing_subscriber::filter::ParseError;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -37,17 +41,18 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => match Serve::try_from(*args) {
             Ok(config) => {
-                let (log, threads) = (config.log.clone(), config.worker_threads);
-                start(&log, threads, serve(config))
+                let (telemetry, threads) = (config.telemetry.clone(), config.worker_threads);
+                start(&telemetry.log, telemetry.log_format, threads, serve(config))
             }
             Err(error) => return bad_usage(&error.to_string()),
         },
         Command::Dev(args) => {
             let config = Dev::from(*args);
-            let (log, threads) = (config.log().to_owned(), config.worker_threads());
-            start(&log, threads, dev(config))
+            let (telemetry, threads) = (config.telemetry(), config.worker_threads());
+            start(&telemetry.log, telemetry.log_format, threads, dev(config))
         }
-        Command::Demo => start("warn", None, demo::run()),
+        Command::Demo => start("warn", LogFormat::Auto, None, demo::run()),
+        Command::Healthcheck(args) => start("warn", LogFormat::Auto, Some(1), healthcheck::run(args)),
         Command::Proto { out } => write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into()),
     };
     match done {
@@ -65,15 +70,13 @@ fn main() -> ExitCode {
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Sets up logs and threads, and runs `work` to its end.
-fn start(log: &str, threads: Option<usize>, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(log)?;
-    let terminal = io::stderr().is_terminal();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal);
-    if terminal {
-        logs.init();
-    } else {
-        logs.json().init();
-    }
+fn start(
+    filter: &str,
+    format: LogFormat,
+    threads: Option<usize>,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    log::init(filter, format)?;
     let mut runtime = runtime::Builder::new_multi_thread();
     if let Some(threads) = threads {
         runtime.worker_threads(threads);
@@ -85,9 +88,11 @@ async fn serve(config: Serve) -> Result<(), Failure> {
     let app = App::new(&config)?;
     let listener =
         TcpListener::bind(config.listen).await.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+    let admin = admin::listen(config.telemetry.admin).await?;
     // Whoever started the gateway on port 0 reads the port here.
     writeln!(io::stderr(), "grpc listening on {}", listener.local_addr()?)?;
-    app.serve(listener, shutdown()?).await;
+    say_admin(admin.as_ref().map(TcpListener::local_addr).transpose()?)?;
+    app.serve(listener, admin, shutdown()?).await;
     Ok(())
 }
 
@@ -99,8 +104,13 @@ async fn dev(config: Dev) -> Result<(), Failure> {
         "rest listening on {} (the embedded Runs API: answers come from a built-in model, not from an AI)",
         dev.rest
     )?;
+    say_admin(dev.admin)?;
     dev.ended().await;
     Ok(())
+}
+
+fn say_admin(address: Option<SocketAddr>) -> io::Result<()> {
+    address.map_or(Ok(()), |address| writeln!(io::stderr(), "admin listening on {address}"))
 }
 
 /// Cancelled by the first signal to end. The second one ends the process at once.

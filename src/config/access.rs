@@ -7,7 +7,7 @@ use humantime::Duration;
 
 use super::Invalid;
 use crate::{
-    server::{self, TlsFiles, Tokens},
+    server::{self, Origin, TlsFiles, Tokens},
     watched::Watched,
 };
 
@@ -36,6 +36,11 @@ pub(super) struct AccessArgs {
     #[arg(long = "allowed-client", env = "RUNS_GATEWAY_ALLOWED_CLIENTS", value_delimiter = ',', requires = "tls_client_ca_file")]
     allowed_clients: Vec<String>,
 
+    /// Pages that may call by gRPC-Web, by their origins, such as `https://app.example,http://localhost:5173`. HTTP/1.1 is then served, too. `*`: any
+    /// page, which is every page that anybody opens who can reach the gateway.
+    #[arg(long, env = "RUNS_GATEWAY_WEB_ORIGINS", value_delimiter = ',')]
+    web_origins: Vec<Origin>,
+
     /// How often files of keys, certificates and tokens are looked at for changes.
     #[arg(long, env = "RUNS_GATEWAY_RELOAD_INTERVAL", default_value = "5s")]
     reload_interval: Duration,
@@ -48,6 +53,8 @@ pub struct AccessConfig {
     pub tokens_file: Option<PathBuf>,
     /// Names in client certificates; `None` if certificates are not asked for.
     pub clients: Option<Arc<[String]>>,
+    /// Pages that may call.
+    pub web_origins: Vec<Origin>,
     /// TLS for the listener.
     pub tls: Option<TlsFiles>,
     /// How often files are looked at for changes.
@@ -58,6 +65,11 @@ impl AccessArgs {
     /// Whether callers are told apart at all.
     pub(super) fn is_closed(&self) -> bool {
         self.has_tokens() || self.tls_client_ca_file.is_some()
+    }
+
+    /// Whether any page may call.
+    pub(super) fn is_open_to_pages(&self) -> bool {
+        self.web_origins.iter().any(Origin::is_any)
     }
 
     pub(super) fn reload_interval(&self) -> std::time::Duration {
@@ -88,7 +100,14 @@ impl From<AccessArgs> for AccessConfig {
             key,
             client_ca: args.tls_client_ca_file,
             client_optional: args.tokens_file.is_some(),
+            http1: !args.web_origins.is_empty(),
         });
-        Self { tokens_file: args.tokens_file, clients, tls, reload_interval: *args.reload_interval }
+        Self {
+            tokens_file: args.tokens_file,
+            clients,
+            web_origins: args.web_origins,
+            tls,
+            reload_interval: *args.reload_interval,
+        }
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use http::HeaderName;
 use humantime::Duration;
 
-use super::{access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs};
+use super::{access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs, telemetry::TelemetryArgs};
 
 /// Headers that say how a message stands on its connection. Whoever sets them from outside makes another request of it than was meant.
 pub(super) const FRAMING: [&str; 11] = [
@@ -64,9 +64,8 @@ pub(super) struct GatewayArgs {
     #[arg(long, env = "RUNS_GATEWAY_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) worker_threads: Option<u16>,
 
-    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
-    #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
-    pub(super) log: String,
+    #[command(flatten)]
+    pub(super) telemetry: TelemetryArgs,
 
     #[command(flatten)]
     pub(super) access: AccessArgs,

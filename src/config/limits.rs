@@ -17,6 +17,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_STREAMS_PER_CONNECTION", default_value_t = Limits::default().streams)]
     max_streams_per_connection: u32,
 
+    /// Calls open at a time on all connections together; one more is refused with a time to come back.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_CALLS", default_value_t = Limits::default().calls)]
+    max_calls: usize,
+
     /// Bytes of a call's metadata.
     #[arg(long, env = "RUNS_GATEWAY_MAX_METADATA_BYTES", default_value_t = Limits::default().metadata)]
     max_metadata_bytes: u32,
@@ -69,6 +73,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_DEADLINE", default_value_t = Limits::default().deadline.into())]
     max_deadline: Duration,
 
+    /// Age at which a call ends as UNAVAILABLE; a stream then says how to resume it. 0s: never.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_STREAM_AGE", default_value_t = Limits::default().call_age.unwrap_or_default().into())]
+    max_stream_age: Duration,
+
     /// Time from a shutdown signal until no more connections and calls are taken. Health says `NOT_SERVING` meanwhile.
     #[arg(long, env = "RUNS_GATEWAY_DRAIN_DELAY", default_value_t = Limits::default().drain_delay.into())]
     drain_delay: Duration,
@@ -85,6 +93,7 @@ impl From<LimitArgs> for Limits {
             connections: args.max_connections,
             handshake: *args.handshake_timeout,
             streams: args.max_streams_per_connection,
+            calls: args.max_calls,
             stream_window: args.stream_window,
             connection_window: args.connection_window,
             stream_send_buffer: args.stream_send_buffer,
@@ -97,6 +106,7 @@ impl From<LimitArgs> for Limits {
             error_resets: args.max_error_resets,
             pending_resets: args.max_pending_resets,
             deadline: *args.max_deadline,
+            call_age: unless_zero(args.max_stream_age),
             drain_delay: *args.drain_delay,
             drain_timeout: *args.drain_timeout,
         }

@@ -11,6 +11,7 @@ mod gateway;
 mod limits;
 mod requests;
 mod streams;
+mod telemetry;
 mod upstream;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
@@ -20,7 +21,10 @@ use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use secrecy::SecretString;
 use url::Url;
 
-pub use self::access::AccessConfig;
+pub use self::{
+    access::AccessConfig,
+    telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
+};
 use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
     embedded,
@@ -47,6 +51,8 @@ pub enum Command {
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
     Demo,
+    /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with 1 if not.
+    Healthcheck(HealthcheckArgs),
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
         /// The folder to write them to.
@@ -83,6 +89,22 @@ pub struct DevArgs {
     embedded: EmbeddedArgs,
 }
 
+/// The flags of `healthcheck`.
+#[derive(Debug, Args)]
+pub struct HealthcheckArgs {
+    /// The gateway's address. By default the one that `serve` would listen on, from the same variable.
+    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
+    pub addr: SocketAddr,
+
+    /// CAs that sign the gateway's certificate, PEM: asks over TLS.
+    #[arg(long)]
+    pub tls_ca_file: Option<PathBuf>,
+
+    /// The name in the gateway's certificate.
+    #[arg(long, default_value = "localhost", requires = "tls_ca_file")]
+    pub tls_name: String,
+}
+
 /// A configuration that cannot be run: one line that says what to change.
 #[derive(Debug)]
 pub struct Invalid(String);
@@ -115,8 +137,8 @@ pub struct Serve {
     pub max_request_bytes: usize,
     /// Threads that serve calls; `None` for one per core.
     pub worker_threads: Option<usize>,
-    /// What is logged.
-    pub log: String,
+    /// Logs, metrics and traces.
+    pub telemetry: TelemetryConfig,
     /// The server's limits.
     pub limits: Limits,
     /// The limits of streams.
@@ -167,7 +189,7 @@ impl Serve {
             forward_metadata: gateway.forward_metadata,
             max_request_bytes: gateway.max_request_bytes,
             worker_threads: gateway.worker_threads.map(usize::from),
-            log: gateway.log,
+            telemetry: gateway.telemetry.into(),
             limits: gateway.limits.into(),
             streams: gateway.streams.into(),
             access: gateway.access.into(),
@@ -196,6 +218,13 @@ impl TryFrom<ServeArgs> for Serve {
                  --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
+        if has_key && args.gateway.access.is_open_to_pages() && !args.gateway.access.is_closed() && !args.allow_anonymous {
+            return Err(Invalid(
+                "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
+                 origins, admit callers by --tokens-file or --tls-client-ca-file, or allow it by --allow-anonymous"
+                    .to_owned(),
+            ));
+        }
         let credential = auth.header();
         if !has_key && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
             return Err(Invalid(
@@ -214,9 +243,9 @@ impl TryFrom<ServeArgs> for Serve {
 }
 
 impl Dev {
-    /// What is logged.
-    pub fn log(&self) -> &str {
-        &self.gateway.log
+    /// Logs, metrics and traces.
+    pub fn telemetry(&self) -> TelemetryConfig {
+        self.gateway.telemetry.clone().into()
     }
 
     /// Threads that serve calls; `None` for one per core.
@@ -286,6 +315,9 @@ mod tests {
             "--tokens-file tokens",
             "--upstream-api-key k --tls-cert-file c",
             "--upstream-api-key k --tls-client-ca-file c",
+            "--upstream-api-key k --web-origins *",
+            "--web-origins https://app.example/",
+            "--web-origins http://localhost:5173,nonsense",
             "--upstream-profile azure",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
@@ -299,6 +331,9 @@ mod tests {
         let tls = "--tls-cert-file c --tls-key-file k --tls-client-ca-file a --allowed-client spiffe://d/s";
         let admitted = [
             "--upstream-api-key k --listen 0.0.0.0:1 --tokens-file tokens",
+            "--upstream-api-key k --web-origins https://app.example,http://localhost:5173",
+            "--upstream-api-key k --web-origins * --tokens-file tokens",
+            "--web-origins *",
             &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
         ];
         for flags in admitted {

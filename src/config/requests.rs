@@ -30,6 +30,10 @@ pub(super) struct RequestArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_QUEUE_TIMEOUT", default_value_t = RequestLimits::default().wait.into())]
     upstream_queue_timeout: Duration,
 
+    /// How long a create or a submit keeps its place after its caller has left.
+    #[arg(long, env = "RUNS_GATEWAY_LEFT_WRITE_HOLD", default_value_t = RequestLimits::default().left.into())]
+    left_write_hold: Duration,
+
     /// Retries of an upstream request that failed and may be made again. 0: none.
     #[arg(long, env = "RUNS_GATEWAY_MAX_RETRIES", default_value_t = RetryLimits::default().retries)]
     max_retries: u32,
@@ -77,6 +81,7 @@ impl RequestArgs {
             per_connection: size(self.max_requests_per_upstream_connection),
             queue: self.max_upstream_queue,
             wait: *self.upstream_queue_timeout,
+            left: *self.left_write_hold,
         }
     }
 

@@ -52,7 +52,7 @@ impl Streams {
         let (events, mut sent) = mpsc::channel(1);
         let (begun, beginning) = oneshot::channel();
         let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0 };
-        let conversation = tokio::spawn(conversation.hold(first, options, begun));
+        let conversation = self.detached.spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and not a stream.
         beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = stream! {
@@ -297,7 +297,7 @@ impl Conversation {
     async fn submit(&mut self) -> Result<Phase, Ended> {
         if self.submits == MAX_SUBMITS {
             let what = "the run asks again for outputs that it was given".to_owned();
-            return Err(Error::Unusable { what }.into());
+            return Err(Error::Unusable { what, request_id: None }.into());
         }
         self.submits += 1;
         let place = self.reader.streams.place()?;
@@ -363,7 +363,7 @@ impl Conversation {
 
 /// The conversation's task has panicked.
 fn aborted() -> Error {
-    Error::Unusable { what: "the request was aborted".to_owned() }
+    Error::Unusable { what: "the request was aborted".to_owned(), request_id: None }
 }
 
 /// Does `work` unless the caller leaves before it is done.

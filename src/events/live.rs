@@ -96,7 +96,10 @@ impl Streams {
         };
         let opened = if options.cancel_on_disconnect {
             // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels the run.
-            tokio::spawn(opened).await.unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned() }))
+            self.detached
+                .spawn(opened)
+                .await
+                .unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned(), request_id: None }))
         } else {
             opened.await
         };
@@ -137,7 +140,8 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            tracing::warn!(cause = cut.0, told, "the upstream's stream was cut");
+            let super::Resume { thread_id, run_id, .. } = reader.progress.resume();
+            tracing::warn!(cause = cut.0, told, thread_id, run_id, "the upstream's stream was cut");
             return Ok(None);
         }
     };
@@ -175,10 +179,17 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
 
 /// Begins to follow the run of a stream that was cut.
 pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
+    reader.streams.client.telemetry().metrics().streams_cut.inc();
     let resume = reader.progress.resume();
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();
-        return Err(reader.interrupted(Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }));
+        return Err(reader.interrupted(Error::Lost {
+            outcome: Outcome::Unknown,
+            effect: Effect::Once,
+            cause,
+            timed_out: false,
+            request_id: None,
+        }));
     }
     let watch = reader.streams.watches.join(&reader.caller, &resume.thread_id, &resume.run_id, true);
     watch.map(Follow::new).map_err(|error| reader.interrupted(error))

@@ -37,6 +37,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
+use tokio_util::task::TaskTracker;
 
 pub use converse::Inbound;
 pub use progress::{Resume, SharedResume};
@@ -90,6 +91,8 @@ pub struct Streams {
     client: Client,
     watches: watch::Watches,
     live: Arc<Semaphore>,
+    /// What goes on after its caller has left.
+    detached: TaskTracker,
     limits: Arc<StreamLimits>,
 }
 
@@ -100,6 +103,7 @@ impl Streams {
             watches: watch::Watches::new(client.clone(), limits.poll.clone()),
             client,
             live: Arc::new(Semaphore::new(limits.live.min(Semaphore::MAX_PERMITS))),
+            detached: TaskTracker::new(),
             limits: Arc::new(limits),
         }
     }
@@ -107,6 +111,11 @@ impl Streams {
     /// A place among the live streams of the upstream.
     fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
         Arc::clone(&self.live).try_acquire_owned().map_err(|_| Error::Overloaded { what: "live streams" })
+    }
+
+    /// The tasks that go on after their callers have left: cancellations that were asked for. Whoever ends the program waits for them.
+    pub fn detached(&self) -> TaskTracker {
+        self.detached.clone()
     }
 
     /// Tells whoever watches a run that it was changed by way of this gateway, so that they need not wait for the next poll.

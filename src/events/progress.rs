@@ -173,7 +173,7 @@ pub(super) fn run_event(run: Run) -> RunEvent {
         S::Incomplete => T::ThreadRunIncomplete,
         S::Expired => T::ThreadRunExpired,
     };
-    synthesized(kind, Payload::Run(run))
+    synthesized(kind, Payload::Run(Box::new(run)))
 }
 
 /// The event that tells of a step's state.
@@ -187,7 +187,7 @@ pub(super) fn step_event(step: RunStep) -> RunEvent {
         S::Completed => T::ThreadRunStepCompleted,
         S::Expired => T::ThreadRunStepExpired,
     };
-    synthesized(kind, Payload::RunStep(step))
+    synthesized(kind, Payload::RunStep(Box::new(step)))
 }
 
 /// An event of the gateway's own making.

@@ -99,13 +99,14 @@ impl Farewell {
     pub(super) fn begin(self, source: Option<Source>) -> Option<AbortHandle> {
         // Without a runtime the program is at its end.
         let runtime = Handle::try_current().ok()?;
-        let cancellation = runtime.spawn(async move {
+        let detached = self.streams.detached();
+        let cancellation = async move {
             let limit = self.streams.limits.farewell;
             if timeout(limit, self.cancel(source)).await.is_err() {
                 tracing::warn!(?limit, "a run was not cancelled in time");
             }
-        });
-        Some(cancellation.abort_handle())
+        };
+        Some(detached.spawn_on(cancellation, &runtime).abort_handle())
     }
 
     async fn cancel(&self, source: Option<Source>) {

@@ -69,7 +69,7 @@ fn event_type(name: &[u8]) -> Option<RunEventType> {
 fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
     use RunEventType as T;
     Some(match kind {
-        T::ThreadCreated => Payload::Thread(json::decode(data).ok()?),
+        T::ThreadCreated => Payload::Thread(Box::new(json::decode(data).ok()?)),
         T::ThreadRunStepDelta => Payload::RunStepDelta(json::decode(data).ok()?),
         T::ThreadMessageDelta => Payload::MessageDelta(json::decode(data).ok()?),
         T::ThreadRunStepCreated
@@ -77,9 +77,9 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
         | T::ThreadRunStepCompleted
         | T::ThreadRunStepFailed
         | T::ThreadRunStepCancelled
-        | T::ThreadRunStepExpired => Payload::RunStep(json::decode(data).ok()?),
+        | T::ThreadRunStepExpired => Payload::RunStep(Box::new(json::decode(data).ok()?)),
         T::ThreadMessageCreated | T::ThreadMessageInProgress | T::ThreadMessageCompleted | T::ThreadMessageIncomplete => {
-            Payload::Message(json::decode(data).ok()?)
+            Payload::Message(Box::new(json::decode(data).ok()?))
         }
         T::ThreadRunCreated
         | T::ThreadRunQueued
@@ -90,7 +90,7 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
         | T::ThreadRunFailed
         | T::ThreadRunCancelling
         | T::ThreadRunCancelled
-        | T::ThreadRunExpired => Payload::Run(json::decode(data).ok()?),
+        | T::ThreadRunExpired => Payload::Run(Box::new(json::decode(data).ok()?)),
         T::Unspecified | T::Done | T::Heartbeat | T::Gap => return None,
     })
 }

@@ -153,7 +153,12 @@ impl Watches {
         if !polls.contains_key(&key) && polls.len() >= self.0.limits.runs {
             return Err(Error::Overloaded { what: "runs watched" });
         }
-        let poll = polls.entry(key.clone()).or_insert_with(|| self.start(&key));
+        let metrics = self.0.client.telemetry().metrics();
+        metrics.watchers.inc();
+        let poll = polls.entry(key.clone()).or_insert_with(|| {
+            metrics.pollers.inc();
+            self.start(&key)
+        });
         poll.watchers += 1;
         poll.step_watchers += usize::from(steps);
         poll.wanted = poll.begun + 1;
@@ -197,7 +202,7 @@ impl Watch {
         loop {
             // The sender lives as long as there are watchers; a poller that panicked is the one exception.
             if self.published.changed().await.is_err() {
-                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned() }));
+                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned(), request_id: None }));
             }
             let published = self.published.borrow_and_update().clone();
             if let Some(published) = published.filter(|it| it.number > self.seen) {
@@ -210,12 +215,15 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        let metrics = self.watches.0.client.telemetry().metrics();
+        metrics.watchers.dec();
         let mut polls = lock(&self.watches.0.polls);
         if let Some(poll) = polls.get_mut(&self.key) {
             poll.watchers -= 1;
             poll.step_watchers -= usize::from(self.steps);
             if poll.watchers == 0 {
                 polls.remove(&self.key);
+                metrics.pollers.dec();
             }
         }
     }

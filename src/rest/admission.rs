@@ -5,7 +5,8 @@
 //! is then left free. Alone it gets almost all places, many get equal shares, and whoever comes new finds one free. The same holds for places in
 //! the queue, which is served tenant by tenant.
 //!
-//! A tenant is a credential, or whatever else of a caller reaches the upstream ([`super::Caller::identity`]).
+//! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of its own, also that and whatever else of it
+//! reaches the upstream ([`super::Caller::identity`]).
 //!
 //! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and beyond the peer's stream limit (100 or more, as
 //! HTTP/2 recommends) they would queue inside the client, where nothing bounds or sheds them. So there are as many clients as it takes
@@ -15,15 +16,19 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasher as _, RandomState},
+    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::timeout};
+use prometheus::IntGauge;
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
-use super::Identity;
-use crate::error::Error;
+use crate::error::{Effect, Error};
 
 /// How many times what is left free a tenant may hold. Alone it gets eight places of nine.
 const HEADROOM: usize = 8;
@@ -39,11 +44,14 @@ pub struct RequestLimits {
     pub queue: usize,
     /// How long a request waits for a place before it is refused.
     pub wait: Duration,
+    /// How long a create or a submit keeps its place after its caller has left: the upstream goes on with it. Without that, calls that are
+    /// cancelled as soon as they are made would reach the upstream without any bound; with it, as many a second as there are places.
+    pub left: Duration,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { requests: 512, per_connection: 100, queue: 1024, wait: Duration::from_secs(5) }
+        Self { requests: 512, per_connection: 100, queue: 1024, wait: Duration::from_secs(5), left: Duration::from_secs(1) }
     }
 }
 
@@ -62,6 +70,8 @@ pub(super) struct Admission(Arc<Shared>);
 struct Shared {
     limits: RequestLimits,
     state: Mutex<State>,
+    /// How many wait, for the metrics.
+    queued: IntGauge,
     /// Tenants are told apart by a hash: that two are taken for one is unlikely and harmless, and no credential is held.
     hasher: RandomState,
 }
@@ -92,10 +102,12 @@ pub(super) struct Place {
     tenant: u64,
     /// The client to send it by.
     pub(super) lane: usize,
+    /// A write is under way by it.
+    pending: bool,
 }
 
 impl Admission {
-    pub(super) fn new(limits: RequestLimits) -> Self {
+    pub(super) fn new(limits: RequestLimits, queued: IntGauge) -> Self {
         let state = State {
             running: 0,
             waiting: 0,
@@ -104,14 +116,14 @@ impl Admission {
             turns: VecDeque::new(),
             next: 0,
         };
-        Self(Arc::new(Shared { limits, state: Mutex::new(state), hasher: RandomState::new() }))
+        Self(Arc::new(Shared { limits, state: Mutex::new(state), queued, hasher: RandomState::new() }))
     }
 
     /// Waits for a place.
-    pub(super) async fn enter(&self, identity: &Identity) -> Result<Place, Error> {
+    pub(super) async fn enter(&self, tenant: &impl Hash) -> Result<Place, Error> {
         const REFUSED: Error = Error::Overloaded { what: "upstream requests" };
         let (shared, limits) = (&self.0, &self.0.limits);
-        let tenant = shared.hasher.hash_one(identity);
+        let tenant = shared.hasher.hash_one(tenant);
         let (waiter, mut place) = {
             let mut state = shared.lock();
             let (free, unqueued) = (limits.requests.saturating_sub(state.running), limits.queue.saturating_sub(state.waiting));
@@ -133,6 +145,7 @@ impl Admission {
             if waiting == 0 {
                 state.turns.push_back(tenant);
             }
+            shared.queued.inc();
             (Waiter { shared, tenant, number }, place)
         };
         let given = timeout(limits.wait, &mut place).await;
@@ -152,7 +165,24 @@ impl Shared {
         state.lanes[lane] += 1;
         state.running += 1;
         state.tenants.entry(tenant).or_default().running += 1;
-        Place { shared: Arc::clone(self), tenant, lane }
+        Place { shared: Arc::clone(self), tenant, lane, pending: false }
+    }
+
+    fn take_back(self: &Arc<Self>, tenant: u64, lane: usize) {
+        let given = {
+            let mut state = self.lock();
+            state.running -= 1;
+            state.lanes[lane] -= 1;
+            if let Some(tenant) = state.tenants.get_mut(&tenant) {
+                tenant.running -= 1;
+            }
+            state.forget_idle(tenant);
+            self.give(&mut state)
+        };
+        for (waiter, place) in given {
+            // One that has just left gives its place back by dropping it.
+            let _ = waiter.send(place);
+        }
     }
 
     /// Gives what is free to those that wait, one to each tenant in turn. Returns what is to be sent when the lock is let go.
@@ -189,21 +219,29 @@ impl State {
     }
 }
 
+impl Place {
+    /// A request is sent by it now. If the place is dropped before the request is [over](Self::over), its caller has left.
+    pub(super) fn sends(&mut self, effect: Effect) {
+        self.pending = effect == Effect::Once;
+    }
+
+    /// The request has its answer, or never will.
+    pub(super) fn over(mut self) {
+        self.pending = false;
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let given = {
-            let mut state = self.shared.lock();
-            state.running -= 1;
-            state.lanes[self.lane] -= 1;
-            if let Some(tenant) = state.tenants.get_mut(&self.tenant) {
-                tenant.running -= 1;
+        let (shared, tenant, lane, left) = (Arc::clone(&self.shared), self.tenant, self.lane, self.shared.limits.left);
+        match Handle::try_current() {
+            Ok(runtime) if self.pending && !left.is_zero() => {
+                runtime.spawn(async move {
+                    sleep(left).await;
+                    shared.take_back(tenant, lane);
+                });
             }
-            state.forget_idle(self.tenant);
-            self.shared.give(&mut state)
-        };
-        for (waiter, place) in given {
-            // One that has just left gives its place back by dropping it.
-            let _ = waiter.send(place);
+            _ => shared.take_back(tenant, lane),
         }
     }
 }
@@ -217,6 +255,7 @@ struct Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
+        self.shared.queued.dec();
         let mut state = self.shared.lock();
         let Some(tenant) = state.tenants.get_mut(&self.tenant) else { return };
         let Some(at) = tenant.queue.iter().position(|(number, _)| *number == self.number) else { return };
@@ -232,26 +271,25 @@ impl Drop for Waiter<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::task::{JoinHandle, yield_now};
+    use tokio::{
+        task::{JoinHandle, yield_now},
+        time::Instant,
+    };
 
     use super::*;
-    use crate::rest::Caller;
-
-    fn tenant(name: &str) -> Identity {
-        let headers = [(http::header::AUTHORIZATION, name.parse().expect("a value"))].into_iter().collect();
-        Caller { headers, ..Caller::default() }.identity()
-    }
 
     /// Asks for a place as `name`, up to where it would wait.
     async fn ask(admission: &Admission, name: &str) -> JoinHandle<Result<Place, Error>> {
-        let (admission, identity) = (admission.clone(), tenant(name));
-        let asking = tokio::spawn(async move { admission.enter(&identity).await });
+        let (admission, tenant) = (admission.clone(), name.to_owned());
+        let asking = tokio::spawn(async move { admission.enter(&tenant).await });
         yield_now().await;
         asking
     }
 
     fn admission(requests: usize, per_connection: usize, queue: usize) -> Admission {
-        Admission::new(RequestLimits { requests, per_connection, queue, wait: Duration::from_secs(1) })
+        let queued = IntGauge::new("queued", "Those that wait.").expect("a name");
+        let (wait, left) = (Duration::from_millis(1100), Duration::from_secs(1));
+        Admission::new(RequestLimits { requests, per_connection, queue, wait, left }, queued)
     }
 
     fn is_empty(admission: &Admission) -> bool {
@@ -261,12 +299,13 @@ mod tests {
             && state.tenants.is_empty()
             && state.turns.is_empty()
             && state.lanes.iter().all(|it| *it == 0)
+            && admission.0.queued.get() == 0
     }
 
     #[tokio::test]
     async fn the_queue_is_served_tenant_by_tenant() {
         let admission = admission(1, 1, 100);
-        let mut place = admission.enter(&tenant("a")).await.expect("a free place");
+        let mut place = admission.enter(&"a").await.expect("a free place");
         let mut waiting = Vec::new();
         for name in ["a", "a", "a", "a", "b", "b", "c", "a"] {
             waiting.push((name, ask(&admission, name).await));
@@ -293,13 +332,13 @@ mod tests {
             let mut held = [0, 0];
             for turn in 0..100 {
                 let who = turn % names.len();
-                if let Ok(place) = admission.enter(&tenant(names[who])).await {
+                if let Ok(place) = admission.enter(&names[who]).await {
                     held[who] += 1;
                     places.push(place);
                 }
             }
             assert_eq!(held, expected);
-            assert!(admission.enter(&tenant("new")).await.is_ok());
+            assert!(admission.enter(&"new").await.is_ok());
             // No connection has more than it may have.
             assert!(admission.0.lock().lanes.iter().all(|lane| *lane <= 10));
             drop(places);
@@ -308,11 +347,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_write_whose_caller_left_keeps_its_place_for_a_while() {
+        let admission = admission(1, 1, 1);
+        for (effect, over, kept) in [(Effect::Once, false, 1000), (Effect::Once, true, 0), (Effect::Repeatable, false, 0)] {
+            let mut place = admission.enter(&"a").await.expect("a free place");
+            place.sends(effect);
+            let left = Instant::now();
+            if over {
+                place.over();
+            } else {
+                drop(place);
+            }
+            drop(admission.enter(&"b").await);
+            assert_eq!(left.elapsed().as_millis() / 100 * 100, kept, "{effect:?} {over}");
+        }
+        assert!(is_empty(&admission));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn whoever_does_not_wait_any_more_leaves_nothing_behind() {
         let admission = admission(1, 1, 2);
-        let place = admission.enter(&tenant("a")).await.expect("a free place");
+        let place = admission.enter(&"a").await.expect("a free place");
         let (bored, gone) = (ask(&admission, "a").await, ask(&admission, "b").await);
-        assert!(admission.enter(&tenant("c")).await.is_err(), "the queue is full");
+        assert!(admission.enter(&"c").await.is_err(), "the queue is full");
         gone.abort();
         assert!(matches!(bored.await.expect("no panic"), Err(Error::Overloaded { .. })));
         // Given and not taken: it goes on to the next.

@@ -51,11 +51,20 @@ pub struct Answer<M> {
 pub(super) trait Answerable: json::Document {
     /// Whether a document that was read is such a resource at all. `text` is the document.
     fn is_whole(&self, text: &[u8]) -> bool;
+
+    /// The run, if that is what it is.
+    fn run(&self) -> Option<&Run> {
+        None
+    }
 }
 
 impl Answerable for Run {
     fn is_whole(&self, _: &[u8]) -> bool {
         !self.id.is_empty()
+    }
+
+    fn run(&self) -> Option<&Run> {
+        Some(self)
     }
 }
 
@@ -100,8 +109,14 @@ pub(super) async fn read<M: Answerable>(
     if message.is_whole(&text) { Ok(Answer { message, headers }) } else { Err(unusable("JSON of another shape".to_owned())) }
 }
 
+/// The upstream's id of a request, from its answer's headers.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let ids = ["x-request-id", "apim-request-id"].iter().filter_map(|name| headers.get(*name)?.to_str().ok());
+    ids.into_iter().find(|id| id.len() <= MAX_SHOWN_VALUE)
+}
+
 fn unusable(what: String) -> Error {
-    Error::Unusable { what }
+    Error::Unusable { what, request_id: None }
 }
 
 /// Reads a body up to `limit` bytes, and whether that was all of it.
@@ -126,8 +141,7 @@ async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, h
         Some(b"false") => Some(false),
         _ => None,
     };
-    let mut request_id =
-        ["x-request-id", "apim-request-id"].iter().find_map(|name| Some(headers.get(*name)?.to_str().ok()?.to_owned()));
+    let mut request_id = request_id(&headers).map(str::to_owned);
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says less, not nothing.
     let text = match timeout(MAX_ERROR_TIME, body(response, MAX_ERROR_BYTES)).await {
         Ok(Ok((text, _))) => text,

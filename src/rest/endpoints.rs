@@ -4,7 +4,7 @@
 
 use super::{
     Answer, Caller, Client, Opened, Request,
-    target::{Query, path},
+    target::{Query, target},
 };
 use crate::{
     error::{Effect, Error},
@@ -28,17 +28,17 @@ fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Err
 }
 
 fn create_run(thread_id: &str, run: Option<&RunSpec>, include: &[String]) -> Result<Request, Error> {
-    let path = path("/threads/{thread_id}/runs", &[thread_id])?;
-    Ok(Request::create(path).query(Query::default().include(include)?).body(body("run", run)?))
+    let target = target("/threads/{thread_id}/runs", &[thread_id])?;
+    Ok(Request::create(target).query(Query::default().include(include)?).body(body("run", run)?))
 }
 
 fn create_thread_and_run(spec: Option<&ThreadAndRunSpec>) -> Result<Request, Error> {
-    Ok(Request::create(path("/threads/runs", &[])?).body(body("thread_and_run", spec)?))
+    Ok(Request::create(target("/threads/runs", &[])?).body(body("thread_and_run", spec)?))
 }
 
 pub(super) fn submit_tool_outputs(thread_id: &str, run_id: &str, outputs: Option<&ToolOutputs>) -> Result<Request, Error> {
-    let path = path("/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", &[thread_id, run_id])?;
-    Ok(Request::post(path, Effect::Once).body(body("tool_outputs", outputs)?))
+    let target = target("/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", &[thread_id, run_id])?;
+    Ok(Request::post(target, Effect::Once).body(body("tool_outputs", outputs)?))
 }
 
 impl Client {
@@ -68,22 +68,22 @@ impl Client {
 
     /// `GET /threads/{thread_id}/runs`
     pub async fn list_runs(&self, caller: &Caller, request: &ListRunsRequest) -> Answered<ListRunsResponse> {
-        let path = path("/threads/{thread_id}/runs", &[&request.thread_id])?;
+        let target = target("/threads/{thread_id}/runs", &[&request.thread_id])?;
         let query = Query::default().page(request.limit, request.order, &request.after, &request.before)?;
-        self.send(caller, Request::get(path).query(query)).await
+        self.send(caller, Request::get(target).query(query)).await
     }
 
     /// `GET /threads/{thread_id}/runs/{run_id}`
     pub async fn get_run(&self, caller: &Caller, request: &GetRunRequest) -> Answered<Run> {
-        let path = path("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
-        self.send(caller, Request::get(path)).await
+        let target = target("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
+        self.send(caller, Request::get(target)).await
     }
 
     /// `POST /threads/{thread_id}/runs/{run_id}`
     pub async fn modify_run(&self, caller: &Caller, request: &ModifyRunRequest) -> Answered<Run> {
-        let path = path("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
+        let target = target("/threads/{thread_id}/runs/{run_id}", &[&request.thread_id, &request.run_id])?;
         let body = body("run", request.run.as_ref())?;
-        self.send(caller, Request::post(path, Effect::Repeatable).body(body)).await
+        self.send(caller, Request::post(target, Effect::Repeatable).body(body)).await
     }
 
     /// `POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs`
@@ -109,21 +109,21 @@ impl Client {
 
     /// `POST /threads/{thread_id}/runs/{run_id}/cancel`
     pub async fn cancel_run(&self, caller: &Caller, request: &CancelRunRequest) -> Answered<Run> {
-        let path = path("/threads/{thread_id}/runs/{run_id}/cancel", &[&request.thread_id, &request.run_id])?;
-        self.send(caller, Request::post(path, Effect::Repeatable)).await
+        let target = target("/threads/{thread_id}/runs/{run_id}/cancel", &[&request.thread_id, &request.run_id])?;
+        self.send(caller, Request::post(target, Effect::Repeatable)).await
     }
 
     /// `GET /threads/{thread_id}/runs/{run_id}/steps`
     pub async fn list_run_steps(&self, caller: &Caller, request: &ListRunStepsRequest) -> Answered<ListRunStepsResponse> {
-        let path = path("/threads/{thread_id}/runs/{run_id}/steps", &[&request.thread_id, &request.run_id])?;
+        let target = target("/threads/{thread_id}/runs/{run_id}/steps", &[&request.thread_id, &request.run_id])?;
         let query = Query::default().page(request.limit, request.order, &request.after, &request.before)?;
-        self.send(caller, Request::get(path).query(query.include(&request.include)?)).await
+        self.send(caller, Request::get(target).query(query.include(&request.include)?)).await
     }
 
     /// `GET /threads/{thread_id}/runs/{run_id}/steps/{step_id}`
     pub async fn get_run_step(&self, caller: &Caller, request: &GetRunStepRequest) -> Answered<RunStep> {
         let route = "/threads/{thread_id}/runs/{run_id}/steps/{step_id}";
-        let path = path(route, &[&request.thread_id, &request.run_id, &request.step_id])?;
-        self.send(caller, Request::get(path).query(Query::default().include(&request.include)?)).await
+        let target = target(route, &[&request.thread_id, &request.run_id, &request.step_id])?;
+        self.send(caller, Request::get(target).query(Query::default().include(&request.include)?)).await
     }
 }

@@ -26,12 +26,12 @@ pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
     };
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
     let cause = chain().last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
-    Error::Lost { outcome, effect, cause, timed_out: error.is_timeout() }
+    Error::Lost { outcome, effect, cause, timed_out: error.is_timeout(), request_id: None }
 }
 
 /// The error for an answer whose body did not end. Whatever the upstream says now, of a request that it answered: it processed it.
 pub(super) fn cut(error: &reqwest::Error, effect: Effect) -> Error {
-    Error::Lost { outcome: Outcome::Unknown, effect, cause: why(error), timed_out: false }
+    Error::Lost { outcome: Outcome::Unknown, effect, cause: why(error), timed_out: false, request_id: None }
 }
 
 /// Why a body ended before its end.
@@ -46,7 +46,7 @@ fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error
 /// The error for an upstream that is silent for too long.
 pub(super) fn timed_out(limit: Duration, effect: Effect) -> Error {
     let cause = format!("the upstream gave no answer within {limit:?}");
-    Error::Lost { outcome: Outcome::Unknown, effect, cause, timed_out: true }
+    Error::Lost { outcome: Outcome::Unknown, effect, cause, timed_out: true, request_id: None }
 }
 
 /// The peer says that it did not process the request: it refused the stream, or went away before it came to it.

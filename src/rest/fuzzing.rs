@@ -4,7 +4,7 @@ use url::Url;
 
 use super::{
     Answer, answer,
-    target::{Base, Query, path},
+    target::{Base, Query, target},
 };
 use crate::{
     error::{Effect, Error},
@@ -13,9 +13,9 @@ use crate::{
 
 /// The URL of a request to `route`, filled with ids in order, with the page and the includes of `query`.
 pub fn url(base: &Url, route: &'static str, ids: &[&str], query: &ListRunStepsRequest) -> Result<Url, Error> {
-    let path = path(route, ids)?;
+    let target = target(route, ids)?;
     let page = Query::default().page(query.limit, query.order, &query.after, &query.before)?;
-    Ok(Base::new(base).url(&path, &page.include(&query.include)?))
+    Ok(Base::new(base).url(&target.path, &page.include(&query.include)?))
 }
 
 /// What becomes of an answer to a request for a run.

@@ -43,11 +43,13 @@ pub(crate) use answer::error_event;
 pub use answer::{Answer, SHOWN_HEADERS};
 pub use retry::RetryLimits;
 pub use stream::{Cut, EventStream, Opened};
+use target::Target;
 use transport::Transport;
 pub use transport::{RENEWAL, UpstreamFiles};
 
 use crate::{
     error::{Effect, Error},
+    telemetry::{self, Telemetry},
     watched::Watched,
 };
 
@@ -137,6 +139,10 @@ pub struct Caller {
     pub deadline: Option<Instant>,
     /// It makes failed calls again by itself: the gateway does not.
     pub retries: bool,
+    /// The call that requests are made for.
+    pub call: telemetry::Call,
+    /// Its name, if the gateway knows it. The upstream does not: it only decides whose turn it is.
+    pub tenant: Option<Arc<str>>,
 }
 
 /// Forwarded headers that say nothing about what a caller may see.
@@ -159,13 +165,20 @@ pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 impl Identity {
     /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
-        Caller { headers: self.0.iter().cloned().collect(), deadline: None, retries: true }
+        Caller {
+            headers: self.0.iter().cloned().collect(),
+            deadline: None,
+            retries: true,
+            call: telemetry::Call::default(),
+            tenant: None,
+        }
     }
 }
 
 /// A client of one upstream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
+    telemetry: Telemetry,
     transport: Watched<Transport>,
     admission: admission::Admission,
     retry: Arc<retry::Retry>,
@@ -177,15 +190,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of `upstream`. Connects when first used.
+    /// A client of `upstream`, whose requests `telemetry` sees. Connects when first used.
     ///
     /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are no TLS roots. Has to be called in a runtime.
-    pub fn new(upstream: &Upstream) -> Result<Self, String> {
+    pub fn new(upstream: &Upstream, telemetry: &Telemetry) -> Result<Self, String> {
         // reqwest takes whatever provider the process has. A second installation changes nothing and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
+            telemetry: telemetry.clone(),
             transport: Transport::watch(upstream)?,
-            admission: admission::Admission::new(upstream.requests.clone()),
+            admission: admission::Admission::new(upstream.requests.clone(), telemetry.metrics().queued.clone()),
             retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
             own_key: upstream.has_own_key(),
@@ -195,27 +209,57 @@ impl Client {
         })
     }
 
-    /// Sends a request and reads its answer.
-    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
-        self.retry.run(caller, || self.send_once(caller, &request)).await
+    /// What sees this client's requests.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
-    async fn send_once<M: answer::Answerable>(&self, caller: &Caller, request: &Request) -> Result<Answer<M>, Error> {
+    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told apart by name alone: of the headers that they
+    /// choose, each could make itself many.
+    async fn enter(&self, caller: &Caller) -> Result<admission::Place, Error> {
+        let anonymous = !self.own_key || caller.tenant.is_none();
+        self.admission.enter(&(&caller.tenant, anonymous.then(|| caller.identity()))).await
+    }
+
+    /// Sends a request and reads its answer.
+    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
+        self.retry.run(caller, |attempt| self.send_once(caller, &request, attempt)).await
+    }
+
+    async fn send_once<M: answer::Answerable>(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        attempt: u32,
+    ) -> Result<Answer<M>, Error> {
         let effect = request.effect;
-        let place = self.admission.enter(&caller.identity()).await?;
-        let exchange = async {
-            let http = self.request(caller, request);
-            let response =
-                self.transport.get().unary[place.lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
+        let lane = place.lane;
+        let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        let mut id = None;
+        let answer = async {
+            let mut http = self.request(caller, request);
+            exchange.inject(http.headers_mut());
+            let response = self.transport.get().unary[lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            exchange.answered(response.status());
+            id = answer::request_id(response.headers()).map(str::to_owned);
             answer::read(response, effect, self.own_key, self.max_answer_bytes).await
         };
-        tokio::time::timeout(self.answer_timeout, exchange)
-            .await
-            .unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+        let answer = tokio::time::timeout(self.answer_timeout, answer).await;
+        place.over();
+        let answer = answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        exchange.ended(&answer);
+        if let Some(run) = answer.as_ref().ok().and_then(|answer: &Answer<M>| answer.message.run()) {
+            self.telemetry.saw(run);
+            caller.call.saw(run);
+        }
+        caller.call.answered(id.as_deref());
+        answer.map_err(|error| error.of_request(id))
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {
-        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.path, &request.query));
+        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.target.path, &request.query));
         http.headers_mut().clone_from(&caller.headers);
         if let Some(key) = &request.idempotency_key {
             http.headers_mut().entry("idempotency-key").or_insert_with(|| key.clone());
@@ -234,7 +278,7 @@ impl Client {
 /// One request to the upstream.
 struct Request {
     method: Method,
-    path: String,
+    target: Target,
     query: target::Query,
     body: Option<Bytes>,
     effect: Effect,
@@ -243,17 +287,17 @@ struct Request {
 }
 
 impl Request {
-    fn get(path: String) -> Self {
-        Self { method: Method::GET, ..Self::post(path, Effect::Repeatable) }
+    fn get(target: Target) -> Self {
+        Self { method: Method::GET, ..Self::post(target, Effect::Repeatable) }
     }
 
-    fn post(path: String, effect: Effect) -> Self {
-        Self { method: Method::POST, path, query: target::Query::default(), body: None, effect, idempotency_key: None }
+    fn post(target: Target, effect: Effect) -> Self {
+        Self { method: Method::POST, target, query: target::Query::default(), body: None, effect, idempotency_key: None }
     }
 
     /// A request that makes something new.
-    fn create(path: String) -> Self {
-        Self { idempotency_key: retry::idempotency_key(), ..Self::post(path, Effect::Once) }
+    fn create(target: Target) -> Self {
+        Self { idempotency_key: retry::idempotency_key(), ..Self::post(target, Effect::Once) }
     }
 
     fn body(mut self, body: Vec<u8>) -> Self {

@@ -70,8 +70,8 @@ impl Retry {
         retry
     }
 
-    /// Makes attempts until one gives an answer or no other is to be made.
-    pub(super) async fn run<T, F>(&self, caller: &Caller, attempt: impl Fn() -> F) -> Result<T, Error>
+    /// Makes attempts, numbered from 0, until one gives an answer or no other is to be made.
+    pub(super) async fn run<T, F>(&self, caller: &Caller, attempt: impl Fn(u32) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -80,7 +80,7 @@ impl Retry {
         let mut doubt = None;
         let mut number = 0;
         loop {
-            let error = match attempt().await {
+            let error = match attempt(number).await {
                 Ok(answer) => {
                     self.succeeded();
                     return Ok(answer);

@@ -13,7 +13,7 @@ use super::{
     Answer, Caller, Client, Request, answer, failure,
     sse::{Frame, Parser},
 };
-use crate::{error::Error, json, v1::Run};
+use crate::{error::Error, json, telemetry::Exchange, v1::Run};
 
 /// What a request for a stream gave.
 #[derive(Debug)]
@@ -29,6 +29,13 @@ pub struct EventStream {
     response: reqwest::Response,
     /// `None` once the body is over.
     parser: Option<Parser>,
+    exchange: Exchange,
+}
+
+/// What is there once the head is: of a stream the head alone.
+enum Head {
+    Stream(reqwest::Response),
+    Run(Box<Answer<Run>>),
 }
 
 impl fmt::Debug for EventStream {
@@ -44,27 +51,43 @@ pub struct Cut(pub String);
 impl Client {
     /// Sends a request whose body asks for a stream. The status of the answer is awaited, so an error comes before any event.
     pub(super) async fn open(&self, caller: &Caller, request: Request) -> Result<Opened, Error> {
-        self.retry.run(caller, || self.open_once(caller, &request)).await
+        self.retry.run(caller, |attempt| self.open_once(caller, &request, attempt)).await
     }
 
-    async fn open_once(&self, caller: &Caller, request: &Request) -> Result<Opened, Error> {
+    async fn open_once(&self, caller: &Caller, request: &Request, attempt: u32) -> Result<Opened, Error> {
         let effect = request.effect;
         // It is let go with the head: a live stream has a place of its own, for as long as it lives.
-        let _place = self.admission.enter(&caller.identity()).await?;
+        let mut place = self.enter(caller).await?;
+        place.sends(effect);
+        let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        let mut id = None;
         let head = async {
             let mut http = self.request(caller, request);
             http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+            exchange.inject(http.headers_mut());
             let response = self.transport.get().streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            exchange.answered(response.status());
+            id = answer::request_id(response.headers()).map(str::to_owned);
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
             let streams = kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
             if response.status().is_success() && streams {
-                return Ok(Opened::Stream(Box::new(EventStream { response, parser: Some(Parser::new(self.max_event_bytes)) })));
+                return Ok(Head::Stream(response));
             }
             let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
-            Ok(Opened::Run(Box::new(answer)))
+            Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
-        head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)))
+        place.over();
+        let head = head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
+        exchange.ended(&head);
+        caller.call.answered(id.as_deref());
+        Ok(match head.map_err(|error| error.of_request(id))? {
+            Head::Stream(response) => {
+                let parser = Some(Parser::new(self.max_event_bytes));
+                Opened::Stream(Box::new(EventStream { response, parser, exchange }))
+            }
+            Head::Run(answer) => Opened::Run(answer),
+        })
     }
 }
 
@@ -88,6 +111,7 @@ impl EventStream {
                 }
                 Err(error) => {
                     self.parser = None;
+                    self.exchange.broke();
                     return Err(Cut(failure::why(&error)));
                 }
             }

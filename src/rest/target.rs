@@ -25,8 +25,17 @@ fn push(url: &mut String, field: &str, text: &str) -> Result<(), Error> {
     if url.len() - before > MAX_TEXT { Err(Error::invalid(field, "is too long for a URL")) } else { Ok(()) }
 }
 
+/// An endpoint, and where it is for certain ids.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// Such as `/threads/{thread_id}/runs`.
+    pub(super) route: &'static str,
+    /// Such as `/threads/thread_1/runs`.
+    pub(super) path: String,
+}
+
 /// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a segment is an error that names its field.
-pub(super) fn path(route: &'static str, ids: &[&str]) -> Result<String, Error> {
+pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error> {
     let mut path = String::with_capacity(route.len() + 64);
     let mut ids = ids.iter();
     for segment in route.split('/').skip(1) {
@@ -41,7 +50,7 @@ pub(super) fn path(route: &'static str, ids: &[&str]) -> Result<String, Error> {
             id => push(&mut path, field, id)?,
         }
     }
-    Ok(path)
+    Ok(Target { route, path })
 }
 
 /// The upstream's URL: what comes before a path and after it.
@@ -141,8 +150,8 @@ mod tests {
     fn an_id_is_one_segment_or_an_error() {
         let base = Base::new(&"http://h/p".parse().expect("a URL"));
         for id in ["a/b", "a?b", "a#b", "é", "%2e%2e", "a\\b", " ", "\u{0}", "..%2f", "a;b", "...", ".a"] {
-            let path = path("/threads/{thread_id}/runs", &[id]).expect("a path");
-            let url = base.url(&path, &Query::default());
+            let target = target("/threads/{thread_id}/runs", &[id]).expect("a target");
+            let url = base.url(&target.path, &Query::default());
             let segments: Vec<_> = url.path_segments().expect("segments").collect();
             assert_eq!(segments.len(), 4, "{id:?} became {url}");
             assert_eq!((segments[0], segments[1], segments[3]), ("p", "threads", "runs"));
@@ -150,7 +159,7 @@ mod tests {
             assert_eq!(decoded, id);
         }
         for id in ["", ".", ".."] {
-            assert!(path("/threads/{thread_id}/runs", &[id]).is_err(), "{id:?}");
+            assert!(target("/threads/{thread_id}/runs", &[id]).is_err(), "{id:?}");
         }
     }
 }

@@ -29,9 +29,14 @@ pub struct Access {
     pub clients: Option<Arc<[String]>>,
 }
 
-/// Hashes of the tokens that are admitted.
+/// The name of an admitted caller, as a request extension; absent if callers are not told apart. It stands beside the token in its file, or is
+/// the name that admits the certificate. Callers of one name share what is shared out by callers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant(pub Arc<str>);
+
+/// Hashes of the tokens that are admitted, each with its caller's name.
 #[derive(Clone, Default)]
-pub struct Tokens(Vec<[u8; 32]>);
+pub struct Tokens(Vec<([u8; 32], Tenant)>);
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,22 +45,28 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN | sha256sum` prints it; what follows it on its
-    /// line, empty lines and lines that begin with `#` are for people.
+    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN | sha256sum` prints it, and the
+    /// caller's name. Without one (or with the `-` of `sha256sum`) the hash's first letters are the name. Empty lines and lines that begin with
+    /// `#` are for people.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "the tokens are not text".to_owned())?;
         let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let parse = |(at, line): (usize, &str)| {
-            let word = line.split_whitespace().next().unwrap_or_default();
-            hash(word).ok_or_else(|| format!("line {} of the tokens does not begin with a SHA-256 hash", at + 1))
+            let (word, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let hash = hash(word).ok_or_else(|| format!("line {} of the tokens does not begin with a SHA-256 hash", at + 1))?;
+            let name = name.trim();
+            let name = if matches!(name, "" | "-") { &word[..8] } else { name };
+            Ok((hash, Tenant(name.into())))
         };
         lines.map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    fn admit(&self, token: &[u8]) -> bool {
+    fn admit(&self, token: &[u8]) -> Option<&Tenant> {
         let digest = ring::digest::digest(&ring::digest::SHA256, token);
-        let found = self.0.iter().fold(subtle::Choice::from(0), |found, known| found | known[..].ct_eq(digest.as_ref()));
-        found.into()
+        // To the last one, whichever it is.
+        self.0
+            .iter()
+            .fold(None, |found, (known, tenant)| if known[..].ct_eq(digest.as_ref()).into() { Some(tenant) } else { found })
     }
 }
 
@@ -96,18 +107,19 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
 }
 
 impl Access {
-    /// Decides whether a call of `path` is admitted.
-    pub(super) fn admit(&self, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<(), Error> {
+    /// Decides whether a call of `path` is admitted, and as whose. A token says more than a certificate, which many may share behind a proxy.
+    pub(super) fn admit(&self, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<Option<Tenant>, Error> {
         if !path.starts_with(GUARDED) || (self.tokens.is_none() && self.clients.is_none()) {
-            return Ok(());
+            return Ok(None);
         }
-        let known_client = self
-            .clients
-            .as_ref()
-            .zip(peer.names.as_ref())
-            .is_some_and(|(allowed, names)| allowed.is_empty() || names.iter().any(|name| allowed.contains(name)));
-        let known_token = self.tokens.as_ref().zip(bearer(headers)).is_some_and(|(tokens, token)| tokens.get().admit(token));
-        if known_client || known_token { Ok(()) } else { Err(Error::NotAdmitted) }
+        let by_token = self.tokens.as_ref().zip(bearer(headers)).and_then(|(tokens, token)| tokens.get().admit(token).cloned());
+        let by_certificate = || {
+            let (allowed, names) = self.clients.as_ref().zip(peer.names.as_ref())?;
+            let name = names.iter().find(|name| allowed.is_empty() || allowed.contains(name));
+            // A certificate of the CA's without a name is as good as any, if any is good.
+            name.map(String::as_str).or_else(|| allowed.is_empty().then_some("")).map(|name| Tenant(name.into()))
+        };
+        by_token.or_else(by_certificate).map(Some).ok_or(Error::NotAdmitted)
     }
 }
 
@@ -125,6 +137,8 @@ mod tests {
 
     /// `printf %s secret | sha256sum`
     const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  -";
+    /// The same of `other`.
+    const OTHER: &str = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa";
     const PATH: &str = "/runsgateway.v1.RunService/GetRun";
 
     fn access(tokens: Option<&str>, clients: Option<&[&str]>) -> Access {
@@ -145,33 +159,76 @@ mod tests {
     #[test]
     fn a_caller_is_admitted_only_if_it_is_known() {
         let spiffe: &[&str] = &["spiffe://mesh/ns/a/sa/b"];
+        let named = format!("{} the batch job\n{} -", &SECRET[..64], &OTHER[..64]);
+        // Admitted as whose: nobody is asked, or nobody is told apart, if as `None`.
         let cases = [
-            ("nobody is asked", access(None, None), peer(None), headers(&[]), PATH, true),
-            ("a known token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret"]), PATH, true),
-            ("the scheme in lower case", access(Some(SECRET), None), peer(None), headers(&["bearer secret"]), PATH, true),
-            ("no token", access(Some(SECRET), None), peer(None), headers(&[]), PATH, false),
-            ("another token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret2"]), PATH, false),
-            ("the hash instead of the token", access(Some(SECRET), None), peer(None), headers(&[&SECRET[..64]]), PATH, false),
-            ("two tokens", access(Some(SECRET), None), peer(None), headers(&["Bearer secret", "Bearer x"]), PATH, false),
-            ("another scheme", access(Some(SECRET), None), peer(None), headers(&["Basic secret"]), PATH, false),
-            ("an empty token", access(Some(SECRET), None), peer(None), headers(&["Bearer "]), PATH, false),
-            ("no tokens are admitted", access(Some("# none"), None), peer(None), headers(&["Bearer secret"]), PATH, false),
-            ("health is open", access(Some(SECRET), None), peer(None), headers(&[]), "/grpc.health.v1.Health/Check", true),
-            ("a named client", access(None, Some(spiffe)), peer(Some(spiffe)), headers(&[]), PATH, true),
-            ("another client", access(None, Some(spiffe)), peer(Some(&["spiffe://mesh/ns/a/sa/c"])), headers(&[]), PATH, false),
-            ("any client of the CA", access(None, Some(&[])), peer(Some(&["x"])), headers(&[]), PATH, true),
-            ("no certificate", access(None, Some(&[])), peer(None), headers(&[]), PATH, false),
+            ("nobody is asked", access(None, None), peer(None), headers(&[]), PATH, Ok(None)),
+            ("a known token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret"]), PATH, Ok(Some("2bb80d53"))),
+            (
+                "a token with a name",
+                access(Some(&named), None),
+                peer(None),
+                headers(&["Bearer secret"]),
+                PATH,
+                Ok(Some("the batch job")),
+            ),
+            ("another one", access(Some(&named), None), peer(None), headers(&["Bearer other"]), PATH, Ok(Some("d9298a10"))),
+            (
+                "the scheme in lower case",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["bearer secret"]),
+                PATH,
+                Ok(Some("2bb80d53")),
+            ),
+            ("no token", access(Some(SECRET), None), peer(None), headers(&[]), PATH, Err(())),
+            ("another token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret2"]), PATH, Err(())),
+            ("the hash instead of the token", access(Some(SECRET), None), peer(None), headers(&[&SECRET[..64]]), PATH, Err(())),
+            ("two tokens", access(Some(SECRET), None), peer(None), headers(&["Bearer secret", "Bearer x"]), PATH, Err(())),
+            ("another scheme", access(Some(SECRET), None), peer(None), headers(&["Basic secret"]), PATH, Err(())),
+            ("an empty token", access(Some(SECRET), None), peer(None), headers(&["Bearer "]), PATH, Err(())),
+            ("no tokens are admitted", access(Some("# none"), None), peer(None), headers(&["Bearer secret"]), PATH, Err(())),
+            ("health is open", access(Some(SECRET), None), peer(None), headers(&[]), "/grpc.health.v1.Health/Check", Ok(None)),
+            (
+                "a named client",
+                access(None, Some(spiffe)),
+                peer(Some(&["x", spiffe[0]])),
+                headers(&[]),
+                PATH,
+                Ok(Some(spiffe[0])),
+            ),
+            ("another client", access(None, Some(spiffe)), peer(Some(&["spiffe://mesh/ns/a/sa/c"])), headers(&[]), PATH, Err(())),
+            ("any client of the CA", access(None, Some(&[])), peer(Some(&["x", "y"])), headers(&[]), PATH, Ok(Some("x"))),
+            ("one without a name", access(None, Some(&[])), peer(Some(&[])), headers(&[]), PATH, Ok(Some(""))),
+            ("no certificate", access(None, Some(&[])), peer(None), headers(&[]), PATH, Err(())),
             (
                 "a token instead of a certificate",
                 access(Some(SECRET), Some(spiffe)),
                 peer(None),
                 headers(&["Bearer secret"]),
                 PATH,
-                true,
+                Ok(Some("2bb80d53")),
+            ),
+            (
+                "a token beside a certificate",
+                access(Some(SECRET), Some(spiffe)),
+                peer(Some(spiffe)),
+                headers(&["Bearer secret"]),
+                PATH,
+                Ok(Some("2bb80d53")),
+            ),
+            (
+                "a certificate beside a wrong token",
+                access(Some(SECRET), Some(spiffe)),
+                peer(Some(spiffe)),
+                headers(&["Bearer x"]),
+                PATH,
+                Ok(Some(spiffe[0])),
             ),
         ];
         for (case, access, peer, headers, path, admitted) in cases {
-            assert_eq!(access.admit(&peer, path, &headers).is_ok(), admitted, "{case}");
+            let told = access.admit(&peer, path, &headers);
+            assert_eq!(told.as_ref().map(|tenant| tenant.as_ref().map(|it| &*it.0)).map_err(|_| ()), admitted, "{case}");
         }
     }
 

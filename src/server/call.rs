@@ -1,4 +1,4 @@
-//! One call, from its headers to the last byte of its answer: deadline, end from outside, span, log line.
+//! One call, from its headers to the last byte of its answer: deadline, end from outside, telemetry.
 //!
 //! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's future into its body and goes with
 //! the last byte, or with the caller. A call that is cut ends with a gRPC status (trailers only if the head was not sent yet) and lets go
@@ -21,17 +21,25 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::{select, sync::watch, time::Instant};
+use tokio::{
+    select,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, Status, body::Body, service::Routes};
-use tower::Service;
-use tracing::{Instrument, Span};
+use tower::{BoxError, Service};
 
 use super::{
     access::{Access, Peer},
+    connection::jittered,
     deadline,
     drain::Drain,
+    routes::is_aside,
+};
+use crate::{
+    error::Error,
+    telemetry::{self, Telemetry},
 };
 
 /// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
@@ -44,7 +52,7 @@ pub struct Deadline(pub Instant);
 pub enum Cut {
     /// Its deadline passed.
     Deadline,
-    /// Its connection, or the whole server, is about to close.
+    /// Its connection, or the whole server, is about to close, or it has reached its own age.
     Closing,
 }
 
@@ -52,7 +60,7 @@ impl Cut {
     fn status(self) -> Status {
         match self {
             Self::Deadline => Status::deadline_exceeded("the deadline passed before the call was over"),
-            Self::Closing => Status::unavailable("this connection is closing: call again on a new one"),
+            Self::Closing => Status::unavailable("the gateway ends this call, or its connection: call again"),
         }
     }
 }
@@ -92,40 +100,66 @@ pub(super) struct Calls {
     pub(super) peer: Peer,
     pub(super) drain: Drain,
     pub(super) max_deadline: Duration,
+    pub(super) telemetry: Telemetry,
+    /// The age at which a call is cut.
+    pub(super) max_age: Option<Duration>,
+    /// One for each call that may be open, on all connections together.
+    pub(super) places: Arc<Semaphore>,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
     pub(super) open: watch::Sender<usize>,
 }
 
-impl hyper::service::Service<Request<Incoming>> for Calls {
+impl<B> hyper::service::Service<Request<B>> for Calls
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     type Response = Response<CallBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<B>) -> Self::Future {
         let timeout = deadline::take(request.headers_mut());
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
-        let call = Call::begin(self, request.uri().path(), deadline);
-        let admitted = self.access.admit(&self.peer, request.uri().path(), request.headers()).map_err(|error| error.status());
+        let path = request.uri().path();
+        let mut call = Call::begin(self, self.telemetry.call(path, request.headers()), path, deadline);
+        let admitted = self.access.admit(&self.peer, path, request.headers()).and_then(|tenant| {
+            call.place = self.place(path)?;
+            Ok(tenant)
+        });
+        let admitted = admitted.map(|tenant| tenant.map(|tenant| request.extensions_mut().insert(tenant))).map_err(|error| {
+            call.record.failed(&error);
+            error.status()
+        });
         request.extensions_mut().insert(self.drain.clone());
         let routes = self.routes.clone();
-        let span = call.span.clone();
-        let answer = async move {
+        Box::pin(async move {
             match admitted.and(timeout) {
                 Ok(_) => Ok(call.answer(routes, request).await),
                 Err(status) => Ok(call.refuse(status)),
             }
-        };
-        Box::pin(answer.instrument(span))
+        })
     }
 }
 
-/// All that is held for as long as the call lasts. Its drop is the end of the call, and logs it.
+impl Calls {
+    /// A place for one more call.
+    fn place(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        if is_aside(path) {
+            return Ok(None);
+        }
+        Arc::clone(&self.places).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded { what: "calls" })
+    }
+}
+
+/// All that is held for as long as the call lasts. Its drop is the end of the call.
 struct Call {
-    span: Span,
-    began: Instant,
+    record: telemetry::Call,
     deadline: Option<Instant>,
+    /// When time cuts it, and how: its deadline or its age, whichever comes first.
+    limit: Option<(Instant, Cut)>,
     end: CancellationToken,
     /// Ready when the call is cut.
     cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
@@ -133,40 +167,48 @@ struct Call {
     /// How it ended, once that is known.
     code: Option<Code>,
     open: watch::Sender<usize>,
+    /// Its place among all calls.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
-    fn begin(calls: &Calls, path: &str, deadline: Option<Instant>) -> Self {
-        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-        let span = tracing::info_span!("call", rpc.service = short(service), rpc.method = short(method));
+    fn begin(calls: &Calls, record: telemetry::Call, path: &str, deadline: Option<Instant>) -> Self {
         calls.open.send_modify(|open| *open += 1);
         let end = calls.end.clone();
+        let age = calls.max_age.filter(|_| !is_aside(path)).map(|age| (Instant::now() + jittered(age), Cut::Closing));
+        let limit = deadline.map(|deadline| (deadline, Cut::Deadline)).into_iter().chain(age).min_by_key(|(at, _)| *at);
         let cut = {
             let end = end.clone();
             async move {
                 select! {
                     () = end.cancelled() => Cut::Closing,
-                    () = passed(deadline) => Cut::Deadline,
+                    cut = passed(limit) => cut,
                 }
             }
         };
         Self {
-            span,
-            began: Instant::now(),
+            record,
             deadline,
+            limit,
             end,
             cut: Box::pin(cut),
             last_words: LastWords::default(),
             code: None,
             open: calls.open.clone(),
+            place: None,
         }
     }
 
-    async fn answer(mut self, mut routes: Routes, mut request: Request<Incoming>) -> Response<CallBody> {
+    async fn answer<B>(mut self, mut routes: Routes, mut request: Request<B>) -> Response<CallBody>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         if let Some(deadline) = self.deadline {
             request.extensions_mut().insert(Deadline(deadline));
         }
         request.extensions_mut().insert(self.last_words.clone());
+        request.extensions_mut().insert(self.record.clone());
         let answered = {
             let mut handler = pin!(async move { routes.call(request).await });
             let handler = std::future::poll_fn(|cx| caught(|| handler.as_mut().poll(cx)));
@@ -202,9 +244,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or_else(|| {
             // Neither a handler's status nor a cut reached the caller: it left, or did not read until the connection was cut.
-            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            let passed = self.limit.filter(|(at, _)| *at <= Instant::now()).map(|(_, cut)| cut);
+            if passed == Some(Cut::Deadline) {
                 Code::DeadlineExceeded
-            } else if self.end.is_cancelled() {
+            } else if passed == Some(Cut::Closing) || self.end.is_cancelled() {
                 // Nobody hears it any more, but it also tells the handler's side, which goes next, that its caller did not leave.
                 drop(self.last_words.status(Cut::Closing));
                 Code::Unavailable
@@ -212,8 +255,7 @@ impl Drop for Call {
                 Code::Cancelled
             }
         });
-        let duration_ms = self.began.elapsed().as_secs_f64() * 1000.0;
-        tracing::info!(parent: &self.span, ?code, duration_ms, "call ended");
+        self.record.ended(code);
         self.open.send_modify(|open| *open -= 1);
     }
 }
@@ -224,19 +266,20 @@ pub(super) struct CallBody(Option<Streaming>);
 
 struct Streaming {
     call: Call,
-    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but has to go at the deadline.
+    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but has to go at the deadline or its age.
     handler: Arc<Mutex<Option<Body>>>,
-    /// Drops the handler's side at the deadline.
+    /// Drops the handler's side then.
     _reaper: Option<AbortOnDropHandle<()>>,
 }
 
 impl CallBody {
     fn new(call: Call, body: Body) -> Self {
         let handler = Arc::new(Mutex::new(Some(body)));
-        let reaper = call.deadline.map(|deadline| {
-            let handler = Arc::clone(&handler);
+        let reaper = call.limit.map(|limit| {
+            let (handler, last_words) = (Arc::clone(&handler), call.last_words.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::time::sleep_until(deadline).await;
+                // Said first, so that the handler's side learns why it goes.
+                drop(last_words.status(passed(Some(limit)).await));
                 let body = handler.lock().unwrap_or_else(PoisonError::into_inner).take();
                 drop(body);
             }))
@@ -262,9 +305,6 @@ impl http_body::Body for CallBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
-        let span = streaming.call.span.clone();
-        let _in_span = span.enter();
-
         // The cut goes first: a handler that always has more to say is cut, too.
         if let Poll::Ready(cut) = streaming.call.cut.as_mut().poll(cx) {
             let status = streaming.call.last_words.status(cut);
@@ -275,7 +315,7 @@ impl http_body::Body for CallBody {
             match handler.as_mut() {
                 Some(body) => ready!(caught(|| Pin::new(body).poll_frame(cx))),
                 // The reaper's clock was the faster one.
-                None => Err(streaming.call.last_words.status(Cut::Deadline)),
+                None => Err(streaming.call.last_words.status(streaming.call.limit.map_or(Cut::Deadline, |(_, cut)| cut))),
             }
         };
         Poll::Ready(match polled {
@@ -305,13 +345,13 @@ impl http_body::Body for CallBody {
     }
 }
 
-async fn passed(deadline: Option<Instant>) {
-    match deadline {
-        // At once: a sleep takes its millisecond even so.
-        Some(deadline) if deadline <= Instant::now() => {}
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+async fn passed(limit: Option<(Instant, Cut)>) -> Cut {
+    let Some((at, cut)) = limit else { return std::future::pending().await };
+    // At once, if it has passed: a sleep takes its millisecond even so.
+    if at > Instant::now() {
+        tokio::time::sleep_until(at).await;
     }
+    cut
 }
 
 /// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream, which reads as "cancelled".
@@ -338,9 +378,4 @@ fn trailers(status: Status) -> HeaderMap {
     let mut trailers = status.into_http::<()>().into_parts().0.headers;
     trailers.remove(CONTENT_TYPE);
     trailers
-}
-
-/// A caller may ask for any path; a log line is not the place for all of it.
-fn short(name: &str) -> &str {
-    name.char_indices().nth(100).map_or(name, |(end, _)| &name[..end])
 }

@@ -1,4 +1,4 @@
-//! One connection: handshake, life, GOAWAY, end.
+//! One connection: handshake, life, GOAWAY (or, of HTTP/1.1, `connection: close`), end.
 //!
 //! Must hold: every wait here has a limit. A connection never just vanishes from under its calls: GOAWAY first, then time to finish, then
 //! a status for what is left, then the cut.
@@ -7,10 +7,11 @@ use std::{
     hash::{BuildHasher, RandomState},
     io::{self, Cursor},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
@@ -19,8 +20,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
-use super::{Drain, Server, access::Peer, call::Calls};
+use super::{Drain, Server, access::Peer, call::Calls, gather::Gather};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -36,7 +38,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     // Under one limit, since all of it is a stranger's time.
-    let (io, peer) = match timeout(limits.handshake, handshake(stream, server)).await {
+    let (io, http, peer) = match timeout(limits.handshake, handshake(stream, server)).await {
         Ok(Ok(shaken)) => shaken,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
@@ -50,40 +52,78 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         peer,
         drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },
         max_deadline: limits.deadline,
+        telemetry: server.telemetry.clone(),
+        max_age: limits.call_age,
+        places: Arc::clone(&server.places),
         end: end.clone(),
         open: open.clone(),
     };
-    let mut connection = pin!(server.http2.serve_connection(TokioIo::new(io), calls));
-
-    let grace = select! {
-        _ = &mut connection => return,
-        () = after(limits.age.map(jittered)) => Some(limits.age_grace),
-        () = idle(open.subscribe(), limits.idle) => Some(limits.age_grace),
-        // No time of its own: the server's drain timeout bounds it.
-        () = server.draining.cancelled() => None,
-    };
-    // GOAWAY. From here on the connection ends as soon as no call is open.
-    connection.as_mut().graceful_shutdown();
-    select! {
-        _ = &mut connection => return,
-        () = after(grace) => {}
-        () = end.cancelled() => {}
+    let io = TokioIo::new(Gather::new(io));
+    match (http, &server.web) {
+        (Http::Two, None) => live(server.http2.serve_connection(io, calls), server, open.subscribe(), end).await,
+        (Http::Two, Some(web)) => {
+            let calls = web.calls(calls, limits.handshake);
+            live(server.http2.serve_connection(io, calls), server, open.subscribe(), end).await;
+        }
+        (Http::One, Some(web)) => {
+            let calls = web.calls(calls, limits.handshake);
+            live(server.http1.serve_connection(io, calls), server, open.subscribe(), end).await;
+        }
+        (Http::One, None) => tracing::debug!("not HTTP/2"),
     }
-    // What still runs is cut, and says so.
-    end.cancel();
-    _ = timeout(FLUSH, connection).await;
 }
 
-/// TLS, if there is any, and the client's preface.
-async fn handshake(stream: TcpStream, server: &Server) -> io::Result<(Box<dyn Io>, Peer)> {
+/// From the first call to the end. Not an `async fn`: the compiler does not see that one to be `Send`.
+fn live(
+    connection: impl GracefulConnection + Send,
+    server: &Server,
+    open: watch::Receiver<usize>,
+    end: CancellationToken,
+) -> impl Future<Output = ()> + Send {
+    let limits = &server.limits;
+    async move {
+        let mut connection = pin!(connection);
+        let grace = select! {
+            _ = &mut connection => return,
+            () = after(limits.age.map(jittered)) => Some(limits.age_grace),
+            () = idle(open, limits.idle) => Some(limits.age_grace),
+            // No time of its own: the server's drain timeout bounds it.
+            () = server.draining.cancelled() => None,
+        };
+        // GOAWAY, or `connection: close`. From here on the connection ends as soon as no call is open.
+        connection.as_mut().graceful_shutdown();
+        select! {
+            _ = &mut connection => return,
+            () = after(grace) => {}
+            () = end.cancelled() => {}
+        }
+        // What still runs is cut, and says so.
+        end.cancel();
+        _ = timeout(FLUSH, connection).await;
+    }
+}
+
+/// What a client speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Http {
+    /// HTTP/1.1, as browsers do without TLS.
+    One,
+    /// HTTP/2.
+    Two,
+}
+
+/// TLS, if there is any, and the client's first bytes.
+async fn handshake(stream: TcpStream, server: &Server) -> io::Result<(Box<dyn Io>, Http, Peer)> {
     let Some(tls) = &server.tls else {
         let (read, write) = stream.into_split();
-        return Ok((Box::new(preface(read, write).await?), Peer::default()));
+        let (io, http) = preface(read, write).await?;
+        return Ok((Box::new(io), http, Peer::default()));
     };
     let stream = TlsAcceptor::from(tls.get()).accept(stream).await?;
     let peer = Peer::new(stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()));
     let (read, write) = tokio::io::split(stream);
-    Ok((Box::new(preface(read, write).await?), peer))
+    let (io, http) = preface(read, write).await?;
+    Ok((Box::new(io), http, peer))
 }
 
 /// A connection in the clear or by TLS.
@@ -91,17 +131,21 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Waits for the preface and puts it back in front. hyper reads it, too, but without a limit and without saying when it has.
+/// Waits for the preface, or for a byte that is not its, and puts it back in front. hyper reads it, too, but without a limit and without saying when
+/// it has.
 async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut read: R,
     write: W,
-) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
-    let mut start = [0; PREFACE.len()];
-    read.read_exact(&mut start).await?;
-    if start != *PREFACE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not HTTP/2"));
+) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin, Http)> {
+    let mut start = Vec::with_capacity(PREFACE.len());
+    while start.len() < PREFACE.len() && PREFACE.starts_with(&start) {
+        let missing = PREFACE.len() - start.len();
+        if (&mut read).take(missing as u64).read_buf(&mut start).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
     }
-    Ok(tokio::io::join(Cursor::new(start).chain(read), write))
+    let http = if start == PREFACE { Http::Two } else { Http::One };
+    Ok((tokio::io::join(Cursor::new(start).chain(read), write), http))
 }
 
 /// Ready once no call was open for the whole of `limit`.
@@ -122,7 +166,7 @@ async fn after(limit: Option<Duration>) {
 }
 
 /// `time` ±10%. The hasher's keys are random enough for that.
-fn jittered(time: Duration) -> Duration {
+pub(super) fn jittered(time: Duration) -> Duration {
     let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
     time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
 }

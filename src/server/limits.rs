@@ -8,17 +8,21 @@ pub struct Limits {
     /// Connections open at a time, those that are still in their handshake among them. One more is accepted and closed at once: its
     /// caller goes to another replica. Left in the backlog it would look connected, and calls on it would hang until their deadline.
     pub connections: usize,
-    /// Time from accepting a connection to its HTTP/2 preface, TLS included.
+    /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for the head of a request, from the end of the
+    /// one before, and for each piece of its body.
     pub handshake: Duration,
     /// Streams open at a time per connection. One more is refused, which callers know to be safe to repeat.
     pub streams: u32,
+    /// Calls open at a time on all connections together, streams among them. One more is refused at once with a time to come back, and has done
+    /// nothing. Calls of health and reflection are not counted: they are answered when nothing else is.
+    pub calls: usize,
     /// Bytes that a caller may send ahead on one stream.
     pub stream_window: u32,
     /// Bytes that a caller may send ahead on all streams of a connection.
     pub connection_window: u32,
     /// Bytes that the server holds per stream for a caller that does not read.
     pub stream_send_buffer: u32,
-    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each.
+    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over HTTP/1.1: of a request's head.
     pub metadata: u32,
     /// Time between two pings on a connection; `None` for no pings.
     pub ping_interval: Option<Duration>,
@@ -38,10 +42,15 @@ pub struct Limits {
     pub pending_resets: usize,
     /// The longest deadline: a call that asks for more gets this. A call that asks for none has none.
     pub deadline: Duration,
+    /// Age at which a call ends as UNAVAILABLE, ±10% so that streams that began together do not all come back at once; `None` for never. A stream
+    /// says then how to resume it, as in a drain. A connection's age ends most streams sooner; this bounds them where connections have none.
+    /// Calls of health and reflection have no age.
+    pub call_age: Option<Duration>,
     /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused and the open ones take no more calls.
     /// Whoever routes calls here learns in this time to route them elsewhere.
     pub drain_delay: Duration,
-    /// Time after the delay until what still runs ends as UNAVAILABLE.
+    /// Time after the delay until what still runs ends as UNAVAILABLE, and until cancellations that callers have asked for in case they leave
+    /// are given up.
     pub drain_timeout: Duration,
 }
 
@@ -52,6 +61,8 @@ impl Default for Limits {
             connections: 4096,
             handshake: Duration::from_secs(10),
             streams: 1000,
+            // An open call takes some 10 KiB, a stream some 50: half a GiB of the latter.
+            calls: 10_000,
             stream_window: 64 << 10,
             connection_window: 16 << 20,
             stream_send_buffer: 64 << 10,
@@ -66,6 +77,7 @@ impl Default for Limits {
             // h2's own 20 is less than the calls that a busy caller may cancel together.
             pending_resets: 100,
             deadline: minutes(24 * 60),
+            call_age: Some(minutes(60)),
             // Together they stay below the 30 s that Kubernetes gives a pod to end.
             drain_delay: Duration::from_secs(5),
             drain_timeout: Duration::from_secs(20),

@@ -7,8 +7,10 @@
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `gather` | writes of one turn, gathered into one |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
+//! | `web` | calls from pages in browsers |
 //!
 //! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the others; nothing, a full descriptor
 //! table neither, makes the loop spin or end; a drain ends in bounded time, and every call that it cuts is told so.
@@ -21,13 +23,15 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
+mod gather;
 mod limits;
 mod routes;
 mod tls;
+mod web;
 
 use std::{io, sync::Arc, time::Duration};
 
-use hyper::server::conn::http2;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioTimer;
 use tokio::{
     net::TcpListener,
@@ -39,33 +43,38 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use crate::watched::Watched;
+use crate::{telemetry::Telemetry, watched::Watched};
 
 pub use self::{
-    access::{Access, Tokens},
+    access::{Access, Tenant, Tokens},
     call::{Cut, Deadline, LastWords},
     drain::Drain,
     limits::Limits,
     routes::{Health, routes},
     tls::TlsFiles,
+    web::{Origin, Web},
 };
 
 /// Time to wait when no connection can be accepted for want of something that only others can give back, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
-/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed, two seconds after
-/// that at the latest.
+/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed and what callers have left to be
+/// done is done, two seconds after that at the latest.
 pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls } = served;
+    let Served { routes, health, access, tls, web, telemetry, detached } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
+        http1: http1(&limits),
         http2: http2(&limits, Tasks(tasks.clone())),
         routes,
         access,
         tls,
+        telemetry,
+        web,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
+        places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
         limits,
     });
 
@@ -82,7 +91,13 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
     server.draining.cancel();
     health.close().await;
     tasks.close();
-    if timeout(server.limits.drain_timeout, tasks.wait()).await.is_err() {
+    let over = async {
+        tasks.wait().await;
+        // What calls have left to be done. It ends with the program, done or not.
+        detached.close();
+        detached.wait().await;
+    };
+    if timeout(server.limits.drain_timeout, over).await.is_err() {
         tracing::warn!("the drain timeout passed: what still runs is cut");
         server.end.cancel();
         // Connections take up to FLUSH; then the handlers that they had are dropped.
@@ -102,15 +117,26 @@ pub struct Served {
     pub access: Access,
     /// TLS; without it connections are in the clear.
     pub tls: Option<Watched<ServerConfig>>,
+    /// What counts and traces.
+    pub telemetry: Telemetry,
+    /// Which pages may call; without any there is no gRPC-Web and no HTTP/1.1.
+    pub web: Option<Web>,
+    /// What goes on after its caller has left, and is waited for in a drain.
+    pub detached: TaskTracker,
 }
 
 /// What all connections share.
 struct Server {
     access: Access,
     tls: Option<Watched<ServerConfig>>,
+    telemetry: Telemetry,
+    web: Option<Web>,
     limits: Limits,
+    http1: http1::Builder,
     http2: http2::Builder<Tasks>,
     routes: Routes,
+    /// One for each call that may be open.
+    places: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -128,6 +154,19 @@ where
     fn execute(&self, task: F) {
         self.0.spawn(task);
     }
+}
+
+fn http1(limits: &Limits) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    let metadata = limits.metadata as usize;
+    http1
+        .timer(TokioTimer::new())
+        // It runs between two requests, too: a browser that comes back connects again.
+        .header_read_timeout(limits.handshake)
+        .max_header_size(metadata)
+        // hyper takes no less.
+        .max_buf_size(metadata.max(limits.stream_send_buffer as usize).max(8 << 10));
+    http1
 }
 
 fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
@@ -169,7 +208,10 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracke
         };
         let server = Arc::clone(server);
         tasks.spawn(async move {
+            let open = &server.telemetry.metrics().connections;
+            open.inc();
             connection::serve(stream, &server).await;
+            open.dec();
             drop(place);
         });
     }

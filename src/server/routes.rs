@@ -8,6 +8,12 @@ use crate::v1::{DESCRIPTOR, run_service_server, run_step_service_server};
 /// What health speaks of: the server as a whole, and each service.
 const NAMES: [&str; 3] = ["", run_service_server::SERVICE_NAME, run_step_service_server::SERVICE_NAME];
 
+/// Whether a call of this path is one of health or reflection. They cost next to nothing, and whoever routes calls here has to get an answer
+/// when there is no place for any other.
+pub(super) fn is_aside(path: &str) -> bool {
+    ["/grpc.health.", "/grpc.reflection."].iter().any(|service| path.starts_with(service))
+}
+
 /// What [`grpc.health.v1.Health`](tonic_health) answers.
 #[derive(Debug, Clone)]
 pub struct Health(HealthReporter);

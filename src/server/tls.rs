@@ -1,6 +1,7 @@
 //! TLS for the listener: certificate, key and client CA from files, read again when they change.
 //!
-//! Must hold: a changed certificate is what the next handshake shows; open connections keep theirs. Only HTTP/2 is offered.
+//! Must hold: a changed certificate is what the next handshake shows; open connections keep theirs. Only HTTP/2 is offered, unless browsers are
+//! served.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,18 +25,20 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
     /// Whether a client may come without a certificate, since it may be known by a token.
     pub client_optional: bool,
+    /// Whether HTTP/1.1 is offered beside HTTP/2.
+    pub http1: bool,
 }
 
 impl TlsFiles {
     /// Reads the files, and again whenever they change. Has to be called in a runtime.
     pub fn watch(self, interval: Duration) -> Result<Watched<ServerConfig>, String> {
-        let Self { certificate, key, client_ca, client_optional } = self;
+        let Self { certificate, key, client_ca, client_optional, http1 } = self;
         let files = [certificate, key].into_iter().chain(client_ca).collect();
-        Watched::new(files, interval, move |contents| config(contents, client_optional))
+        Watched::new(files, interval, move |contents| config(contents, client_optional, http1))
     }
 }
 
-fn config(contents: &[Vec<u8>], client_optional: bool) -> Result<ServerConfig, String> {
+fn config(contents: &[Vec<u8>], client_optional: bool, http1: bool) -> Result<ServerConfig, String> {
     let [certificate, key, client_ca @ ..] = contents else { return Err("certificate or key is missing".to_owned()) };
     let provider = Arc::new(ring::default_provider());
     let chain = certificates(certificate).map_err(|error| format!("TLS certificate: {error}"))?;
@@ -54,7 +57,8 @@ fn config(contents: &[Vec<u8>], client_optional: bool) -> Result<ServerConfig, S
         builder.with_no_client_auth()
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| format!("TLS certificate and key: {error}"))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    let protocols: &[&[u8]] = if http1 { &[b"h2", b"http/1.1"] } else { &[b"h2"] };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }
 

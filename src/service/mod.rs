@@ -9,13 +9,15 @@ use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
     error::{Effect, Error, Outcome},
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    server::{Cut, Deadline, LastWords},
+    server::{Cut, Deadline, LastWords, Tenant},
+    telemetry,
     v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
 
@@ -42,6 +44,11 @@ impl Gateway {
     /// `RunStepService`.
     pub fn run_step_service(&self, max_request_bytes: usize) -> RunStepServiceServer<Self> {
         RunStepServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    }
+
+    /// What goes on after its caller has left.
+    pub fn detached(&self) -> TaskTracker {
+        self.streams.detached()
     }
 
     /// Who calls, and with what.
@@ -92,18 +99,25 @@ impl Gateway {
             }
         }
         let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
+        let tenant = extensions.get::<Tenant>().map(|tenant| Arc::clone(&tenant.0));
         (
-            Caller { headers, deadline, retries: retries(&metadata) },
+            Caller {
+                headers,
+                deadline,
+                retries: retries(&metadata),
+                tenant,
+                call: extensions.get::<telemetry::Call>().cloned().unwrap_or_default(),
+            },
             extensions.get::<LastWords>().cloned().unwrap_or_default(),
             message,
         )
     }
 }
 
-/// The error of a write that was under way when the gateway closed its caller's connection.
+/// The error of a write that was under way when the gateway ended the call.
 fn closed() -> Error {
-    let cause = "the gateway closed the connection".to_owned();
-    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false }
+    let cause = "the gateway ended the call".to_owned();
+    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false, request_id: None }
 }
 
 /// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.
@@ -114,20 +128,23 @@ fn retries(metadata: &HeaderMap) -> bool {
 }
 
 /// The answer of a unary call.
-fn answer<M>(result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
+fn answer<M>(call: &telemetry::Call, result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
     match result {
         Ok(Answer { message, headers }) => {
             Ok(Response::from_parts(MetadataMap::from_headers(headers), message, http::Extensions::new()))
         }
-        Err(error) => Err(status(&error)),
+        Err(error) => Err(status(call, &error)),
     }
 }
 
 /// The answer of a streaming call.
-fn stream(result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
+fn stream(call: telemetry::Call, result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(events) => Ok(Response::new(Box::pin(events.map(|event| event.map_err(|error| status(&error)))))),
-        Err(error) => Err(status(&error)),
+        Ok(events) => {
+            let events = events.map(move |event| event.inspect(|event| call.sent(event)).map_err(|error| status(&call, &error)));
+            Ok(Response::new(Box::pin(events)))
+        }
+        Err(error) => Err(status(&call, &error)),
     }
 }
 
@@ -144,9 +161,9 @@ fn inbound<M: Send + 'static>(requests: Streaming<M>) -> Pin<Box<dyn Stream<Item
     }))
 }
 
-/// The status of a failed call. The log gets its own words.
-fn status(error: &Error) -> Status {
-    tracing::info!(error = %error.log(), "call failed");
+/// The status of a failed call. Telemetry gets its own words.
+fn status(call: &telemetry::Call, error: &Error) -> Status {
+    call.failed(error);
     error.status()
 }
 

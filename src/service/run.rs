@@ -24,48 +24,48 @@ impl RunService for Gateway {
 
     async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open_once(request);
-        answer(self.upstream.create_run(&caller, &request).await)
+        answer(&caller.call, self.upstream.create_run(&caller, &request).await)
     }
 
     async fn create_thread_and_run(&self, request: Request<CreateThreadAndRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open_once(request);
-        answer(self.upstream.create_thread_and_run(&caller, &request).await)
+        answer(&caller.call, self.upstream.create_thread_and_run(&caller, &request).await)
     }
 
     async fn list_runs(&self, request: Request<ListRunsRequest>) -> Result<Response<ListRunsResponse>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.list_runs(&caller, &request).await)
+        answer(&caller.call, self.upstream.list_runs(&caller, &request).await)
     }
 
     async fn get_run(&self, request: Request<GetRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.get_run(&caller, &request).await)
+        answer(&caller.call, self.upstream.get_run(&caller, &request).await)
     }
 
     async fn modify_run(&self, request: Request<ModifyRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
         let answered = self.upstream.modify_run(&caller, &request).await;
         self.streams.touched(&request.thread_id, &request.run_id);
-        answer(answered)
+        answer(&caller.call, answered)
     }
 
     async fn submit_tool_outputs(&self, request: Request<SubmitToolOutputsRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open_once(request);
         let answered = self.upstream.submit_tool_outputs(&caller, &request).await;
         self.streams.touched(&request.thread_id, &request.run_id);
-        answer(answered)
+        answer(&caller.call, answered)
     }
 
     async fn cancel_run(&self, request: Request<CancelRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
         let answered = self.upstream.cancel_run(&caller, &request).await;
         self.streams.touched(&request.thread_id, &request.run_id);
-        answer(answered)
+        answer(&caller.call, answered)
     }
 
     async fn stream_create_run(&self, request: Request<StreamCreateRunRequest>) -> Result<Response<RunEvents>, Status> {
         let (caller, resume, request) = self.open_stream(request, Effect::Once);
-        stream(self.streams.create_run(caller, request, resume).await)
+        stream(caller.call.clone(), self.streams.create_run(caller, request, resume).await)
     }
 
     async fn stream_create_thread_and_run(
@@ -73,7 +73,7 @@ impl RunService for Gateway {
         request: Request<StreamCreateThreadAndRunRequest>,
     ) -> Result<Response<RunEvents>, Status> {
         let (caller, resume, request) = self.open_stream(request, Effect::Once);
-        stream(self.streams.create_thread_and_run(caller, request, resume).await)
+        stream(caller.call.clone(), self.streams.create_thread_and_run(caller, request, resume).await)
     }
 
     async fn stream_submit_tool_outputs(
@@ -81,22 +81,22 @@ impl RunService for Gateway {
         request: Request<StreamSubmitToolOutputsRequest>,
     ) -> Result<Response<RunEvents>, Status> {
         let (caller, resume, request) = self.open_stream(request, Effect::Once);
-        stream(self.streams.submit_tool_outputs(caller, request, resume).await)
+        stream(caller.call.clone(), self.streams.submit_tool_outputs(caller, request, resume).await)
     }
 
     async fn converse_run(&self, request: Request<Streaming<ConverseRunRequest>>) -> Result<Response<RunEvents>, Status> {
         let (caller, resume, requests) = self.open_stream(request, Effect::Once);
-        stream(self.streams.converse(caller, inbound(requests), resume).await)
+        stream(caller.call.clone(), self.streams.converse(caller, inbound(requests), resume).await)
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {
         let drain = request.extensions().get::<Drain>().cloned().unwrap_or_default();
         let (caller, resume, request) = self.open_stream(request, Effect::Repeatable);
-        stream(self.streams.watch_run(&caller, &request, resume, drain.turn()).await)
+        stream(caller.call.clone(), self.streams.watch_run(&caller, &request, resume, drain.turn()).await)
     }
 
     async fn wait_run(&self, request: Request<WaitRunRequest>) -> Result<Response<Run>, Status> {
         let (caller, request) = self.open(request);
-        self.streams.wait_run(&caller, &request).await.map(Response::new).map_err(|error| status(&error))
+        self.streams.wait_run(&caller, &request).await.map(Response::new).map_err(|error| status(&caller.call, &error))
     }
 }

@@ -9,11 +9,11 @@ use crate::v1::{GetRunStepRequest, ListRunStepsRequest, ListRunStepsResponse, Ru
 impl RunStepService for Gateway {
     async fn list_run_steps(&self, request: Request<ListRunStepsRequest>) -> Result<Response<ListRunStepsResponse>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.list_run_steps(&caller, &request).await)
+        answer(&caller.call, self.upstream.list_run_steps(&caller, &request).await)
     }
 
     async fn get_run_step(&self, request: Request<GetRunStepRequest>) -> Result<Response<RunStep>, Status> {
         let (caller, request) = self.open(request);
-        answer(self.upstream.get_run_step(&caller, &request).await)
+        answer(&caller.call, self.upstream.get_run_step(&caller, &request).await)
     }
 }

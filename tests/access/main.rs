@@ -6,7 +6,14 @@ mod outbound;
 #[path = "../support/mod.rs"]
 mod support;
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use certificates::Authority;
 use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
@@ -15,6 +22,14 @@ use support::{
     upstream::{Answer, Upstream},
 };
 use tempfile::TempDir;
+use tokio::{net::TcpStream, sync::Notify, task::JoinSet};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, pem::PemObject as _},
+    },
+};
 use tonic::{
     Code, Request, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -77,6 +92,49 @@ async fn a_caller_is_known_by_its_token_which_the_upstream_never_sees() {
     fs::write(&tokens, "nonsense\n").expect("a file");
     tokio::time::sleep(Duration::from_millis(100)).await;
     get_run(gateway.channel(), Some("other")).await.expect("what was read before stays");
+    gateway.drain().await;
+}
+
+#[tokio::test]
+async fn one_callers_flood_leaves_others_served_though_all_use_the_gateways_key() {
+    let (held, free) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let (state, run) = ((Arc::clone(&held), Arc::clone(&free)), r#"{"id":"run_1","object":"thread.run"}"#);
+    let upstream = Upstream::answering(move |request| {
+        let hangs = request.target.starts_with("/threads/flood/") && !state.1.load(Ordering::SeqCst);
+        let answer = if hangs { Answer::new(200).chunked().wait(&state.0) } else { Answer::json(200, "") };
+        answer.bytes(run)
+    })
+    .await;
+    let folder = TempDir::new().expect("a folder");
+    let tokens = write(&folder, "tokens", &format!("{SECRET} the batch job\n{OTHER} the shop\n"));
+    let own = ["--upstream-api-key", "sk-own", "--tokens-file", &tokens];
+    let limits = ["--max-upstream-requests", "9", "--max-upstream-queue", "90", "--upstream-queue-timeout", "1h"];
+    let gateway = spawn_gateway(&upstream.url(), &[&own[..], &limits].concat()).await;
+    let calls = |token: &'static str, thread: &'static str, count: usize| -> JoinSet<Result<(), Status>> {
+        let call = |number: usize| {
+            let mut request = Request::new(GetRunRequest { thread_id: thread.to_owned(), run_id: "run_1".to_owned() });
+            request.set_timeout(Duration::from_secs(20));
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", format!("Bearer {token}").parse().expect("a value"));
+            // What a caller chooses does not make it another.
+            metadata.insert("openai-project", format!("{number}").parse().expect("a value"));
+            let mut runs = gateway.runs();
+            async move { runs.get_run(request).await.map(|_| ()) }
+        };
+        (0..count).map(call).collect()
+    };
+    let flood = calls("secret", "flood", 60);
+    // Eight places of nine, and no more.
+    upstream.wait_for_requests(8).await;
+    for answered in calls("other", "thread_1", 30).join_all().await {
+        answered.expect("an answer");
+    }
+    assert_eq!(upstream.requests().len(), 8 + 30);
+    free.store(true, Ordering::SeqCst);
+    held.notify_waiters();
+    for answered in flood.join_all().await {
+        answered.expect("an answer");
+    }
     gateway.drain().await;
 }
 
@@ -166,6 +224,29 @@ async fn a_caller_is_known_by_a_name_in_its_certificate() {
     }
     assert_eq!(upstream.requests().len(), 2);
     gateway.drain().await;
+}
+
+#[tokio::test]
+async fn http1_is_offered_by_tls_only_where_pages_may_call() {
+    let (authority, upstream) = (Authority::new(), upstream().await);
+    let tls = Tls::new(&authority);
+    for (origins, agreed) in [(&[][..], None), (&["--web-origins", "https://app.example"][..], Some(b"http/1.1".to_vec()))] {
+        let flags = [&["--tls-cert-file", &tls.certificate, "--tls-key-file", &tls.key], origins].concat();
+        let gateway = spawn_gateway(&upstream.url(), &flags).await;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("a certificate")).expect("a root");
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let mut browser = versions.with_root_certificates(roots).with_no_client_auth();
+        browser.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TcpStream::connect(gateway.address()).await.expect("a connection");
+        let name = "localhost".try_into().expect("a name");
+        let shaken = TlsConnector::from(Arc::new(browser)).connect(name, stream).await;
+        assert_eq!(shaken.ok().and_then(|stream| stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)), agreed);
+        // HTTP/2 is offered in both cases, and goes first.
+        call(&gateway, &authority, None).await.expect("an answer");
+        gateway.drain().await;
+    }
 }
 
 #[test]

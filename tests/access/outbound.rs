@@ -1,9 +1,18 @@
 //! Who the gateway is to its upstream, and whom it takes for its upstream.
 
-use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use runs_gateway::v1::{CreateRunRequest, RunSpec, run_service_client::RunServiceClient};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -13,7 +22,7 @@ use tokio_rustls::{
         server::WebPkiClientVerifier,
     },
 };
-use tonic::Code;
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{certificates::Authority, get_run, spawn_gateway, support::upstream::Upstream, until, upstream, write};
 
@@ -67,10 +76,59 @@ async fn only_an_upstream_whose_certificate_holds_is_talked_to() {
         let address = front(&upstream, certificate, None).await;
         let url = format!("https://localhost:{}", address.port());
         let gateway = spawn_gateway(&url, &["--upstream-ca-file", &ca, "--upstream-api-key", "sk-own"]).await;
-        let told = get_run(gateway.channel(), None).await.map_err(|status| status.code());
-        assert_eq!(told, if holds { Ok(()) } else { Err(Code::Unavailable) }, "{case}");
-        assert_eq!(upstream.requests().len(), usize::from(holds), "{case}");
+        // A create, too, is told that it may be repeated: nothing was sent.
+        for told in [get_run(gateway.channel(), None).await, create_run(gateway.channel()).await] {
+            let told = told.map_err(|status| status.code());
+            assert_eq!(told, if holds { Ok(()) } else { Err(Code::Unavailable) }, "{case}");
+        }
+        assert_eq!(upstream.requests().len(), if holds { 2 } else { 0 }, "{case}");
         gateway.drain().await;
+    }
+}
+
+async fn create_run(channel: Channel) -> Result<(), Status> {
+    let run = Some(RunSpec { assistant_id: "asst_1".to_owned(), ..RunSpec::default() });
+    let request = CreateRunRequest { thread_id: "thread_1".to_owned(), run, include: vec![] };
+    RunServiceClient::new(channel).create_run(request).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_come_to_speak_tls_is_sent_nothing() {
+    let folder = TempDir::new().expect("a folder");
+    let ca = write(&folder, "ca.crt", Authority::new().pem());
+    let cases: [(&str, &[u8], bool); 4] = [
+        ("closes at once", b"", true),
+        ("says nothing", b"", false),
+        ("speaks HTTP", b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\n{\"id\":\"run_1\"}", true),
+        ("closes in the handshake", b"\x16\x03\x03\x00\x7a\x02\x00", true),
+    ];
+    for (case, says, closes) in cases {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("https://localhost:{}", listener.local_addr().expect("an address").port());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hearing = Arc::clone(&heard);
+        let upstream = tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut hello = vec![0; 4096];
+                let count = stream.read(&mut hello).await.unwrap_or_default();
+                hearing.lock().expect("never held over a panic").extend_from_slice(&hello[..count]);
+                let _ = stream.write_all(says).await;
+                if !closes {
+                    open.push(stream);
+                }
+            }
+        });
+        let flags = ["--upstream-ca-file", &ca, "--upstream-api-key", "sk-own", "--connect-timeout", "200ms"];
+        let gateway = spawn_gateway(&url, &flags).await;
+        for told in [get_run(gateway.channel(), None).await, create_run(gateway.channel()).await] {
+            assert_eq!(told.map_err(|status| status.code()), Err(Code::Unavailable), "{case}");
+        }
+        gateway.drain().await;
+        upstream.abort();
+        let heard = heard.lock().expect("never held over a panic").clone();
+        assert!(!heard.windows(6).any(|part| part == b"sk-own"), "{case}: the key in the clear");
+        assert!(!heard.windows(7).any(|part| part == b"threads"), "{case}: a request in the clear");
     }
 }
 

@@ -138,7 +138,7 @@ async fn the_events_of_all_rounds_tell_what_polling_shows_in_the_end() {
 
         let (thread_id, run_id) = (last.thread_id.clone(), last.id.clone());
         let polled = gateway.runs().get_run(GetRunRequest { thread_id, run_id }).await.expect("the run").into_inner();
-        assert_eq!((polled.status(), &polled), (RunStatus::Completed, last));
+        assert_eq!((polled.status(), &polled), (RunStatus::Completed, &**last));
         let steps = steps(&gateway, last).await;
         let polled: Vec<_> = steps.iter().map(|step| step.id.as_str()).collect();
         assert_eq!(found(RunEventType::ThreadRunStepCompleted), polled);

@@ -258,6 +258,29 @@ async fn an_error_whose_body_is_lost_is_still_that_error() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_lost_or_of_no_use_names_the_request_if_its_head_came() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\nx-request-id: req_1\r\n\r\n{\"id\":";
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &["--answer-timeout", "300ms"]).await;
+    let (unusable, lost) = ("UNUSABLE_ANSWER", ["UPSTREAM_UNAVAILABLE", "OUTCOME_UNKNOWN"]);
+    let table: [(fn() -> Answer, _, _); 6] = [
+        (|| Answer::json(200, "[]").header("x-request-id", "req_1"), [unusable; 2], Some("req_1")),
+        (|| Answer::json(200, "[]").header("apim-request-id", "req_2"), [unusable; 2], Some("req_2")),
+        (|| Answer::raw(HEAD).close(), lost, Some("req_1")),
+        (|| Answer::raw(HEAD).wait(&Arc::default()), ["UPSTREAM_TIMEOUT", "OUTCOME_UNKNOWN"], Some("req_1")),
+        (Answer::cut_before_answer, lost, None),
+        (|| Answer::json(200, "[]"), [unusable; 2], None),
+    ];
+    for (answer, reasons, id) in table {
+        for (call, reason) in [Call::get_run(), Call::create_run()].into_iter().zip(reasons) {
+            let told = Told::from(&told(&gateway, &upstream, &call, answer()).await);
+            assert_eq!((&*told.reason, told.request_id.as_deref()), (reason, id), "{}", call.rpc());
+        }
+    }
+    gateway.drain().await;
+}
+
+#[tokio::test]
 async fn whatever_the_upstream_says_status_and_details_stay_below_4_kib() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;

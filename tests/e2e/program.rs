@@ -1,73 +1,18 @@
 //! The program itself: what whoever starts it sees.
 
-use std::{
-    fs,
-    net::TcpListener,
-    process::{ExitStatus, Stdio},
-};
+use std::{fs, net::TcpListener};
 
 use assert_cmd::Command;
 use prost_reflect::DescriptorPool;
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
-    process::Child,
-    task::JoinHandle,
-};
-use tonic::{
-    Code,
-    transport::{Channel, Endpoint},
-};
+use tonic::Code;
 
 use crate::{
     call::{Call, contract},
-    support::upstream::{Answer, Upstream},
+    support::{
+        program::{PROGRAM, Running},
+        upstream::{Answer, Upstream},
+    },
 };
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_runs-gateway");
-
-/// The program, serving on a free port. Killed if it is dropped before its end.
-pub(crate) struct Running {
-    child: Child,
-    /// Reads standard error to its end: a full pipe would stop the program.
-    log: JoinHandle<String>,
-    pub(crate) channel: Channel,
-}
-
-impl Running {
-    /// Starts it and reads where it listens.
-    pub(crate) async fn start(flags: &[&str]) -> Self {
-        let mut child = tokio::process::Command::new(PROGRAM)
-            .args(["serve", "--listen", "127.0.0.1:0", "--drain-delay", "0s"])
-            .args(flags)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program starts");
-        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        let address = loop {
-            let mut line = String::new();
-            assert!(stderr.read_line(&mut line).await.expect("text") > 0, "ended before it listened");
-            if let Some(address) = line.strip_prefix("grpc listening on ") {
-                break address.trim().to_owned();
-            }
-        };
-        let log = tokio::spawn(async move {
-            let mut log = String::new();
-            stderr.read_to_string(&mut log).await.expect("text");
-            log
-        });
-        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
-        Self { child, log, channel }
-    }
-
-    /// Sends a signal and waits for the end: how it ended, and all that it wrote to standard error after it listened.
-    pub(crate) async fn stop(mut self, signal: &str) -> (ExitStatus, String) {
-        let pid = self.child.id().expect("still running").to_string();
-        Command::new("kill").args([signal, &pid]).assert().success();
-        (self.child.wait().await.expect("an end"), self.log.await.expect("a log"))
-    }
-}
 
 #[tokio::test]
 async fn it_serves_on_a_free_port_and_drains_on_a_signal() {

@@ -1,16 +1,18 @@
-//! No key, no prompt and nothing of an upstream's body reaches a log, however much is logged.
+//! No key, no prompt and nothing of an upstream's body reaches a log, however much is logged, or a metric, or a trace.
 
 use crate::{
     call::Call,
-    program::Running,
-    support::upstream::{Answer, Upstream},
+    support::{
+        program::Running,
+        upstream::{Answer, Upstream},
+    },
 };
 
-/// What must not be found in a log.
-const SECRETS: [&str; 6] = ["OWN-KEY", "CALLER-KEY", "PROMPT", "BODY-TEXT", "HEADER-VALUE", "COOKIE"];
+/// What must not be found.
+const SECRETS: [&str; 7] = ["OWN-KEY", "CALLER-KEY", "PROMPT", "BODY-TEXT", "HEADER-VALUE", "COOKIE", "COLLECTOR-KEY"];
 
 #[tokio::test]
-async fn no_secret_is_logged_at_any_level() {
+async fn no_secret_is_logged_at_any_level_or_counted_or_traced() {
     let prompt = Call::rest(
         "POST",
         "/threads/t/runs",
@@ -40,7 +42,10 @@ async fn no_secret_is_logged_at_any_level() {
         let url = format!("{}/?key=HEADER-VALUE", upstream.url());
         let header =
             ["--log", "trace", "--max-retries", "0", "--upstream-header", "x-extra: HEADER-VALUE", "--upstream-url", &url];
-        let program = Running::start(&[flags, &header].concat()).await;
+        let collector = Upstream::answering(|_| Answer::new(200)).await;
+        let environment =
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url()), ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=COLLECTOR-KEY")];
+        let program = Running::start_in(&[flags, &header].concat(), &environment).await;
         let metadata = [("authorization", "Bearer CALLER-KEY"), ("cookie", "COOKIE"), ("idempotency-key", "HEADER-VALUE")];
         let mut calls = 0;
         for answer in &answers {
@@ -52,12 +57,18 @@ async fn no_secret_is_logged_at_any_level() {
         }
         refused.with(program.channel.clone(), &metadata).await.expect_err("`stream` is the gateway's");
         assert_eq!(upstream.requests().len(), calls, "every call went through");
+        let (_, metrics) = program.ask_admin("/metrics").await;
         let (_, log) = program.stop("-TERM").await;
+        let spans: Vec<_> =
+            collector.requests().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
+        let spans = spans.join("\n");
+        assert!(spans.contains("POST /threads/{thread_id}/runs") && metrics.contains("http_client_request_duration_seconds"));
         // It did log.
-        assert!(log.contains("call failed") && log.contains("invalid_request_error") && log.contains("TRACE"), "{log}");
+        assert!(log.contains("call ended") && log.contains("invalid_request_error") && log.contains("TRACE"), "{log}");
         for secret in SECRETS {
-            let found: Vec<_> = log.lines().filter(|line| line.contains(secret)).take(3).collect();
-            assert!(found.is_empty(), "{secret} was logged:\n{}", found.join("\n"));
+            let said = [&*log, &*metrics, &*spans];
+            let found: Vec<_> = said.into_iter().flat_map(str::lines).filter(|line| line.contains(secret)).take(3).collect();
+            assert!(found.is_empty(), "{secret} was said:\n{}", found.join("\n"));
         }
     }
 }

@@ -64,6 +64,30 @@ async fn one_fault_ends_in_the_right_answer_or_the_right_error() {
 }
 
 #[tokio::test]
+async fn of_all_kinds_of_resets_and_goaways_only_those_that_say_so_mean_that_nothing_was_done() {
+    // Up to HTTP_1_1_REQUIRED, and one that there is not.
+    for code in (0..=13).chain([0xbad]) {
+        let safe = |kinds: &[u32]| if kinds.contains(&code) { ("Ok", 2) } else { (UNKNOWN, 1) };
+        let faults = [
+            (vec![Say::Reset(code)], safe(&[REFUSED_STREAM])),
+            (vec![Say::GoAwayBefore(code), Say::Close], safe(&[NO_ERROR, REFUSED_STREAM])),
+            (vec![Say::GoAway(code), Say::Close], safe(&[])),
+        ];
+        for (fault, once) in faults {
+            for (call, (ended, requests)) in [(Call::Get, ("Ok", 2)), (Call::Create, once)] {
+                let said = fault.clone();
+                let upstream = UpstreamH2::start(move |number| if number == 0 { said.clone() } else { WELL.to_vec() }).await;
+                let gateway = gateway(&upstream).await;
+                let came = call.on(gateway.channel()).await;
+                assert_eq!(came.to_string(), ended, "{call:?}: the upstream does {fault:?}");
+                assert_eq!(upstream.requests(), requests, "{call:?}: the upstream does {fault:?}");
+                gateway.drain().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_always_refused_is_safe_to_repeat() {
     for call in [Call::Get, Call::Create, Call::Submit] {
         let upstream = UpstreamH2::start(|_| vec![Say::Reset(REFUSED_STREAM)]).await;

@@ -4,10 +4,8 @@
 
 use std::{
     collections::HashMap,
-    env, fs,
+    env,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -16,11 +14,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use crate::{
     call::{Call, Ended},
-    support::upstream::{Answer, Recorded, Step, Upstream},
+    support::{
+        process::Program,
+        upstream::{Answer, Recorded, Step, Upstream},
+    },
 };
 
 const CONCURRENCY: usize = 256;
@@ -92,42 +93,6 @@ fn answer(seed: u64, attempts: &Mutex<HashMap<usize, usize>>, request: &Recorded
     }
 }
 
-/// The gateway as a process of its own, so that what it holds can be told from what the test holds.
-struct Program(Child);
-
-impl Program {
-    fn start(url: &str) -> (Self, Channel) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_runs-gateway"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--upstream-url", url]);
-        command.args(["--retry-pause", "1ms", "--max-retry-pause", "5ms", "--retry-budget", "1000000"]);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let line = lines.next().expect("a line").expect("text");
-        let address = line.strip_prefix("grpc listening on ").expect("where it listens").to_owned();
-        // Read on, so that it is never held up.
-        std::thread::spawn(move || lines.for_each(|line| eprintln!("gateway: {line:?}")));
-        (Self(child), Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy())
-    }
-
-    fn files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.0.id())).expect("its files").count()
-    }
-
-    /// Its memory, in KiB.
-    fn memory(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("its status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 async fn run(channel: &Channel, seed: u64, numbers: std::ops::Range<usize>) {
     let mut running = JoinSet::new();
     let check = |(number, ended, id): (usize, Ended, String)| {
@@ -157,7 +122,9 @@ async fn every_call_ends_as_it_must_and_nothing_is_left_behind() {
     let attempts = Arc::new(Mutex::default());
     let counted = Arc::clone(&attempts);
     let upstream = Upstream::answering(move |request| answer(seed, &counted, request)).await;
-    let (program, channel) = Program::start(&upstream.url());
+    let flags = ["--retry-pause", "1ms", "--max-retry-pause", "5ms", "--retry-budget", "1000000"];
+    let program = Program::start(&upstream.url(), &flags);
+    let channel = program.channel();
     let before = program.files();
 
     run(&channel, seed, 0..4 * CONCURRENCY).await;

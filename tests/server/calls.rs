@@ -5,6 +5,7 @@ use std::time::Duration;
 use runs_gateway::server::{Cut, Deadline, LastWords, Limits};
 use tokio::time::Instant;
 use tonic::{Code, Status};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::harness::{Client, Gateway, code, data, log, millis, soon, status};
 
@@ -164,6 +165,76 @@ async fn a_handler_may_say_what_its_call_answers_when_it_is_cut() {
 }
 
 #[tokio::test]
+async fn one_call_too_many_on_all_connections_is_refused_at_once_and_health_and_reflection_still_answer() {
+    let mut gateway = Gateway::start(Limits { calls: 2, ..Limits::default() }).await;
+    let (mut one, mut other) = (gateway.client().await, gateway.client().await);
+    let unary = one.call("/test.Script/Unary", &[]).await.unwrap();
+    let waits = gateway.call().await;
+    let stream = one.call("/test.Script/Stream", &[]).await.unwrap();
+    let events = gateway.call().await.stream();
+    let answer = stream.head().await.unwrap();
+
+    for client in [&mut one, &mut other] {
+        let refused = client.call("/test.Script/Unary", &[]).await.unwrap().head().await.unwrap();
+        assert_eq!(code(&refused.head), Code::Unavailable);
+        assert_eq!(refused.head["grpc-retry-pushback-ms"], "1000");
+    }
+    assert!(!gateway.has_calls());
+    let check = HealthClient::new(gateway.channel().await).check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(check.into_inner().status(), ServingStatus::Serving);
+    let reflection = other.call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &[]).await.unwrap();
+    assert_eq!(code(&reflection.head().await.unwrap().trailers().await), Code::Ok);
+
+    // An end gives a place back, and so does leaving.
+    waits.answer(status(Code::Ok));
+    assert_eq!(unary.code_in_head().await, Code::Ok);
+    let pending = other.call("/test.Script/Unary", &[]).await.unwrap();
+    let waits = gateway.call().await;
+    drop(answer);
+    soon(events.closed()).await;
+    let last = other.call("/test.Script/Unary", &[]).await.unwrap();
+    gateway.call().await.answer(status(Code::Ok));
+    assert_eq!(last.code_in_head().await, Code::Ok);
+    drop((pending, waits));
+}
+
+#[tokio::test]
+async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_a_watch_of_health_goes_on() {
+    let mut gateway = Gateway::start(Limits { call_age: Some(millis(400)), ..Limits::default() }).await;
+    let mut health = HealthClient::new(gateway.channel().await);
+    let mut watched = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(soon(watched.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let began = Instant::now();
+    let mut client = gateway.client().await;
+    let stream = client.call("/test.Script/Stream", &[]).await.unwrap();
+    let call = gateway.call().await;
+    call.request.extensions().get::<LastWords>().unwrap().set(|cut| Status::unavailable(format!("{cut:?}")));
+    let events = call.stream();
+    events.send(data("one")).await.unwrap();
+    let mut answer = stream.head().await.unwrap();
+    assert_eq!(answer.data().await.unwrap(), "one");
+
+    let mut deaf = Client::connect(gateway.address, h2::client::Builder::new().initial_window_size(0)).await;
+    let pending = deaf.call("/test.Script/Stream", &[]).await.unwrap();
+    let unread = gateway.call().await.stream();
+    unread.send(data("never read")).await.unwrap();
+    let _unread = pending.head().await.unwrap();
+    // A deadline before the age is what cuts.
+    let pending = client.call("/test.Script/Unary", &[("grpc-timeout", "100m")]).await.unwrap();
+    let _waits = gateway.call().await;
+    assert_eq!(pending.code_in_head().await, Code::DeadlineExceeded);
+
+    let trailers = answer.trailers().await;
+    assert_eq!((code(&trailers), &trailers["grpc-message"]), (Code::Unavailable, &"Closing".parse().unwrap()));
+    assert!(began.elapsed() >= millis(360), "{:?}", began.elapsed());
+    soon(events.closed()).await;
+    soon(unread.closed()).await;
+    // Its age is past, too, and it hears of the drain.
+    gateway.shutdown.cancel();
+    assert_eq!(soon(watched.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
+}
+
+#[tokio::test]
 async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cancelled() {
     let mut gateway = Gateway::start(Limits { drain_delay: millis(0), ..Limits::default() }).await;
     let mut client = gateway.client().await;
@@ -190,16 +261,16 @@ async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cance
     gateway.shutdown.cancel();
     soon(gateway.served).await.unwrap();
     let lines = log().lines();
-    let of_method = |method| lines.iter().filter(move |line| line["span"]["rpc.method"] == method);
+    let of_method = |method| lines.iter().filter(move |line| line["fields"]["rpc.method"] == method);
     let methods = ["Answered", "LeftBefore", "LeftWithin", "Streamed"];
     let ended: Vec<_> = methods.into_iter().flat_map(of_method).map(summary).collect();
     assert_eq!(
         ended,
         [
-            "INFO test.Script Answered NotFound",
-            "INFO test.Script LeftBefore Cancelled",
-            "INFO test.Script LeftWithin Cancelled",
-            "INFO test.Script Streamed Ok",
+            "INFO test.Script Answered NOT_FOUND",
+            "INFO test.Script LeftBefore CANCELLED",
+            "INFO test.Script LeftWithin CANCELLED",
+            "INFO test.Script Streamed OK",
         ]
     );
 }
@@ -208,6 +279,6 @@ fn summary(line: &serde_json::Value) -> String {
     assert_eq!(line["fields"]["message"], "call ended");
     assert!(line["fields"]["duration_ms"].as_f64().unwrap() > 0.0);
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let span = &line["span"];
-    [&line["level"], &span["rpc.service"], &span["rpc.method"], &line["fields"]["code"]].map(text).join(" ")
+    let fields = &line["fields"];
+    [&line["level"], &fields["rpc.service"], &fields["rpc.method"], &fields["code"]].map(text).join(" ")
 }

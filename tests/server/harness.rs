@@ -14,17 +14,20 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use runs_gateway::server::{Access, Limits, Served, routes, serve};
+use runs_gateway::{
+    server::{Access, Limits, Served, Web, routes, serve},
+    telemetry::Telemetry,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Code, Status,
     body::Body,
@@ -54,6 +57,11 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     pub(crate) async fn start(limits: Limits) -> Self {
+        Self::start_for(None, Access::default(), limits).await
+    }
+
+    /// The same for pages in browsers, and with callers told apart.
+    pub(crate) async fn start_for(web: Option<Web>, access: Access, limits: Limits) -> Self {
         log();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -62,7 +70,8 @@ impl Gateway {
         services.add_service(Script(sender));
         let (routes, health) = routes(services).await;
         let shutdown = CancellationToken::new();
-        let served = Served { routes, health, access: Access::default(), tls: None };
+        let (telemetry, detached) = (Telemetry::default(), TaskTracker::new());
+        let served = Served { routes, health, access, tls: None, web, telemetry, detached };
         let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
         Self { address, shutdown, served, calls }
     }
@@ -176,8 +185,13 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
+        self.send(request.body(()).unwrap()).await
+    }
+
+    /// Sends a request without a body.
+    pub(crate) async fn send(&mut self, request: Request<()>) -> Result<Pending, h2::Error> {
         let mut requests = soon(self.requests.clone().ready()).await?;
-        Ok(Pending(requests.send_request(request.body(()).unwrap(), true)?.0))
+        Ok(Pending(requests.send_request(request, true)?.0))
     }
 }
 
@@ -188,7 +202,7 @@ impl Pending {
     /// The answer's head, and its body to come.
     pub(crate) async fn head(self) -> Result<Answer, h2::Error> {
         let (head, body) = soon(self.0).await?.into_parts();
-        Ok(Answer { head: head.headers, body })
+        Ok(Answer { status: head.status, head: head.headers, body })
     }
 
     /// The code of an answer without a body; fails if there was one.
@@ -202,6 +216,7 @@ impl Pending {
 /// An answer whose body is to come.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
     pub(crate) head: HeaderMap,
     body: h2::RecvStream,
 }

@@ -5,4 +5,6 @@ mod connections;
 mod descriptors;
 mod drain;
 mod harness;
+mod page;
 mod reflection;
+mod web;

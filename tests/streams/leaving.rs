@@ -223,7 +223,7 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
         assert_eq!(verdict(&heard.status), draining);
         assert_eq!(resume(&heard.status), resume_after(last));
         // Calling again would be another run.
-        assert_eq!(heard.status.message(), "the gateway closes this connection; resume by WatchRun or ConverseRun.attach");
+        assert_eq!(heard.status.message(), "the gateway ends this call; resume by WatchRun or ConverseRun.attach");
     }
     // Whatever the gateway had still to ask, it has asked by the time that another one has got an answer.
     let other = spawn_gateway(&upstream.url(), &[]).await;
@@ -235,6 +235,89 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
     let unknown = (Code::Unknown, "OUTCOME_UNKNOWN".to_owned());
     assert_eq!(verdict(&silent.status), unknown);
     assert_eq!(verdict(&unanswered.expect("no panic").expect_err("no answer")), unknown);
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_the_cancellations_of_callers_that_left_and_not_for_ever() {
+    let upstream = Upstream::start().await;
+    // One whose run is known, and one whose create is not answered yet.
+    for known in [true, false] {
+        let gateway = spawn_gateway(&upstream.url(), &NEVER).await;
+        let (answer, asked) = (Arc::new(Notify::new()), upstream.requests().len());
+        if known {
+            upstream.push(live([event("thread.run.created", run("queued"))]));
+            let mut stream = opened(&gateway, cancelling()).await;
+            next(&mut stream).await;
+        } else {
+            upstream.push(
+                Answer::raw("")
+                    .wait(&answer)
+                    .bytes("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+                    .bytes(run_event("queued"))
+                    .step(Step::Wait(Arc::default())),
+            );
+            let mut runs = gateway.runs();
+            tokio::select! {
+                opened = runs.stream_create_run(create_with(cancelling())) => panic!("{opened:?}"),
+                _ = upstream.wait_for_requests(asked + 1) => {}
+            }
+        }
+        upstream.push(Answer::new(200).chunked().wait(&answer).bytes(run("cancelling")));
+        if known {
+            cancelled(&upstream, asked + 1).await;
+        }
+        let mut drain = tokio::spawn(gateway.drain());
+        tokio::time::timeout(millis(300), &mut drain).await.expect_err("there is something left to do");
+        answer.notify_one();
+        if !known {
+            cancelled(&upstream, asked + 1).await;
+            answer.notify_one();
+        }
+        soon(drain).await.expect("a drain");
+    }
+    let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--drain-timeout", "300ms"]].concat()).await;
+    let asked = upstream.requests().len();
+    upstream.push(live([event("thread.run.created", run("queued"))]));
+    upstream.push(Answer::never());
+    next(&mut opened(&gateway, cancelling()).await).await;
+    cancelled(&upstream, asked + 1).await;
+    let began = Instant::now();
+    gateway.drain().await;
+    assert!((millis(300)..millis(5_000)).contains(&began.elapsed()), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_of_age_ends_says_how_to_resume_and_cancels_nothing() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--max-stream-age", "300ms"]].concat()).await;
+    upstream.push(live([event("thread.run.created", run("queued"))]));
+    let live = opened(&gateway, cancelling()).await;
+    upstream.wait_for_requests(1).await;
+    upstream.push(polled("in_progress"));
+    let request = WatchRunRequest { options: Some(cancelling()), ..watch() };
+    let watched = gateway.runs().watch_run(request).await.expect("a stream").into_inner();
+    let (live, watched) = tokio::join!(hear(live), hear(watched));
+    for (heard, last) in [(live, "THREAD_RUN_CREATED"), (watched, "THREAD_RUN_IN_PROGRESS")] {
+        assert_eq!(verdict(&heard.status), (Code::Unavailable, "GATEWAY_DRAINING".to_owned()));
+        assert_eq!(resume(&heard.status), resume_after(last));
+        assert_eq!(heard.status.message(), "the gateway ends this call; resume by WatchRun or ConverseRun.attach");
+    }
+    assert!(upstream.closed(0).await.by_client);
+    // Whoever reads nothing is still there, too: its run is not cancelled either.
+    upstream.push(live_of(20_000));
+    let mut unread = opened(&gateway, cancelling()).await;
+    next(&mut unread).await;
+    assert!(upstream.closed(upstream.accepted() - 1).await.by_client);
+    drop(unread);
+    gateway.drain().await;
+    assert_eq!(upstream.requests().len(), 3, "no cancellation");
+}
+
+/// A stream that says more than anybody holds for a reader who does not read, and then nothing.
+fn live_of(events: usize) -> Answer {
+    let delta = event("thread.message.delta", format!(r#"{{"id":"msg_1","x":"{}"}}"#, "x".repeat(200)));
+    let said = std::iter::once(run_event("in_progress")).chain(std::iter::repeat_n(delta, events));
+    live([said.collect::<Vec<_>>().concat().into()])
 }
 
 #[tokio::test]

@@ -163,11 +163,11 @@ pub(crate) fn run_of(event: &RunEvent) -> &Run {
 /// The JSON of an event's payload.
 pub(crate) fn json_of(event: &RunEvent) -> String {
     let encoded = match event.payload.as_ref().expect("a payload") {
-        Payload::Thread(it) => json::encode(it),
-        Payload::Run(it) => json::encode(it),
-        Payload::RunStep(it) => json::encode(it),
+        Payload::Thread(it) => json::encode(it.as_ref()),
+        Payload::Run(it) => json::encode(it.as_ref()),
+        Payload::RunStep(it) => json::encode(it.as_ref()),
         Payload::RunStepDelta(it) => json::encode(it),
-        Payload::Message(it) => json::encode(it),
+        Payload::Message(it) => json::encode(it.as_ref()),
         Payload::MessageDelta(it) => json::encode(it),
         other => panic!("{other:?} is no JSON"),
     };

@@ -14,6 +14,7 @@ use http::HeaderMap;
 use runs_gateway::{
     events::{PollLimits, SharedResume, StreamLimits, Streams},
     rest::{AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits, Upstream as Target, UpstreamFiles},
+    telemetry::Telemetry,
     v1::{RunEvent, RunStatus, WatchRunRequest, run_event::Payload},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -60,7 +61,7 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         reload_interval: Duration::from_secs(5),
         renewal: RENEWAL,
     };
-    let client = Client::new(&target).expect("a client");
+    let client = Client::new(&target, &Telemetry::default()).expect("a client");
     Streams::new(client, StreamLimits { poll, ..StreamLimits::default() })
 }
 

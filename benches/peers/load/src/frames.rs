@@ -1,0 +1,65 @@
+//! Cuts what arrives into gRPC messages or server-sent events, however it was cut on its way.
+
+use memchr::memmem;
+
+/// How frames end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// A flag byte, four bytes of length, a message.
+    Grpc,
+    /// An empty line ends an event.
+    Events,
+}
+
+/// What has arrived of a frame that is not complete.
+pub struct Frames {
+    framing: Framing,
+    rest: Vec<u8>,
+}
+
+impl Frames {
+    pub fn new(framing: Framing) -> Self {
+        Self { framing, rest: Vec::new() }
+    }
+
+    /// Gives every frame that `bytes` completes to `each`.
+    pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
+        let joined;
+        let mut left = if self.rest.is_empty() {
+            bytes
+        } else {
+            self.rest.extend_from_slice(bytes);
+            joined = std::mem::take(&mut self.rest);
+            &joined
+        };
+        while let Some(length) = self.framing.length(left) {
+            each(&left[..length]);
+            left = &left[length..];
+        }
+        self.rest = left.to_vec();
+    }
+
+    /// Whether nothing is left over.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+impl Framing {
+    /// The length of the first frame, if all of it is there.
+    fn length(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Grpc => {
+                let message = u32::from_be_bytes(bytes.get(1..5)?.try_into().ok()?);
+                Some(5 + message as usize).filter(|length| *length <= bytes.len())
+            }
+            Self::Events => Some(memmem::find(bytes, b"\n\n")? + 2),
+        }
+    }
+}
+
+/// The number that the upstream wrote into an event's text: `#00000042#`.
+pub fn number(frame: &[u8]) -> Option<u64> {
+    let digits = memchr::memchr_iter(b'#', frame).find_map(|at| frame.get(at + 1..at + 10).filter(|it| it[8] == b'#'))?;
+    digits[..8].iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0')))
+}

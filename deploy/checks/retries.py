@@ -1,0 +1,115 @@
+"""Which calls are repeated: in Envoy, Istio, Linkerd and gRPC's service config the same, and no write.
+
+Must hold: each method of the contract stands in one of the two sets here. So a new one has to be judged before this passes again.
+"""
+
+import collections
+import concurrent.futures
+import json
+import pathlib
+import re
+
+import grpc
+import yaml
+from runsgateway.v1 import run_service_pb2, run_step_service_pb2
+
+DEPLOY = pathlib.Path(__file__).resolve().parents[1]
+SERVICES = [*run_service_pb2.DESCRIPTOR.services_by_name.values(), *run_step_service_pb2.DESCRIPTOR.services_by_name.values()]
+METHODS = {f"{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
+RUNS, STEPS = "runsgateway.v1.RunService", "runsgateway.v1.RunStepService"
+# Doing these twice is as doing them once.
+REPEATABLE = {f"{RUNS}/{name}" for name in ["GetRun", "ListRuns", "ModifyRun", "CancelRun", "WaitRun", "WatchRun"]}
+REPEATABLE |= {f"{STEPS}/{name}" for name in ["GetRunStep", "ListRunSteps"]}
+WRITES = {f"{RUNS}/{kind}{name}" for kind in ["", "Stream"] for name in ["CreateRun", "CreateThreadAndRun", "SubmitToolOutputs"]}
+WRITES |= {f"{RUNS}/ConverseRun"}
+
+
+def agree():
+    assert not REPEATABLE & WRITES and REPEATABLE | WRITES == set(METHODS)
+    assert envoy() == REPEATABLE
+    assert istio() == REPEATABLE
+    # What is repeated has to be held by the proxy until it has ended, so not streams.
+    assert linkerd() == REPEATABLE - {f"{RUNS}/WatchRun"}
+    named = [(name["service"] + "/" + name["method"], "retryPolicy" in config) for config in config()["methodConfig"] for name in config["name"]]
+    assert sorted(name for name, _ in named) == sorted(METHODS)
+    assert {name for name, retried in named if retried} == REPEATABLE
+
+
+def config():
+    return json.loads((DEPLOY / "service_config.json").read_text())
+
+
+def envoy():
+    """What is repeated after a connection broke."""
+    document = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
+    connections = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    writes, others = connections["route_config"]["virtual_hosts"][0]["routes"]
+    regex = writes["match"]["safe_regex"]["regex"]
+    # Envoy's own errors go by the same names.
+    (mapper,) = connections["local_reply_config"]["mappers"]
+    assert mapper["filter"]["and_filter"]["filters"][1]["header_filter"]["header"]["string_match"]["safe_regex"]["regex"] == regex
+    assert not {"reset", "5xx", "gateway-error", "cancelled"} & on(writes["route"]["retry_policy"]["retry_on"])
+    assert "reset" in on(others["route"]["retry_policy"]["retry_on"]) and others["match"] == {"prefix": "/"}
+    assert writes["route"]["timeout"] == others["route"]["timeout"] == "0s"
+    return {name for name in METHODS if not re.fullmatch(regex, f"/{name}")}
+
+
+def istio():
+    service, _ = yaml.safe_load_all((DEPLOY / "istio/routing.yaml").read_text())
+    repeated, others = service["spec"]["http"]
+    assert on(others["retries"]["retryOn"]) == {"connect-failure", "refused-stream"} and "match" not in others
+    matches = [match["uri"] for match in repeated["match"]]
+    return {
+        name
+        for name in METHODS
+        if any(re.fullmatch(uri.get("regex", "(?!)"), f"/{name}") or f"/{name}".startswith(uri.get("prefix", "?")) for uri in matches)
+    }
+
+
+def linkerd():
+    repeated, others = yaml.safe_load_all((DEPLOY / "linkerd/routing.yaml").read_text())
+    assert not others["metadata"].get("annotations") and "matches" not in others["spec"]["rules"][0]
+    assert repeated["metadata"]["annotations"]["retry.linkerd.io/grpc"] == "unavailable"
+    matches = [match["method"] for rule in repeated["spec"]["rules"] for match in rule["matches"]]
+    named = {f"{match['service']}/{match['method']}" for match in matches if "method" in match}
+    assert named <= set(METHODS), named - set(METHODS)
+    return {name for name in METHODS if name in named or {"service": name.split("/")[0]} in matches}
+
+
+def on(words):
+    return set(words.split(","))
+
+
+class Refusing(grpc.GenericRpcHandler):
+    """A server that says UNAVAILABLE, and counts how often."""
+
+    def __init__(self):
+        self.attempts = collections.Counter()
+
+    def service(self, details):
+        name = details.method.removeprefix("/")
+        if name not in METHODS:
+            return None
+
+        def refuse(_, context):
+            self.attempts[name] += 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def attempts():
+    refusing = Refusing()
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(8), handlers=[refusing])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.service_config", json.dumps(config()))]) as channel:
+        for name in METHODS:
+            try:
+                list(channel.stream_stream(f"/{name}")(iter([b""]), timeout=20))
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.UNAVAILABLE, (name, error)
+    server.stop(None).wait()
+    expected = {name: 3 if name in REPEATABLE else 1 for name in METHODS}
+    assert refusing.attempts == expected, refusing.attempts
+    return f"{len(METHODS)} methods, {sum(refusing.attempts.values())} attempts"

@@ -1,0 +1,132 @@
+//! The flags of logs, metrics and traces.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::{Args, ValueEnum};
+
+/// The flags.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TelemetryArgs {
+    /// Address of the admin port: /metrics, /healthz, /readyz, /version. Not for callers: it has no access control. By default 127.0.0.1:9090 if
+    /// that is free; if one is given it has to be.
+    #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
+
+    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
+    #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
+    log: String,
+
+    /// How log lines look.
+    #[arg(long, env = "RUNS_GATEWAY_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// As text on a terminal, as JSON elsewhere.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the gateway tells of itself, and where.
+#[derive(Debug, Clone)]
+pub struct TelemetryConfig {
+    /// Where the admin port is.
+    pub admin: Admin,
+    /// What is logged.
+    pub log: String,
+    /// How.
+    pub log_format: LogFormat,
+    /// Whether and how traces are exported.
+    pub traces: Option<Traces>,
+}
+
+/// Where the admin port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admin {
+    /// Here, if it can be. That another gateway is there already is no reason not to serve.
+    IfFree(SocketAddr),
+    /// Here.
+    At(SocketAddr),
+}
+
+/// How traces are exported, as far as the exporter does not read it from the standard variables by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traces {
+    /// The protocol.
+    pub protocol: OtlpProtocol,
+    /// The variables name the service.
+    pub is_named: bool,
+}
+
+/// The protocols of OTLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
+}
+
+impl Traces {
+    /// What the `OTEL_*` variables ask for, by their specification: nothing is exported without an endpoint.
+    fn new(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let either = |what: &str| {
+            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}")).or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
+        };
+        let off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+            || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
+        if off || either("ENDPOINT").is_none() {
+            return None;
+        }
+        let grpc = either("PROTOCOL").is_some_and(|protocol| protocol == "grpc");
+        let named = variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|attributes| attributes.contains("service.name="));
+        Some(Self {
+            protocol: if grpc { OtlpProtocol::Grpc } else { OtlpProtocol::Http },
+            is_named: named || variable("OTEL_SERVICE_NAME").is_some(),
+        })
+    }
+}
+
+impl From<TelemetryArgs> for TelemetryConfig {
+    fn from(args: TelemetryArgs) -> Self {
+        let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090));
+        Self {
+            admin: args.admin_listen.map_or(Admin::IfFree(usual), Admin::At),
+            log: args.log,
+            log_format: args.log_format,
+            traces: Traces::new(|name| std::env::var(name).ok()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_are_exported_if_an_endpoint_is_named_and_nothing_forbids_it() {
+        let (grpc, http) = (OtlpProtocol::Grpc, OtlpProtocol::Http);
+        let cases = [
+            ("", None),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=", None),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318", Some((http, false))),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://c:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc", Some((grpc, false))),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SERVICE_NAME=x", Some((http, true))),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_RESOURCE_ATTRIBUTES=service.name=x", Some((http, true))),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SDK_DISABLED=true", None),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_TRACES_EXPORTER=none", None),
+        ];
+        for (variables, expected) in cases {
+            let set = || variables.split_whitespace().filter_map(|variable| variable.split_once('='));
+            let traces = Traces::new(|name| set().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned()));
+            assert_eq!(traces.map(|traces| (traces.protocol, traces.is_named)), expected, "{variables}");
+        }
+    }
+}

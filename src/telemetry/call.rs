@@ -1,0 +1,153 @@
+//! One call, as its log line, its metrics and its span see it.
+//!
+//! Must hold: a call has one log line, at its end, which says all that became known of it: an operator who has a caller's trace id or the
+//! upstream's request id finds the other there, with the reason.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::{
+    Telemetry,
+    metrics::{Method, code_name},
+    trace,
+};
+use crate::{
+    error::Error,
+    v1::{Run, RunEvent, run_event::Payload},
+};
+
+/// As much of a path that is not served as is logged, in characters.
+const MAX_PATH: usize = 100;
+
+/// A call that is open. Cheap to clone. The default stands for none, such as a poller's own requests: what is noted of it is lost.
+#[derive(Clone, Default)]
+pub struct Call(Option<Arc<Open>>);
+
+struct Open {
+    telemetry: Telemetry,
+    method: Arc<Method>,
+    /// What was asked for, if it is not served.
+    unknown: Option<String>,
+    began: Instant,
+    span: trace::Server,
+    notes: Mutex<Notes>,
+}
+
+/// What became known of a call.
+#[derive(Default)]
+struct Notes {
+    /// Why it failed, in the log's words.
+    error: Option<String>,
+    /// The upstream's id of the last request made for it.
+    upstream_request_id: Option<String>,
+    events: u64,
+}
+
+impl Telemetry {
+    /// A call begins: `path` is what was asked for, `headers` may have a trace context.
+    pub fn call(&self, path: &str, headers: &HeaderMap) -> Call {
+        let method = self.metrics().method(path);
+        let unknown = method.is_err().then(|| path.trim_start_matches('/').chars().take(MAX_PATH).collect());
+        let method = Arc::clone(method.unwrap_or_else(|other| other));
+        method.active.inc();
+        let span = self.0.tracer.server(&method, headers);
+        Call(Some(Arc::new(Open {
+            telemetry: self.clone(),
+            method,
+            unknown,
+            began: Instant::now(),
+            span,
+            notes: Mutex::default(),
+        })))
+    }
+}
+
+impl Call {
+    /// The error that ends it.
+    pub fn failed(&self, error: &Error) {
+        let Some(open) = &self.0 else { return };
+        if let Some(what) = error.overloaded() {
+            open.telemetry.metrics().shed.with_label_values(&[what]).inc();
+        }
+        open.notes().error = Some(error.log().to_string());
+    }
+
+    /// The upstream answered a request that was made for it.
+    pub fn answered(&self, upstream_request_id: Option<&str>) {
+        if let (Some(open), Some(id)) = (&self.0, upstream_request_id) {
+            open.notes().upstream_request_id = Some(id.to_owned());
+        }
+    }
+
+    /// An event is sent.
+    pub fn sent(&self, event: &RunEvent) {
+        let Some(open) = &self.0 else { return };
+        let metrics = open.telemetry.metrics();
+        metrics.sent(event.r#type());
+        let mut notes = open.notes();
+        notes.events += 1;
+        if notes.events == 1 {
+            metrics.first_event(&open.method.name, open.began.elapsed().as_secs_f64());
+        }
+        drop(notes);
+        if let Some(Payload::Run(run)) = &event.payload {
+            open.telemetry.saw(run);
+            open.span.saw(run);
+        }
+    }
+
+    /// The run that it is about, as it is now.
+    pub fn saw(&self, run: &Run) {
+        if let Some(open) = &self.0 {
+            open.span.saw(run);
+        }
+    }
+
+    /// It is over. Said once.
+    pub fn ended(&self, code: Code) {
+        let Some(open) = &self.0 else { return };
+        let duration = open.began.elapsed();
+        open.method.active.dec();
+        open.method.duration(code).observe(duration.as_secs_f64());
+        let (service, method) = match &open.unknown {
+            Some(path) => path.split_once('/').unwrap_or((path, "")),
+            None => (&*open.method.service, &*open.method.name),
+        };
+        let notes = open.notes();
+        open.span.ended(code, notes.error.as_deref());
+        tracing::info!(
+            rpc.service = service,
+            rpc.method = method,
+            code = code_name(code),
+            duration_ms = duration.as_secs_f64() * 1000.0,
+            events = (notes.events > 0).then_some(notes.events),
+            upstream_request_id = notes.upstream_request_id,
+            trace_id = open.span.trace_id(),
+            error = notes.error,
+            "call ended"
+        );
+    }
+
+    /// The span of which an upstream request's is a child.
+    pub(super) fn span(&self) -> Option<&trace::Server> {
+        self.0.as_ref().map(|open| &open.span)
+    }
+}
+
+impl Open {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Call").field(&self.0.as_ref().map(|open| &open.method)).finish()
+    }
+}

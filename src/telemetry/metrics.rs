@@ -1,0 +1,339 @@
+//! Every metric: its name, its labels, its buckets.
+//!
+//! Names and labels are those of OpenTelemetry's semantic conventions (rpc, http, `gen_ai`), written as Prometheus writes them, where there are such;
+//! the gateway's own begin with `runs_gateway_`. The dashboard and the alerts in `deploy/` are held to them by a check.
+//!
+//! Must hold: label values come from sets that are known beforehand (the contract's methods, gRPC codes, REST routes, HTTP statuses) or are bounded
+//! here ([`bounded`], [`Models`]).
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
+};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::Code;
+
+use crate::v1::{DESCRIPTOR, RunEventType};
+
+/// The content type of [`Metrics::render`].
+pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Upper bounds of durations, in seconds: those that the conventions advise, and longer ones for streams, which last as long as runs.
+const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+
+/// Upper bounds of numbers of tokens: those of `gen_ai.client.token.usage`.
+const TOKENS: &[f64] = &[
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+
+/// As many models as have a label of their own. Upstreams own their names; there are rarely more than some dozens.
+const MODELS: usize = 100;
+
+/// Codes of `last_error` that the schema names.
+const RUN_ERRORS: [&str; 3] = ["server_error", "rate_limit_exceeded", "invalid_prompt"];
+
+/// Types of events have numbers below this one.
+const EVENT_TYPES: i32 = 128;
+
+/// What stands for all that is not known.
+const OTHER: &str = "other";
+
+/// What is served beside the contract.
+const STANDARD: [(&str, &str); 5] = [
+    ("grpc.health.v1.Health", "Check"),
+    ("grpc.health.v1.Health", "Watch"),
+    ("grpc.health.v1.Health", "List"),
+    ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo"),
+    ("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo"),
+];
+
+/// The metrics of one gateway.
+pub struct Metrics {
+    registry: Registry,
+    methods: HashMap<String, Arc<Method>>,
+    other: Arc<Method>,
+    pub(super) requests: HistogramVec,
+    /// Upstream requests under way.
+    pub(super) requests_active: IntGauge,
+    /// Upstream requests that wait for a place.
+    pub queued: IntGauge,
+    pub(super) retries: IntCounterVec,
+    pub(super) shed: IntCounterVec,
+    /// Connections open.
+    pub connections: IntGauge,
+    /// By the number of their type.
+    events: Vec<Option<IntCounter>>,
+    first_event: HistogramVec,
+    /// Upstream streams that ended before the run's last event and `done`.
+    pub streams_cut: IntCounter,
+    /// Runs polled.
+    pub pollers: IntGauge,
+    /// Those who watch them.
+    pub watchers: IntGauge,
+    runs_ended: IntCounterVec,
+    tokens: HistogramVec,
+    models: Models,
+}
+
+/// One method, with its metrics.
+#[derive(Debug)]
+pub(super) struct Method {
+    pub(super) service: String,
+    pub(super) name: String,
+    pub(super) active: IntGauge,
+    durations: HistogramVec,
+    by_code: [OnceLock<Histogram>; 17],
+}
+
+impl Method {
+    /// The durations of calls that ended with `code`.
+    pub(super) fn duration(&self, code: Code) -> &Histogram {
+        let index = usize::try_from(i32::from(code)).unwrap_or_default();
+        self.by_code[index].get_or_init(|| self.durations.with_label_values(&[&*self.service, &*self.name, code_name(code)]))
+    }
+}
+
+impl Metrics {
+    /// All of them at zero, in a registry of their own.
+    ///
+    /// # Panics
+    ///
+    /// If two metrics have one name, or the contract that this program was built with is malformed.
+    pub(super) fn new() -> Self {
+        let registry = Registry::new();
+        let new = Make(&registry);
+        let durations = new.histograms(
+            "rpc_server_call_duration_seconds",
+            "Time from a call's headers to the last byte of its answer.",
+            &["rpc_service", "rpc_method", "rpc_response_status_code"],
+            SECONDS,
+        );
+        let active =
+            new.gauges("rpc_server_active_calls", "Calls that are open, streams among them.", &["rpc_service", "rpc_method"]);
+        let method = |service: &str, method: &str| {
+            Arc::new(Method {
+                service: service.to_owned(),
+                name: method.to_owned(),
+                active: active.with_label_values(&[service, method]),
+                durations: durations.clone(),
+                by_code: [const { OnceLock::new() }; 17],
+            })
+        };
+        let methods =
+            served().into_iter().map(|(service, name)| (format!("/{service}/{name}"), method(&service, &name))).collect();
+        let events = new.counters("runs_gateway_events_total", "Events sent to callers.", &["type"]);
+        new.process();
+        Self {
+            methods,
+            other: method(OTHER, OTHER),
+            requests: new.histograms(
+                "http_client_request_duration_seconds",
+                "Time of an upstream request, to its answer's last byte; of an event stream, to its head.",
+                &["http_request_method", "url_template", "http_response_status_code", "error_type"],
+                SECONDS,
+            ),
+            requests_active: new.gauge("http_client_active_requests", "Upstream requests under way, event streams among them."),
+            queued: new.gauge("runs_gateway_upstream_queue", "Upstream requests that wait for a place."),
+            retries: new.counters("runs_gateway_retries_total", "Upstream requests that were made again.", &["url_template"]),
+            shed: new.counters("runs_gateway_shed_total", "Calls refused because a limit was reached.", &["what"]),
+            connections: new.gauge("runs_gateway_connections", "Connections of callers that are open."),
+            events: (0..EVENT_TYPES).map(|number| Some(events.with_label_values(&[&event_type(number)?]))).collect(),
+            first_event: new.histograms(
+                "runs_gateway_time_to_first_event_seconds",
+                "Time from a streaming call's headers to the first event sent.",
+                &["rpc_method"],
+                SECONDS,
+            ),
+            streams_cut: new.counter(
+                "runs_gateway_upstream_streams_cut_total",
+                "Event streams of the upstream that ended before their end; the runs were followed by polling.",
+            ),
+            pollers: new.gauge("runs_gateway_pollers", "Runs that are polled."),
+            watchers: new
+                .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
+            runs_ended: new.counters(
+                "runs_gateway_runs_ended_total",
+                "Runs that the gateway saw end, each once.",
+                &["status", "error_code"],
+            ),
+            tokens: new.histograms(
+                "gen_ai_client_token_usage",
+                "Tokens that a run used, counted when it was seen to have ended.",
+                &["gen_ai_operation_name", "gen_ai_token_type", "gen_ai_request_model"],
+                TOKENS,
+            ),
+            models: Models::default(),
+            registry,
+        }
+    }
+
+    /// All metrics, in Prometheus' text format.
+    ///
+    /// # Panics
+    ///
+    /// If a metric has no name.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("every metric has a name and a value");
+        String::from_utf8(text).expect("names and labels are text")
+    }
+
+    /// The method at `path`; if it is not served, the one that stands for all of those: callers may ask for anything.
+    pub(super) fn method(&self, path: &str) -> Result<&Arc<Method>, &Arc<Method>> {
+        self.methods.get(path).ok_or(&self.other)
+    }
+
+    /// An event was sent.
+    pub(super) fn sent(&self, kind: RunEventType) {
+        let counter = usize::try_from(i32::from(kind)).ok().and_then(|number| self.events.get(number)?.as_ref());
+        if let Some(counter) = counter {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn first_event(&self, method: &str, seconds: f64) {
+        self.first_event.with_label_values(&[method]).observe(seconds);
+    }
+
+    pub(super) fn run_ended(&self, status: &str, error: Option<&str>) {
+        self.runs_ended.with_label_values(&[status, error.map_or("", |error| bounded(error, &RUN_ERRORS))]).inc();
+    }
+
+    pub(super) fn tokens(&self, kind: &str, model: &str, tokens: f64) {
+        self.tokens.with_label_values(&["invoke_agent", kind, self.models.label(model)]).observe(tokens);
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// The first [`MODELS`] models that were seen.
+#[derive(Default)]
+struct Models(Mutex<HashSet<&'static str>>);
+
+impl Models {
+    /// The model's name, if it is one of those.
+    fn label(&self, model: &str) -> &'static str {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(label) = known.get(model) {
+            return label;
+        }
+        if known.len() >= MODELS || model.len() > 128 {
+            return OTHER;
+        }
+        // Kept as long as the process: there are few of them.
+        let label: &'static str = Box::leak(model.to_owned().into_boxed_str());
+        known.insert(label);
+        label
+    }
+}
+
+fn bounded<'a>(value: &'a str, known: &[&'a str]) -> &'a str {
+    if known.contains(&value) { value } else { OTHER }
+}
+
+/// Services and methods that are served.
+fn served() -> Vec<(String, String)> {
+    let contract = FileDescriptorSet::decode(DESCRIPTOR).expect("the embedded descriptor is valid");
+    let mut served: Vec<_> = STANDARD.map(|(service, method)| (service.to_owned(), method.to_owned())).into();
+    for file in &contract.file {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            served.extend(service.method.iter().map(|method| (name.clone(), method.name().to_owned())));
+        }
+    }
+    served
+}
+
+/// The name of a type of events as a label: `thread_run_created`.
+fn event_type(number: i32) -> Option<String> {
+    let kind = RunEventType::try_from(number).ok()?;
+    let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_").to_ascii_lowercase();
+    Some(if kind == RunEventType::Unspecified { "unknown".to_owned() } else { name })
+}
+
+/// The name of a code as gRPC writes it, such as `NOT_FOUND`.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Makes metrics and registers them.
+struct Make<'a>(&'a Registry);
+
+impl Make<'_> {
+    fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let made = made.expect("names and labels are valid");
+        self.0.register(Box::new(made.clone())).expect("every metric has a name of its own");
+        made
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    /// What is constant, and what the operating system counts.
+    fn process(&self) {
+        let info = self.gauges("runs_gateway_build_info", "Always 1; the label says which version runs.", &["version"]);
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        self.0
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .expect("every metric has a name of its own");
+    }
+}

@@ -1,0 +1,79 @@
+//! What the gateway tells of itself while it works: metrics, traces, one log line per call.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `metrics.rs` | every metric: its name, its labels, its buckets |
+//! | `call.rs` | one call, as its log line, its metrics and its span see it |
+//! | `exchange.rs` | one upstream request, likewise |
+//! | `outcomes.rs` | how runs end and what they used, each run once |
+//! | `trace.rs` | spans, and their export by OTLP |
+//! | `log.rs` | where log lines go, and in which form |
+//!
+//! Must hold: nothing that a caller or an upstream chooses freely becomes a label without a bound. No prompt, output, key, body or URL is in any
+//! of it: ids, models, codes and counts alone. What nobody looks at costs next to nothing: without an exporter there are no spans, and a counter is
+//! one atomic addition.
+//!
+//! Why not `tracing` spans for traces: a span that is not sampled would cost as much as one that is, and a call's span has to live in its
+//! response body, not in a scope. Why not a global registry: several gateways live in one process in tests, and each counts for itself.
+
+mod call;
+mod exchange;
+pub mod log;
+mod metrics;
+mod outcomes;
+mod trace;
+
+use std::{fmt, sync::Arc};
+
+pub use self::{
+    call::Call,
+    exchange::Exchange,
+    metrics::{Metrics, PROMETHEUS_TEXT},
+    trace::Tracer,
+};
+use crate::v1::Run;
+
+/// All that one gateway tells. Cheap to clone.
+#[derive(Clone)]
+pub struct Telemetry(Arc<Inner>);
+
+struct Inner {
+    metrics: Metrics,
+    tracer: Tracer,
+    outcomes: outcomes::Outcomes,
+}
+
+impl Telemetry {
+    /// Counts from zero, and traces by `tracer`.
+    pub fn new(tracer: Tracer) -> Self {
+        Self(Arc::new(Inner { metrics: Metrics::new(), tracer, outcomes: outcomes::Outcomes::default() }))
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Notes a run as the upstream showed it. How a run ended and the tokens it used are counted once, whoever sees it and how often.
+    pub fn saw(&self, run: &Run) {
+        self.0.outcomes.saw(run, &self.0.metrics);
+    }
+
+    /// Sends what has not been exported yet. Blocks for a few seconds at most.
+    pub fn flush(&self) {
+        self.0.tracer.shutdown();
+    }
+}
+
+impl Default for Telemetry {
+    /// Counts from zero, and does not trace.
+    fn default() -> Self {
+        Self::new(Tracer::off())
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}

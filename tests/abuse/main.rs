@@ -1,0 +1,118 @@
+//! Callers that mean harm: whatever one sends, the gateway stays up, answers others in time, and holds no more memory than it may.
+//!
+//! The gateway is a process of its own, and the frames are written by hand: well-behaved clients do not do what must be withstood.
+//!
+//! `RUNS_ABUSE_CALLS` chooses how many calls are cancelled in the slower ways; the fastest one does 100,000 in any case.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cancelled;
+mod frames;
+mod idle;
+mod messages;
+mod peer;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
+use support::{
+    process::Program,
+    upstream::{Answer, Upstream},
+};
+use tonic::{Request, transport::Channel};
+
+const RUN: &str = r#"{"id":"run_1","object":"thread.run","thread_id":"thread_1","status":"completed"}"#;
+
+/// Within this time others are answered, in a debug build on a busy machine.
+const BOUND: Duration = Duration::from_secs(3);
+
+/// A gateway under attack, and its upstream: GETs are answered at once, POSTs never.
+struct Attacked {
+    upstream: Upstream,
+    program: Program,
+    posts: Arc<AtomicUsize>,
+    /// Its memory before the attack, in KiB.
+    memory: usize,
+}
+
+impl Attacked {
+    async fn start(flags: &[&str]) -> Self {
+        let posts: Arc<AtomicUsize> = Arc::default();
+        let counted = Arc::clone(&posts);
+        let upstream = Upstream::answering(move |request| {
+            if request.method == "GET" {
+                return Answer::json(200, RUN);
+            }
+            counted.fetch_add(1, Ordering::Relaxed);
+            Answer::never()
+        })
+        .await;
+        let program = Program::start(&upstream.url(), flags);
+        let channel = program.channel();
+        for _ in 0..50 {
+            get_run(&channel).await;
+        }
+        let memory = program.memory();
+        Self { upstream, program, posts, memory }
+    }
+
+    fn posts(&self) -> usize {
+        self.posts.load(Ordering::Relaxed)
+    }
+
+    /// Attacks, while another caller is served. Returns what the attack gave and the most memory that the gateway took for it, in MiB.
+    async fn during<T>(&self, what: &str, attack: impl Future<Output = T>) -> (T, usize) {
+        let over = Arc::new(AtomicBool::new(false));
+        let (channel, seen) = (self.program.channel(), Arc::clone(&over));
+        let other = tokio::spawn(async move {
+            let (mut calls, mut worst) = (0, Duration::ZERO);
+            while !seen.load(Ordering::Relaxed) || calls < 20 {
+                worst = worst.max(get_run(&channel).await);
+                calls += 1;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            (calls, worst)
+        });
+        let most = async {
+            let mut most = self.memory;
+            loop {
+                most = most.max(self.program.memory());
+                // Ends with the attack, which it is dropped with.
+                if over.load(Ordering::Relaxed) {
+                    return most;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let began = Instant::now();
+        let attack = async {
+            let done = attack.await;
+            over.store(true, Ordering::Relaxed);
+            done
+        };
+        let (done, most) = tokio::join!(attack, most);
+        let (calls, worst) = other.await.expect("others are served");
+        // On new connections, too.
+        get_run(&self.program.channel()).await;
+        assert_eq!(self.program.log(), [""; 0], "{what}: an error or a panic");
+        let grown = (most - self.memory) >> 10;
+        println!("{what}: {:?}, others: {calls} calls, {worst:?} at most; {grown} MiB more at most", began.elapsed());
+        (done, grown)
+    }
+}
+
+/// How long a call by somebody else takes.
+async fn get_run(channel: &Channel) -> Duration {
+    let began = Instant::now();
+    let request = Request::new(GetRunRequest { thread_id: "thread_1".to_owned(), run_id: "run_1".to_owned() });
+    let answered = tokio::time::timeout(BOUND, RunServiceClient::new(channel.clone()).get_run(request)).await;
+    answered.expect("an answer in time").expect("a run");
+    began.elapsed()
+}

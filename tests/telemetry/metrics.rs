@@ -1,0 +1,170 @@
+//! What a scraper sees.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::sync::Notify;
+
+use crate::{
+    all, create, events, failed, get, run, runs, stream,
+    support::{
+        program::Running,
+        upstream::{Answer, Upstream},
+    },
+    watch,
+};
+
+/// Samples by name and labels, as they stand in the text.
+struct Scrape(HashMap<String, f64>);
+
+impl Scrape {
+    async fn of(gateway: &Running) -> Self {
+        let (status, text) = gateway.ask_admin("/metrics").await;
+        assert_eq!(status, 200);
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ').expect("a sample");
+            (name.to_owned(), value.parse().expect("a number"))
+        };
+        Self(samples.map(sample).collect())
+    }
+
+    /// The value of a sample; 0 if it is not there.
+    fn get(&self, name: &str) -> f64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    fn expect(&self, expected: &[(&str, f64)]) {
+        for (name, value) in expected {
+            assert!((self.get(name) - value).abs() < 1e-9, "{name} is not {value} in {:#?}", self.0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn calls_requests_retries_events_and_runs_are_counted() {
+    let upstream = Upstream::start().await;
+    let gateway = Running::start(&["--upstream-url", &upstream.url(), "--retry-pause", "1ms"]).await;
+    let mut client = runs(&gateway);
+
+    upstream.push(Answer::json(500, "{}"));
+    upstream.push(Answer::json(200, failed()));
+    client.get_run(get()).await.expect("answered at the second attempt");
+    upstream.push(Answer::json(200, failed()));
+    client.get_run(get()).await.expect("the same run once more");
+    upstream.push(Answer::json(404, r#"{"error":{"message":"No run"}}"#));
+    client.get_run(get()).await.expect_err("it is not there");
+    upstream.push(Answer::cut_before_answer());
+    client.create_run(create()).await.expect_err("the outcome is not known");
+    upstream.push(events());
+    assert_eq!(all(client.stream_create_run(stream()).await).await.len(), 5);
+    client.get_run(runs_gateway::v1::GetRunRequest::default()).await.expect_err("no id");
+    let method = |method: &str| tonic::codegen::http::uri::PathAndQuery::try_from(format!("/x.Y/{method}")).expect("a path");
+    let mut unknown = tonic::client::Grpc::new(gateway.channel.clone());
+    for name in ["Z1", "Z2"] {
+        unknown.ready().await.expect("a connection");
+        let codec = tonic_prost::ProstCodec::<(), ()>::default();
+        unknown.unary(tonic::Request::new(()), method(name), codec).await.expect_err("not served");
+    }
+
+    let scrape = Scrape::of(&gateway).await;
+    let (get, post) = ("/threads/{thread_id}/runs/{run_id}", "/threads/{thread_id}/runs");
+    let calls = |method, code| {
+        let service = if method == "other" { "other" } else { "runsgateway.v1.RunService" };
+        format!(
+            r#"rpc_server_call_duration_seconds_count{{rpc_method="{method}",rpc_response_status_code="{code}",rpc_service="{service}"}}"#
+        )
+    };
+    let requests = |method, route, status, error| {
+        format!(
+            r#"http_client_request_duration_seconds_count{{error_type="{error}",http_request_method="{method}",http_response_status_code="{status}",url_template="{route}"}}"#
+        )
+    };
+    scrape.expect(&[
+        (&calls("GetRun", "OK"), 2.0),
+        (&calls("GetRun", "NOT_FOUND"), 1.0),
+        (&calls("GetRun", "INVALID_ARGUMENT"), 1.0),
+        (&calls("CreateRun", "UNKNOWN"), 1.0),
+        (&calls("StreamCreateRun", "OK"), 1.0),
+        (&calls("other", "UNIMPLEMENTED"), 2.0),
+        (&requests("GET", get, "500", ""), 1.0),
+        (&requests("GET", get, "200", ""), 2.0),
+        (&requests("GET", get, "404", ""), 1.0),
+        (&requests("POST", post, "", "lost"), 1.0),
+        (&requests("POST", post, "200", ""), 1.0),
+        (&format!(r#"runs_gateway_retries_total{{url_template="{get}"}}"#), 1.0),
+        (r#"runs_gateway_events_total{type="thread_message_delta"}"#, 2.0),
+        (r#"runs_gateway_events_total{type="done"}"#, 1.0),
+        (r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="StreamCreateRun"}"#, 1.0),
+        // It was seen three times.
+        (r#"runs_gateway_runs_ended_total{error_code="server_error",status="failed"}"#, 1.0),
+        (
+            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="invoke_agent",gen_ai_request_model="gpt-4o",gen_ai_token_type="input"}"#,
+            30.0,
+        ),
+        (
+            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="invoke_agent",gen_ai_request_model="gpt-4o",gen_ai_token_type="output"}"#,
+            5.0,
+        ),
+        ("http_client_active_requests", 0.0),
+        ("runs_gateway_upstream_streams_cut_total", 0.0),
+        (r#"runs_gateway_build_info{version="0.1.0"}"#, 1.0),
+    ]);
+    assert!(scrape.get("process_resident_memory_bytes") > 0.0);
+    gateway.stop("-TERM").await;
+}
+
+#[tokio::test]
+async fn what_is_open_is_there_as_long_as_it_is_open() {
+    let upstream = Upstream::start().await;
+    let gateway = Running::start(&["--upstream-url", &upstream.url(), "--poll-floor", "1h", "--poll-ceiling", "1h"]).await;
+    let answered = Arc::new(Notify::new());
+    let mut watchers = Vec::new();
+    upstream.push(Answer::json(200, run("in_progress", "")));
+    for _ in 0..2 {
+        if watchers.len() == 1 {
+            upstream.push(Answer::json(200, run("in_progress", "")));
+        }
+        let mut events = runs(&gateway).watch_run(watch()).await.expect("a stream").into_inner();
+        events.message().await.expect("a state").expect("an event");
+        watchers.push(events);
+    }
+    upstream.push(Answer::new(200).header("content-type", "text/event-stream").chunked().wait(&answered));
+    let stream = runs(&gateway).stream_create_run(stream()).await.expect("a stream");
+    let active = |method| format!(r#"rpc_server_active_calls{{rpc_method="{method}",rpc_service="runsgateway.v1.RunService"}}"#);
+    Scrape::of(&gateway).await.expect(&[
+        (&active("WatchRun"), 2.0),
+        (&active("StreamCreateRun"), 1.0),
+        ("runs_gateway_watchers", 2.0),
+        ("runs_gateway_pollers", 1.0),
+        ("http_client_active_requests", 1.0),
+        ("runs_gateway_connections", 1.0),
+    ]);
+    drop((watchers, stream));
+    answered.notify_one();
+    let (status, log) = gateway.stop("-TERM").await;
+    assert!(status.success(), "{log}");
+}
+
+#[tokio::test]
+async fn a_cut_stream_and_a_shed_call_are_counted() {
+    let upstream = Upstream::start().await;
+    let flags = ["--upstream-url", &upstream.url(), "--max-live-streams", "1", "--poll-floor", "1ms"];
+    let gateway = Running::start(&flags).await;
+    let event = format!("event: thread.run.created\ndata: {}\n\n", run("queued", ""));
+    let cut = Arc::new(Notify::new());
+    upstream.push(Answer::new(200).header("content-type", "text/event-stream").chunked().bytes(event).wait(&cut).cut());
+    let live = runs(&gateway).stream_create_run(stream()).await;
+    runs(&gateway).stream_create_run(stream()).await.expect_err("there may be one");
+    upstream.push(Answer::json(200, run("completed", "")));
+    upstream.push(Answer::json(200, r#"{"data":[]}"#));
+    cut.notify_one();
+    assert_eq!(all(live).await.len(), 2);
+    Scrape::of(&gateway).await.expect(&[
+        ("runs_gateway_upstream_streams_cut_total", 1.0),
+        (r#"runs_gateway_shed_total{what="live streams"}"#, 1.0),
+        (r#"runs_gateway_runs_ended_total{error_code="",status="completed"}"#, 1.0),
+        ("runs_gateway_watchers", 0.0),
+        ("runs_gateway_pollers", 0.0),
+    ]);
+    gateway.stop("-TERM").await;
+}
