@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Encoded by protox, not by prost: prost would drop comments' neighbours that it does not know, custom options among them.
     fs::write(out.join("descriptor.bin"), compile(&[CONTRACT])?.encode_file_descriptor_set())?;
     let compiler = compile(&[CONTRACT, INTERNAL])?;
+    let mut config = tonic_build::Config::new();
+    config.enable_type_names();
     tonic_build::configure()
         // Maps in key order: what goes out is the same each time.
         .btree_map(".")
@@ -33,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed("RunEvent.payload.run_step")
         .boxed("RunEvent.payload.thread")
         .boxed("RunEvent.payload.message")
-        .compile_fds(compiler.file_descriptor_set())?;
+        .codec_path("crate::service::BoundedCodec")
+        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     fs::write(out.join("codec.rs"), codec::generate(&compiler.descriptor_pool())?)?;
     Ok(())
 }

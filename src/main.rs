@@ -81,7 +81,9 @@ fn start(
     if let Some(threads) = threads {
         runtime.worker_threads(threads);
     }
-    runtime.enable_all().build()?.block_on(work)
+    let done = runtime.enable_all().build()?.block_on(work);
+    log::flush();
+    done
 }
 
 async fn serve(config: Serve) -> Result<(), Failure> {
@@ -127,6 +129,7 @@ fn shutdown() -> io::Result<CancellationToken> {
                 }
                 if shutdown.is_cancelled() {
                     tracing::warn!("second signal: ending at once");
+                    log::flush();
                     std::process::exit(0);
                 }
                 shutdown.cancel();

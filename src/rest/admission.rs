@@ -8,6 +8,9 @@
 //! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of its own, also that and whatever else of it
 //! reaches the upstream ([`super::Caller::identity`]).
 //!
+//! A create or a submit that has been sent is work for the upstream whether or not its caller waits. Its place is kept for a while after the caller
+//! has left ([`RequestLimits::left`]), so that whoever cancels calls as fast as they are made cannot begin runs without bound.
+//!
 //! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and beyond the peer's stream limit (100 or more, as
 //! HTTP/2 recommends) they would queue inside the client, where nothing bounds or sheds them. So there are as many clients as it takes
 //! ([`RequestLimits::lanes`]), and a request goes to the first that has room. Where the upstream speaks HTTP/1.1 that changes nothing.

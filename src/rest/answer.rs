@@ -185,7 +185,7 @@ pub(super) fn error_body(text: &[u8]) -> Option<(ErrorBody, Option<String>)> {
 }
 
 /// The error that an `error` event stands for. Its data is an error object, alone or in one of the shapes of error bodies.
-pub(crate) fn error_event(data: &[u8]) -> Error {
+pub fn error_event(data: &[u8]) -> Error {
     let (body, request_id) = error_body(data).map_or((None, None), |(body, id)| (Some(body), id));
     let words = body.as_ref().map(|body| format!("{} {}", body.code, body.r#type)).unwrap_or_default();
     let status = match words {

@@ -39,8 +39,7 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use admission::RequestLimits;
-pub(crate) use answer::error_event;
-pub use answer::{Answer, SHOWN_HEADERS};
+pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use retry::RetryLimits;
 pub use stream::{Cut, EventStream, Opened};
 use target::Target;

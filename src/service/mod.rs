@@ -1,7 +1,9 @@
 //! The gRPC services: validate, call, answer.
 //!
 //! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`Client`] and what comes back into an answer.
+//! No request takes much more memory than bytes on the wire (`decode.rs`).
 
+mod decode;
 mod run;
 mod run_step;
 
@@ -11,6 +13,8 @@ use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
+
+pub(crate) use decode::BoundedCodec;
 
 use crate::{
     error::{Effect, Error, Outcome},

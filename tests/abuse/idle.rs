@@ -22,10 +22,10 @@ async fn five_thousand_idle_connections_are_borne_and_leave_nothing_behind() {
     let (address, before) = (attacked.program.address(), attacked.program.files());
     let files = || attacked.program.files();
     let attack = async {
-        let mut connecting: JoinSet<_> = (0..10)
+        let mut connecting: JoinSet<_> = (0..50)
             .map(|_| async move {
                 let mut peers = Vec::new();
-                for _ in 0..connections / 10 {
+                for _ in 0..connections / 50 {
                     peers.push(Peer::connect(address).await);
                 }
                 peers
