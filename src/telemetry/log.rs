@@ -57,11 +57,11 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
 /// Waits until all that was logged is written, or cannot be.
 pub fn flush() {
     let waiting = WAITING.lock();
-    drop(WAITING.written.wait_timeout_while(waiting, FLUSH, |waiting| !waiting.lines.is_empty() || waiting.writing));
+    drop(WAITING.written.wait_timeout_while(waiting, FLUSH, |waiting| !waiting.text.is_empty() || waiting.writing));
 }
 
 static WAITING: Waiting = Waiting {
-    lines: Mutex::new(Lines { lines: Vec::new(), dropped: 0, writing: false }),
+    lines: Mutex::new(Lines { text: Vec::new(), dropped: 0, writing: false }),
     logged: Condvar::new(),
     written: Condvar::new(),
 };
@@ -74,7 +74,7 @@ struct Waiting {
 }
 
 struct Lines {
-    lines: Vec<u8>,
+    text: Vec<u8>,
     /// Lines for which there was no room.
     dropped: u64,
     writing: bool,
@@ -87,12 +87,12 @@ impl Waiting {
 
     fn add(&self, line: &[u8]) {
         let mut waiting = self.lock();
-        if waiting.lines.len() + line.len() > MOST {
+        if waiting.text.len() + line.len() > MOST {
             waiting.dropped += 1;
             return;
         }
-        let first = waiting.lines.is_empty();
-        waiting.lines.extend_from_slice(line);
+        let first = waiting.text.is_empty();
+        waiting.text.extend_from_slice(line);
         drop(waiting);
         if first {
             self.logged.notify_one();
@@ -103,13 +103,13 @@ impl Waiting {
     fn write_out(&self) {
         let mut lines = Vec::new();
         loop {
-            let waiting = self.logged.wait_while(self.lock(), |waiting| waiting.lines.is_empty());
+            let waiting = self.logged.wait_while(self.lock(), |waiting| waiting.text.is_empty());
             drop(waiting);
             thread::sleep(DELAY);
             let dropped = {
                 let mut waiting = self.lock();
                 waiting.writing = true;
-                mem::swap(&mut waiting.lines, &mut lines);
+                mem::swap(&mut waiting.text, &mut lines);
                 mem::take(&mut waiting.dropped)
             };
             // One that fails is lost: there is nowhere to say so.
