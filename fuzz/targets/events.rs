@@ -37,7 +37,9 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 /// The frames of chunks that are all pushed before the first is read.
 fn unread(limit: usize, chunks: &[&[u8]]) -> Vec<Frame> {
     let mut parser = Parser::new(limit);
-    chunks.iter().for_each(|chunk| parser.push(chunk.to_vec().into()));
+    for chunk in chunks {
+        parser.push(chunk.to_vec().into());
+    }
     std::iter::from_fn(|| parser.next_frame().expect("within the limit")).collect()
 }
 

@@ -30,8 +30,11 @@ use runs_gateway::{
 };
 use serde_json::value::RawValue;
 
-/// The bodies of requests, each as it goes out.
-const BODIES: [(&str, fn(&[u8]) -> Option<Result<Vec<u8>, Violation>>); 4] = [
+/// A message's name, and what its bytes are as a body.
+type Body = (&'static str, fn(&[u8]) -> Option<Result<Vec<u8>, Violation>>);
+
+/// The bodies of requests.
+const BODIES: [Body; 4] = [
     ("RunSpec", body::<RunSpec>),
     ("ThreadAndRunSpec", body::<ThreadAndRunSpec>),
     ("RunUpdate", body::<RunUpdate>),
