@@ -77,10 +77,16 @@ fn start(
     work: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     log::init(filter, format)?;
-    let mut runtime = runtime::Builder::new_multi_thread();
-    if let Some(threads) = threads {
-        runtime.worker_threads(threads);
-    }
+    let mut runtime = match threads {
+        // Alone it has nobody to share work with, and nothing to pay for that.
+        Some(1) => runtime::Builder::new_current_thread(),
+        Some(threads) => {
+            let mut runtime = runtime::Builder::new_multi_thread();
+            runtime.worker_threads(threads);
+            runtime
+        }
+        None => runtime::Builder::new_multi_thread(),
+    };
     let done = runtime.enable_all().build()?.block_on(work);
     log::flush();
     done
