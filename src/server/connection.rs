@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Drain, Server, access::Peer, call::Calls, gather::Gather};
+use super::{Drain, Server, access::Peer, call::Calls};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,7 +58,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         end: end.clone(),
         open: open.clone(),
     };
-    let io = TokioIo::new(Gather::new(io));
+    let io = TokioIo::new(io);
     match (http, &server.web) {
         (Http::Two, None) => live(server.http2.serve_connection(io, calls), server, open.subscribe(), end).await,
         (Http::Two, Some(web)) => {

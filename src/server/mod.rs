@@ -7,7 +7,6 @@
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
-//! | `gather` | writes of one turn, gathered into one |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
 //! | `web` | calls from pages in browsers |
@@ -23,7 +22,6 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
-mod gather;
 mod limits;
 mod routes;
 mod tls;
