@@ -1,9 +1,9 @@
 //! Where log lines go, and in which form: standard error, as text on a terminal and as JSON elsewhere, unless told.
 //!
-//! Lines are gathered for [`DELAY`] and written by a thread of their own: a write for every call costs as much as its JSON, and whoever reads the log
+//! Lines are gathered for ten milliseconds and written by a thread of their own: a write for every call costs as much as its JSON, and whoever reads the log
 //! slowly must not slow calls down.
 //!
-//! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads, lines are dropped above [`MOST`] bytes, and the log says
+//! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads, lines are dropped above a MiB, and the log says
 //! how many; if whoever reads is gone, the gateway goes on without.
 
 use std::{
