@@ -58,8 +58,11 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if error.is::<ParseError>() || error.is::<Invalid>() {
+            if error.is::<ParseError>() {
                 return bad_usage(&format!("--log: {error}"));
+            }
+            if error.is::<Invalid>() {
+                return bad_usage(&error.to_string());
             }
             eprintln!("runs-gateway: {error}");
             ExitCode::FAILURE

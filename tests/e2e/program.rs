@@ -75,6 +75,7 @@ fn what_cannot_work_is_one_line_and_exit_code_2() {
         assert!(output.stdout.is_empty(), "{words:?}");
         assert!(said.starts_with("runs-gateway: ") && said.ends_with('\n') && said.lines().count() == 1, "{words:?}: {said:?}");
         assert!(said.contains(named), "{words:?}: {said}");
+        assert_eq!(said.contains("--log"), *named == "--log", "only what is wrong is named: {words:?}: {said}");
         assert!(!said.contains("SECRET"), "{words:?}: {said}");
     }
 }
