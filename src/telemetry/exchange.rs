@@ -1,7 +1,6 @@
 //! One upstream request, as metrics and traces see it: from its sending to the last byte of its answer.
 
 use http::{HeaderMap, Method, StatusCode};
-use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use super::{Call, Telemetry, trace};
@@ -14,7 +13,6 @@ pub struct Exchange {
     method: Method,
     route: &'static str,
     began: Instant,
-    active: IntGauge,
     span: trace::Client,
     status: Option<StatusCode>,
     timed: bool,
@@ -27,14 +25,12 @@ impl Telemetry {
         if attempt > 0 {
             self.metrics().retries.with_label_values(&[route]).inc();
         }
-        let active = self.metrics().requests_active.clone();
-        active.inc();
+        self.metrics().requests_active.inc();
         Exchange {
             telemetry: self.clone(),
             method: method.clone(),
             route,
             began: Instant::now(),
-            active,
             span: self.0.tracer.client(call.span(), method, route, attempt),
             status: None,
             timed: false,
@@ -76,7 +72,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.active.dec();
+        self.telemetry.metrics().requests_active.dec();
         if !self.timed {
             self.time();
         }
