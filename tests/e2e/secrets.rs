@@ -1,5 +1,11 @@
 //! No key, no prompt and nothing of an upstream's body reaches a log, however much is logged, or a metric, or a trace.
 
+use runs_gateway::v1::{
+    ConverseRunRequest, ConverseStart, RunEvent, RunSpec, StreamCreateRunRequest, StreamSubmitToolOutputsRequest, ToolOutput,
+    ToolOutputs, WatchRunRequest, converse_run_request, run_service_client::RunServiceClient,
+};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
+
 use crate::{
     call::Call,
     support::{
@@ -47,14 +53,20 @@ async fn no_secret_is_logged_at_any_level_or_counted_or_traced() {
             [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url()), ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=COLLECTOR-KEY")];
         let program = Running::start_in(&[flags, &header].concat(), &environment).await;
         let metadata = [("authorization", "Bearer CALLER-KEY"), ("cookie", "COOKIE"), ("idempotency-key", "HEADER-VALUE")];
-        let mut calls = 0;
+        let (mut calls, mut told) = (0, Vec::new());
         for answer in &answers {
             for call in [&prompt, &outputs] {
                 upstream.push(answer(error));
-                let _ = call.with(program.channel.clone(), &metadata).await;
+                told.extend(call.with(program.channel.clone(), &metadata).await.err());
                 calls += 1;
             }
         }
+        for call in Call::all() {
+            upstream.push(answers[2](error));
+            told.push(call.with(program.channel.clone(), &metadata).await.expect_err("the key is not accepted"));
+            calls += 1;
+        }
+        calls += streams(&upstream, &program.channel, &metadata, &mut told).await;
         refused.with(program.channel.clone(), &metadata).await.expect_err("`stream` is the gateway's");
         assert_eq!(upstream.requests().len(), calls, "every call went through");
         let (_, metrics) = program.ask_admin("/metrics").await;
@@ -70,5 +82,74 @@ async fn no_secret_is_logged_at_any_level_or_counted_or_traced() {
             let found: Vec<_> = said.into_iter().flat_map(str::lines).filter(|line| line.contains(secret)).take(3).collect();
             assert!(found.is_empty(), "{secret} was said:\n{}", found.join("\n"));
         }
+        // What the upstream says of an error is the caller's to know; nobody else's secret is.
+        for status in told {
+            let details = String::from_utf8_lossy(status.details()).into_owned();
+            let text = format!("{status:?} {details}");
+            assert!(SECRETS.iter().all(|secret| *secret == "BODY-TEXT" || !text.contains(secret)), "{text}");
+        }
     }
+}
+
+/// Makes a call of each kind that streams, whose upstream says something, then fails in its own way. How many requests that took.
+async fn streams(upstream: &Upstream, channel: &Channel, metadata: &[(&'static str, &str)], told: &mut Vec<Status>) -> usize {
+    let mut runs = RunServiceClient::new(channel.clone());
+    let before = upstream.requests().len();
+    let run = |status: &str| format!(r#"{{"id":"run_1","thread_id":"t","status":"{status}","instructions":"BODY-TEXT"}}"#);
+    let event = |name: &str, data: &str| format!("event: {name}\ndata: {data}\n\n");
+    let delta =
+        event("thread.message.delta", r#"{"id":"msg_1","delta":{"content":[{"type":"text","text":{"value":"BODY-TEXT"}}]}}"#);
+    let failed = event("error", r#"{"message":"BODY-TEXT","type":"server_error"}"#);
+    let created = event("thread.run.created", &run("queued"));
+    let spec = RunSpec { instructions: Some("PROMPT".into()), ..RunSpec::default() };
+    let create = StreamCreateRunRequest { thread_id: "t".into(), run: Some(spec.clone()), ..StreamCreateRunRequest::default() };
+
+    upstream.push(Answer::sse([created.clone(), delta.clone(), failed.clone()]));
+    told.extend(ended(runs.stream_create_run(request(create.clone(), metadata)).await).await);
+    upstream
+        .push(Answer::new(200).header("content-type", "text/event-stream").chunked().bytes(delta).bytes("data: BODY-TEXT").cut());
+    told.extend(ended(runs.stream_create_run(request(create, metadata)).await).await);
+    let outputs = ToolOutputs {
+        tool_outputs: vec![ToolOutput { tool_call_id: "c".into(), output: Some("PROMPT".into()), ..ToolOutput::default() }],
+        ..ToolOutputs::default()
+    };
+    let submit = StreamSubmitToolOutputsRequest {
+        thread_id: "t".into(),
+        run_id: "run_1".into(),
+        tool_outputs: Some(outputs),
+        ..StreamSubmitToolOutputsRequest::default()
+    };
+    upstream.push(Answer::sse([failed.clone()]));
+    told.extend(ended(runs.stream_submit_tool_outputs(request(submit, metadata)).await).await);
+    upstream.push(Answer::json(404, r#"{"error":{"message":"BODY-TEXT"}}"#));
+    let watch = WatchRunRequest { thread_id: "t".into(), run_id: "run_1".into(), ..WatchRunRequest::default() };
+    told.extend(ended(runs.watch_run(request(watch, metadata)).await).await);
+    upstream.push(Answer::sse([created, failed]));
+    let start = ConverseStart { thread_id: "t".into(), run: Some(spec), ..ConverseStart::default() };
+    let first = ConverseRunRequest { message: Some(converse_run_request::Message::Start(start)) };
+    told.extend(ended(runs.converse_run(request(tokio_stream::once(first), metadata)).await).await);
+    upstream.requests().len() - before
+}
+
+/// The status that a stream ends with, unless all is well.
+async fn ended(stream: Result<Response<Streaming<RunEvent>>, Status>) -> Option<Status> {
+    let mut events = match stream {
+        Ok(events) => events.into_inner(),
+        Err(status) => return Some(status),
+    };
+    loop {
+        match events.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(status) => return Some(status),
+        }
+    }
+}
+
+fn request<M>(message: M, metadata: &[(&'static str, &str)]) -> Request<M> {
+    let mut request = Request::new(message);
+    for (name, value) in metadata {
+        request.metadata_mut().insert(*name, value.parse().expect("a value"));
+    }
+    request
 }
