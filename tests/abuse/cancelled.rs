@@ -78,7 +78,7 @@ async fn a_hundred_thousand_cancelled_calls_make_no_more_upstream_requests_than_
         let places = PLACES.to_string();
         let flags = ["--max-upstream-requests", &places, "--max-upstream-queue", "100", "--upstream-queue-timeout", "1s"];
         let attacked = Attacked::start(&flags).await;
-        let (address, began) = (attacked.program.address(), Instant::now());
+        let (address, began) = (attacked.program.address, Instant::now());
         let most_in_flight = AtomicUsize::new(0);
         let attacks = async {
             let left = Arc::new(AtomicUsize::new(way.calls));

@@ -88,7 +88,7 @@ fn rows() -> Vec<Row> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_speaks_nonsense_is_sent_away_or_borne_and_others_are_served() {
     let attacked = Attacked::start(&[]).await;
-    let address = attacked.program.address();
+    let address = attacked.program.address;
     for Row { what, first, again, sent_away } in rows() {
         let attack = async {
             let mut peer = Peer::bare(address).await;

@@ -23,7 +23,7 @@ use std::{
 
 use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
 use support::{
-    process::Program,
+    program::Running,
     upstream::{Answer, Upstream},
 };
 use tonic::{Request, transport::Channel};
@@ -36,7 +36,7 @@ const BOUND: Duration = Duration::from_secs(5);
 /// A gateway under attack, and its upstream: GETs are answered at once, POSTs never.
 struct Attacked {
     upstream: Upstream,
-    program: Program,
+    program: Running,
     posts: Arc<AtomicUsize>,
     /// Its memory before the attack, in KiB.
     memory: usize,
@@ -54,8 +54,8 @@ impl Attacked {
             Answer::never()
         })
         .await;
-        let program = Program::start(&upstream.url(), flags);
-        let channel = program.channel();
+        let program = Running::start(&[&["--log", "error", "--upstream-url", &upstream.url()][..], flags].concat()).await;
+        let channel = program.connect();
         for _ in 0..50 {
             get_run(&channel).await;
         }
@@ -70,7 +70,7 @@ impl Attacked {
     /// Attacks, while another caller is served. Returns what the attack gave and the most memory that the gateway took for it, in MiB.
     async fn during<T>(&self, what: &str, attack: impl Future<Output = T>) -> (T, usize) {
         let over = Arc::new(AtomicBool::new(false));
-        let (channel, seen) = (self.program.channel(), Arc::clone(&over));
+        let (channel, seen) = (self.program.connect(), Arc::clone(&over));
         let other = tokio::spawn(async move {
             let (mut calls, mut worst) = (0, Duration::ZERO);
             while !seen.load(Ordering::Relaxed) || calls < 20 {
@@ -100,7 +100,7 @@ impl Attacked {
         let (done, most) = tokio::join!(attack, most);
         let (calls, worst) = other.await.expect("others are served");
         // On new connections, too.
-        get_run(&self.program.channel()).await;
+        get_run(&self.program.connect()).await;
         assert_eq!(self.program.log(), [""; 0], "{what}: an error or a panic");
         let grown = (most - self.memory) >> 10;
         println!("{what}: {:?}, others: {calls} calls, {worst:?} at most; {grown} MiB more at most", began.elapsed());

@@ -104,7 +104,7 @@ async fn call(requests: &h2::client::SendRequest<Bytes>, row: &Row) -> Code {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_not_what_it_should_be_is_refused_unread() {
     let attacked = Attacked::start(&[]).await;
-    let stream = tokio::net::TcpStream::connect(attacked.program.address()).await.expect("a connection");
+    let stream = tokio::net::TcpStream::connect(attacked.program.address).await.expect("a connection");
     stream.set_nodelay(true).expect("no delay");
     let (requests, connection) = h2::client::handshake(stream).await.expect("a handshake");
     let connection = tokio::spawn(connection);

@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use crate::{
     call::{Call, Ended},
     support::{
-        process::Program,
+        program::Running,
         upstream::{Answer, Recorded, Step, Upstream},
     },
 };
@@ -122,9 +122,9 @@ async fn every_call_ends_as_it_must_and_nothing_is_left_behind() {
     let attempts = Arc::new(Mutex::default());
     let counted = Arc::clone(&attempts);
     let upstream = Upstream::answering(move |request| answer(seed, &counted, request)).await;
-    let flags = ["--retry-pause", "1ms", "--max-retry-pause", "5ms", "--retry-budget", "1000000"];
-    let program = Program::start(&upstream.url(), &flags);
-    let channel = program.channel();
+    let retries = ["--retry-pause", "1ms", "--max-retry-pause", "5ms", "--retry-budget", "1000000"];
+    let program = Running::start(&[&["--log", "error", "--upstream-url", &upstream.url()][..], &retries].concat()).await;
+    let channel = program.connect();
     let before = program.files();
 
     run(&channel, seed, 0..4 * CONCURRENCY).await;

@@ -4,7 +4,6 @@
 
 pub(crate) mod faults;
 pub(crate) mod gateway;
-pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod upstream;
 pub(crate) mod upstream_h2;

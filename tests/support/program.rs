@@ -1,15 +1,17 @@
-//! The program as a process: what whoever starts it has of it.
+//! The program as a process: what whoever starts it has of it, and what it takes, which can be told from what the test takes.
 //!
 //! Must hold: it is killed if it is dropped before its end, and what it writes is read, since a full pipe would stop it.
 
 use std::{
+    fs,
     net::SocketAddr,
     process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
 };
 
 use assert_cmd::Command;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStderr},
     task::JoinHandle,
 };
@@ -20,7 +22,8 @@ pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_runs-gateway");
 /// The program, serving on free ports.
 pub(crate) struct Running {
     child: Child,
-    log: JoinHandle<String>,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) channel: Channel,
@@ -34,7 +37,9 @@ impl Running {
 
     /// The same with these variables in its environment.
     pub(crate) async fn start_in(flags: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = tokio::process::Command::new(PROGRAM)
+        let mut child = tokio::process::Command::new("sh")
+            // As many files as the machine gives it.
+            .args(["-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"", PROGRAM])
             .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain-delay", "0s"])
             .args(flags)
             .envs(environment.iter().copied())
@@ -46,20 +51,48 @@ impl Running {
         let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let address = listening(&mut stderr, "grpc listening on ").await;
         let admin = listening(&mut stderr, "admin listening on ").await;
-        let log = tokio::spawn(async move {
-            let mut log = String::new();
-            stderr.read_to_string(&mut log).await.expect("text");
-            log
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let logged = Arc::clone(&log);
+        let reader = tokio::spawn(async move {
+            let mut lines = stderr.lines();
+            while let Some(line) = lines.next_line().await.expect("text") {
+                logged.lock().expect("never held over a panic").push(line);
+            }
         });
-        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy();
-        Self { child, log, address, admin, channel }
+        Self { child, log, reader, address, admin, channel: connect(address) }
+    }
+
+    /// A connection of its own.
+    pub(crate) fn connect(&self) -> Channel {
+        connect(self.address)
+    }
+
+    /// What it has written to standard error since it listened.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().expect("never held over a panic").clone()
+    }
+
+    /// How many files it has open.
+    pub(crate) fn files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its files").count()
+    }
+
+    /// Its memory, in KiB.
+    pub(crate) fn memory(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id().expect("still running")
     }
 
     /// The same program, with nobody who reads what it writes.
     pub(crate) async fn unread(mut self) -> Self {
-        self.log.abort();
-        _ = (&mut self.log).await;
-        self.log = tokio::spawn(async { String::new() });
+        self.reader.abort();
+        _ = (&mut self.reader).await;
+        self.reader = tokio::spawn(async {});
         self
     }
 
@@ -71,12 +104,13 @@ impl Running {
 
     /// Waits for the end, likewise.
     pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
-        (self.child.wait().await.expect("an end"), self.log.await.expect("a log"))
+        let status = self.child.wait().await.expect("an end");
+        (&mut self.reader).await.expect("a log");
+        (status, self.log().join("\n"))
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("still running").to_string();
-        Command::new("kill").args([signal, &pid]).assert().success();
+        Command::new("kill").args([signal, &self.pid().to_string()]).assert().success();
     }
 
     /// What the admin port answers to a GET.
@@ -86,6 +120,10 @@ impl Running {
         let answer = answer.get(format!("http://{}{path}", self.admin)).send().await.expect("an answer");
         (answer.status().as_u16(), answer.text().await.expect("text"))
     }
+}
+
+fn connect(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy()
 }
 
 async fn listening(stderr: &mut BufReader<ChildStderr>, what: &str) -> SocketAddr {
