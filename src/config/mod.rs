@@ -168,6 +168,7 @@ struct Credentials {
 impl Serve {
     fn new(gateway: GatewayArgs, base: Url, headers: HeaderMap, credentials: Credentials) -> Self {
         let Credentials { auth, key, files, renewal } = credentials;
+        let (ping_interval, ping_timeout) = gateway.requests.pings();
         Self {
             listen: gateway.listen,
             upstream: Upstream {
@@ -180,6 +181,8 @@ impl Serve {
                 max_answer_bytes: gateway.max_answer_bytes,
                 max_event_bytes: gateway.max_event_bytes,
                 http: gateway.requests.http(),
+                ping_interval,
+                ping_timeout,
                 requests: gateway.requests.requests(),
                 retry: gateway.requests.retry(),
                 files,

@@ -14,6 +14,15 @@ pub(super) struct RequestArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_HTTP2", default_value = "auto")]
     upstream_http2: Http2,
 
+    /// How long an upstream connection with requests on it may be silent before it is asked for a sign of life: by a ping over HTTP/2, by TCP's keepalive
+    /// below HTTP/1.1. 0s: never.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PING_INTERVAL", default_value = "20s")]
+    upstream_ping_interval: Duration,
+
+    /// How long that sign may take before the connection is given up.
+    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PING_TIMEOUT", default_value = "10s")]
+    upstream_ping_timeout: Duration,
+
     /// Upstream requests in flight; one more waits.
     #[arg(long, env = "RUNS_GATEWAY_MAX_UPSTREAM_REQUESTS", default_value_t = RequestLimits::default().requests as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
     max_upstream_requests: u64,
@@ -73,6 +82,11 @@ impl RequestArgs {
             Http2::Auto => HttpVersion::Negotiated,
             Http2::PriorKnowledge => HttpVersion::Http2,
         }
+    }
+
+    /// The interval and the timeout of signs of life.
+    pub(super) fn pings(&self) -> (Option<std::time::Duration>, std::time::Duration) {
+        (Some(*self.upstream_ping_interval).filter(|interval| !interval.is_zero()), *self.upstream_ping_timeout)
     }
 
     pub(super) fn requests(&self) -> RequestLimits {

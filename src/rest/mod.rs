@@ -73,6 +73,11 @@ pub struct Upstream {
     pub max_event_bytes: usize,
     /// Which HTTP is spoken.
     pub http: HttpVersion,
+    /// How long a connection with requests on it may be silent before it is asked for a sign of life: a ping over HTTP/2, TCP's keepalive below
+    /// HTTP/1.1. `None`: never.
+    pub ping_interval: Option<Duration>,
+    /// How long a sign of life may take; without it the connection is over.
+    pub ping_timeout: Duration,
     /// How many requests there may be at a time.
     pub requests: RequestLimits,
     /// When failed requests are made again.

@@ -76,6 +76,8 @@ impl Transport {
                 .referer(false)
                 .no_proxy()
                 .tcp_nodelay(true)
+                .tcp_keepalive(upstream.ping_interval)
+                .tcp_keepalive_interval(upstream.ping_timeout)
                 .connect_timeout(upstream.connect_timeout);
             let mut config = tls.clone().unwrap_or_else(no_tls);
             config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
@@ -84,7 +86,11 @@ impl Transport {
         // Answers are small and many share a connection: each may fill its window without stalling the others.
         let unary = || {
             let windows = |client: reqwest::ClientBuilder| {
-                client.http2_initial_stream_window_size(256 << 10).http2_initial_connection_window_size(64 << 20)
+                client
+                    .http2_initial_stream_window_size(256 << 10)
+                    .http2_initial_connection_window_size(64 << 20)
+                    .http2_keep_alive_interval(upstream.ping_interval)
+                    .http2_keep_alive_timeout(upstream.ping_timeout)
             };
             match upstream.http {
                 HttpVersion::Negotiated => windows(builder(&["h2", "http/1.1"])).build(),

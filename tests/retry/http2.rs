@@ -16,7 +16,7 @@ const WELL: [Say; 2] = [Say::Head(200), Say::Rest(RUN)];
 /// What the upstream does to the first request, how a repeatable call and a create end, and how many requests each makes.
 type Row = (&'static [Say], (&'static str, usize), (&'static str, usize));
 
-const ROWS: [Row; 21] = [
+const ROWS: [Row; 23] = [
     (&[Say::Reset(REFUSED_STREAM)], ("Ok", 2), ("Ok", 2)),
     (&[Say::Reset(NO_ERROR)], ("Ok", 2), (UNKNOWN, 1)),
     (&[Say::Reset(INTERNAL_ERROR)], ("Ok", 2), (UNKNOWN, 1)),
@@ -32,6 +32,9 @@ const ROWS: [Row; 21] = [
     (&[Say::GoAwayBefore(ENHANCE_YOUR_CALM), Say::Close], ("Ok", 2), (UNKNOWN, 1)),
     (&[Say::Close], ("Ok", 2), (UNKNOWN, 1)),
     (&[Say::Head(200), Say::Close], ("Ok", 2), (UNKNOWN, 1)),
+    // It answers no ping.
+    (&[Say::Nothing], ("Ok", 2), (UNKNOWN, 1)),
+    (&[Say::Head(200), Say::Nothing], ("Ok", 2), (UNKNOWN, 1)),
     (&[Say::Head(200), Say::Part("{"), Say::Reset(CANCEL)], ("Ok", 2), (UNKNOWN, 1)),
     // Words that mean "not processed", of a request that was answered already.
     (&[Say::Head(200), Say::Part("{"), Say::Reset(REFUSED_STREAM)], ("Ok", 2), (UNKNOWN, 1)),
@@ -44,7 +47,8 @@ const ROWS: [Row; 21] = [
 ];
 
 async fn gateway(upstream: &UpstreamH2) -> Gateway {
-    spawn_retrying_gateway(&upstream.url(), &[&QUICK[..], &["--upstream-http2", "prior-knowledge"]].concat()).await
+    let pings = ["--upstream-ping-interval", "200ms", "--upstream-ping-timeout", "300ms"];
+    spawn_retrying_gateway(&upstream.url(), &[&QUICK[..], &["--upstream-http2", "prior-knowledge"], &pings].concat()).await
 }
 
 #[tokio::test]

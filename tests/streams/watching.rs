@@ -55,6 +55,8 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         max_answer_bytes: 1 << 20,
         max_event_bytes: 1 << 20,
         http: HttpVersion::Negotiated,
+        ping_interval: None,
+        ping_timeout: Duration::from_secs(10),
         requests: RequestLimits::default(),
         retry: RetryLimits::default(),
         files: UpstreamFiles::default(),

@@ -32,6 +32,8 @@ pub(crate) enum Say {
     GoAwayBefore(u32),
     /// Ends the connection.
     Close,
+    /// Says nothing any more, not even to pings, and does not end the connection.
+    Nothing,
 }
 
 pub(crate) const NO_ERROR: u32 = 0;
@@ -176,6 +178,7 @@ async fn play(stream: &mut TcpStream, id: u32, say: Say) -> io::Result<Option<()
         Say::Reset(code) => frame(stream, RST_STREAM, 0, id, &code.to_be_bytes()).await?,
         Say::GoAway(code) => frame(stream, GOAWAY, 0, 0, &[id.to_be_bytes(), code.to_be_bytes()].concat()).await?,
         Say::GoAwayBefore(code) => frame(stream, GOAWAY, 0, 0, &[[0; 4], code.to_be_bytes()].concat()).await?,
+        Say::Nothing => std::future::pending().await,
         Say::Close => {
             stream.shutdown().await?;
             return Ok(None);
