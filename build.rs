@@ -31,10 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Maps in key order: what goes out is the same each time.
         .btree_map(".")
         // An event is moved several times on its way; its size is that of the largest payload.
+        .boxed("RunEvent.payload.thread")
         .boxed("RunEvent.payload.run")
         .boxed("RunEvent.payload.run_step")
-        .boxed("RunEvent.payload.thread")
+        .boxed("RunEvent.payload.run_step_delta")
         .boxed("RunEvent.payload.message")
+        .boxed("RunEvent.payload.message_delta")
+        .boxed("RunEvent.payload.gap")
+        .boxed("RunEvent.payload.unknown")
         .codec_path("crate::service::BoundedCodec")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     fs::write(out.join("codec.rs"), codec::generate(&compiler.descriptor_pool())?)?;

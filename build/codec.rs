@@ -117,7 +117,7 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
         "impl Object for {name} {{\n    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed> {{\n        match name {{\n"
     )?;
     for field in fields() {
-        writeln!(out, "            b\"{}\" => {},", member(&field), reader(&field, "self")?)?;
+        writeln!(out, "            b\"{}\" => {},", member(&field), reader(&field)?)?;
     }
     write!(
         out,
@@ -133,13 +133,16 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
         EXTRA.0
     )?;
 
-    write!(out, "impl Value for {name} {{\n    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed> {{\n")?;
+    write!(
+        out,
+        "impl Value for {name} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {{\n"
+    )?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
     write!(
         out,
-        "        read::object_value(value)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n"
+        "        read::object_value(self, value)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n"
     )?;
     for field in bare {
         bare_writer(out, message, field)?;
@@ -151,13 +154,13 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
 fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Result<(), Box<dyn Error>> {
     write!(
         out,
-        "impl Value for {} {{\n    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed> {{\n",
+        "impl Value for {} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {{\n",
         message.name()
     )?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
-    write!(out, "        Ok(None)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n")?;
+    write!(out, "        Ok(false)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n")?;
     for field in bare {
         bare_writer(out, message, field)?;
     }
@@ -168,8 +171,8 @@ fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Re
 /// Reads the bare form `field`, or goes back for the next form.
 fn bare_reader(out: &mut String, message: &MessageDescriptor, field: &str) -> Result<(), Box<dyn Error>> {
     let field = message.get_field_by_name(field).ok_or(format!("{}.{field} is not there", message.name()))?;
-    writeln!(out, "        let (mut bare, mark) = (Self::default(), value.mark());")?;
-    writeln!(out, "        if {}? == Fit::Held {{\n            return Ok(Some(bare));\n        }}", reader(&field, "bare")?)?;
+    writeln!(out, "        let mark = value.mark();")?;
+    writeln!(out, "        if {}? == Fit::Held {{\n            return Ok(true);\n        }}", reader(&field)?)?;
     writeln!(out, "        value.back(mark);")?;
     Ok(())
 }
@@ -203,9 +206,9 @@ fn is_set(field: &FieldDescriptor) -> String {
     }
 }
 
-/// The expression that reads a JSON value into a field of `owner`.
-fn reader(field: &FieldDescriptor, owner: &str) -> Result<String, Box<dyn Error>> {
-    let place = format!("&mut {owner}.{}", rust_name(field));
+/// The expression that reads a JSON value into a field.
+fn reader(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
+    let place = format!("&mut self.{}", rust_name(field));
     let rule = match (field.kind(), shape(field)) {
         _ if field.is_map() => "map",
         (Kind::String, Shape::Plain) if field.name().ends_with("_json") => "json",

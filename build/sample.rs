@@ -25,13 +25,13 @@ impl Object for ToolChoice {
 }
 
 impl Value for ToolChoice {
-    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed> {
-        let (mut bare, mark) = (Self::default(), value.mark());
-        if read::name::<ToolChoiceMode>(&mut bare.mode, value)? == Fit::Held {
-            return Ok(Some(bare));
+    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {
+        let mark = value.mark();
+        if read::name::<ToolChoiceMode>(&mut self.mode, value)? == Fit::Held {
+            return Ok(true);
         }
         value.back(mark);
-        read::object_value(value)
+        read::object_value(self, value)
     }
     fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {
         if self.mode != 0 {

@@ -11,7 +11,7 @@ use crate::v1::{Run, RunEvent, RunStep};
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    run: Option<Run>,
+    run: Option<Box<Run>>,
     steps: HashMap<String, RunStep>,
 }
 

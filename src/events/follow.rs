@@ -41,8 +41,8 @@ impl Follow {
             return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
         }
         let gap = progress.gap(snapshot.steps());
-        let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(gap)));
+        let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));
         let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
-        Ok(Followed::Settled(events, Box::new(snapshot.run.clone())))
+        Ok(Followed::Settled(events, snapshot.run.clone()))
     }
 }

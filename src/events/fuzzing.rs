@@ -10,7 +10,7 @@ use crate::{
 /// What a frame says; `None` if it ends the stream.
 pub fn event(frame: &Frame) -> Result<Option<RunEvent>, Error> {
     match received(frame) {
-        Received::Event(event) => Ok(Some(*event)),
+        Received::Event(event) => Ok(Some(event)),
         Received::Done => Ok(None),
         Received::Error(data) => Err(rest::error_event(&data)),
     }

@@ -146,7 +146,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         }
     };
     match received(&frame) {
-        Received::Event(event) => Ok(Some(*event)),
+        Received::Event(event) => Ok(Some(event)),
         // The upstream's word for the end of a stream is passed on only where it is true.
         Received::Done => {
             reader.source = None;

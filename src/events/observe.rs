@@ -78,6 +78,6 @@ impl Streams {
                 Err(_) => break,
             }
         }
-        Ok(snapshot.run.clone())
+        Ok((*snapshot.run).clone())
     }
 }

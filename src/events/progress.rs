@@ -159,7 +159,7 @@ impl Progress {
 }
 
 /// The event that tells of a run's state.
-pub(super) fn run_event(run: Run) -> RunEvent {
+pub(super) fn run_event(run: Box<Run>) -> RunEvent {
     use {RunEventType as T, RunStatus as S};
     let kind = match run.status() {
         S::Unspecified => T::Unspecified,
@@ -173,7 +173,7 @@ pub(super) fn run_event(run: Run) -> RunEvent {
         S::Incomplete => T::ThreadRunIncomplete,
         S::Expired => T::ThreadRunExpired,
     };
-    synthesized(kind, Payload::Run(Box::new(run)))
+    synthesized(kind, Payload::Run(run))
 }
 
 /// The event that tells of a step's state.

@@ -17,7 +17,7 @@ use crate::{
 /// What a frame says.
 pub(super) enum Received {
     /// An event to pass on.
-    Event(Box<RunEvent>),
+    Event(RunEvent),
     /// The upstream says that its stream is over.
     Done,
     /// The upstream says that it failed, in these words (JSON).
@@ -38,8 +38,8 @@ pub(super) fn received(frame: &Frame) -> Received {
         _ => {}
     }
     let known = event_type(&name).and_then(|kind| Some((kind, payload(kind, data)?)));
-    let (kind, payload) = known.unwrap_or_else(|| (RunEventType::Unspecified, Payload::Unknown(unknown(&name, data))));
-    Received::Event(Box::new(RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: false }))
+    let (kind, payload) = known.unwrap_or_else(|| (RunEventType::Unspecified, Payload::Unknown(Box::new(unknown(&name, data)))));
+    Received::Event(RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: false })
 }
 
 /// The event's name and data, wherever they stand.
@@ -69,17 +69,17 @@ fn event_type(name: &[u8]) -> Option<RunEventType> {
 fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
     use RunEventType as T;
     Some(match kind {
-        T::ThreadCreated => Payload::Thread(Box::new(json::decode(data).ok()?)),
-        T::ThreadRunStepDelta => Payload::RunStepDelta(json::decode(data).ok()?),
-        T::ThreadMessageDelta => Payload::MessageDelta(json::decode(data).ok()?),
+        T::ThreadCreated => Payload::Thread(json::decode_boxed(data).ok()?),
+        T::ThreadRunStepDelta => Payload::RunStepDelta(json::decode_boxed(data).ok()?),
+        T::ThreadMessageDelta => Payload::MessageDelta(json::decode_boxed(data).ok()?),
         T::ThreadRunStepCreated
         | T::ThreadRunStepInProgress
         | T::ThreadRunStepCompleted
         | T::ThreadRunStepFailed
         | T::ThreadRunStepCancelled
-        | T::ThreadRunStepExpired => Payload::RunStep(Box::new(json::decode(data).ok()?)),
+        | T::ThreadRunStepExpired => Payload::RunStep(json::decode_boxed(data).ok()?),
         T::ThreadMessageCreated | T::ThreadMessageInProgress | T::ThreadMessageCompleted | T::ThreadMessageIncomplete => {
-            Payload::Message(Box::new(json::decode(data).ok()?))
+            Payload::Message(json::decode_boxed(data).ok()?)
         }
         T::ThreadRunCreated
         | T::ThreadRunQueued
@@ -90,7 +90,7 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
         | T::ThreadRunFailed
         | T::ThreadRunCancelling
         | T::ThreadRunCancelled
-        | T::ThreadRunExpired => Payload::Run(Box::new(json::decode(data).ok()?)),
+        | T::ThreadRunExpired => Payload::Run(json::decode_boxed(data).ok()?),
         T::Unspecified | T::Done | T::Heartbeat | T::Gap => return None,
     })
 }

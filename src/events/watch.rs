@@ -64,7 +64,7 @@ const MAX_STEP_PAGES: usize = 100;
 /// A state of a run.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
-    pub(super) run: Run,
+    pub(super) run: Box<Run>,
     /// Its steps, oldest first, if anybody asked for them; or why they cannot be had. That is no reason to keep the run from those who
     /// asked for the run alone.
     pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,

@@ -73,15 +73,21 @@ impl<'a> Cursor<'a> {
     }
 
     /// The first byte of the next token; 0 at the end of the text.
+    #[inline]
     pub(super) fn peek(&mut self) -> u8 {
-        let bytes = self.text.as_bytes();
-        while let Some(byte) = bytes.get(self.at) {
-            match byte {
-                b' ' | b'\t' | b'\n' | b'\r' => self.at += 1,
-                other => return *other,
-            }
+        match self.text.as_bytes().get(self.at) {
+            Some(byte) if *byte > b' ' => *byte,
+            _ => self.peek_on(),
         }
-        0
+    }
+
+    /// The same, past white space.
+    #[cold]
+    fn peek_on(&mut self) -> u8 {
+        let rest = &self.text.as_bytes()[self.at..];
+        let white = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count();
+        self.at += white;
+        rest.get(white).copied().unwrap_or_default()
     }
 
     /// Nothing but white space is left.
@@ -160,10 +166,22 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads the string that comes next. The caller has seen its quote.
+    #[inline]
     pub(super) fn string(&mut self) -> Result<Token<'a>, Malformed> {
         let bytes = self.text.as_bytes();
         let start = self.at + 1;
-        let mut at = start;
+        let end = start + plain(&bytes[start..]);
+        if bytes.get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(Token { raw: &self.text[start..end], escaped: false });
+        }
+        self.escaped_string(start, end)
+    }
+
+    /// Reads a string from `start`, plain up to `at`, that has an escape or no end.
+    #[cold]
+    fn escaped_string(&mut self, start: usize, mut at: usize) -> Result<Token<'a>, Malformed> {
+        let bytes = self.text.as_bytes();
         let mut escaped = false;
         loop {
             at += plain(&bytes[at..]);
@@ -260,6 +278,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// How many bytes stand before the next quote, backslash or control character. Eight at a time: strings are most of a document.
+#[inline]
 pub(super) fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGHS: u64 = ONES << 7;

@@ -57,8 +57,10 @@ pub(crate) trait Object: Value {
 
 /// A message that mirrors a JSON value: an object, or one of the bare forms.
 pub(crate) trait Value: Default {
-    /// Reads a value; `None`, with the cursor anywhere, if it has no form that the message mirrors.
-    fn read_value(value: &mut Cursor<'_>) -> Result<Option<Self>, Malformed>;
+    /// Reads a value into a message that is as new; false, with the message and the cursor anywhere, if it has no form that the message mirrors.
+    ///
+    /// In place, because messages are large and lie in one another: given back, each would be moved once for every level.
+    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed>;
     fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation>;
 }
 
@@ -73,10 +75,24 @@ impl<M: Value> Document for M {}
 ///
 /// Anything that is JSON and has one of the message's forms is read; what the fields cannot hold is in `extra_json`.
 pub fn decode<M: Document>(text: &[u8]) -> Result<M, Malformed> {
-    let mut cursor = Cursor::new(text)?;
-    let message = M::read_value(&mut cursor)?.ok_or(cursor.malformed("another form of value than expected"))?;
-    cursor.end()?;
+    let mut message = M::default();
+    read(&mut message, text)?;
     Ok(message)
+}
+
+/// The same, where the message is to stay where it is read.
+pub(crate) fn decode_boxed<M: Document>(text: &[u8]) -> Result<Box<M>, Malformed> {
+    let mut message = Box::<M>::default();
+    read(&mut *message, text)?;
+    Ok(message)
+}
+
+fn read(message: &mut impl Document, text: &[u8]) -> Result<(), Malformed> {
+    let mut cursor = Cursor::new(text)?;
+    if !message.read_value(&mut cursor)? {
+        return Err(cursor.malformed("another form of value than expected"));
+    }
+    cursor.end()
 }
 
 /// Writes a message as a document of an upstream: members that services always send are there even when empty.

@@ -175,8 +175,8 @@ pub(crate) fn object<M: Value>(field: &mut Option<M>, value: &mut Cursor<'_>) ->
     if null(field, value) {
         return Ok(Fit::Held);
     }
-    let message = M::read_value(value)?;
-    Ok(set(field, message.map(Some)))
+    let held = field.insert(M::default()).read_value(value)?;
+    Ok(if held { Fit::Held } else { set(field, None) })
 }
 
 /// A list of messages. An element that is not an object is kept as its text, in `extra_json`.
@@ -191,25 +191,22 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
     while value.element()? {
         value.unfold(size_of::<M>())?;
         let mark = value.mark();
-        let element = if let Some(message) = M::read_value(value)? {
-            message
-        } else {
+        field.push(M::default());
+        let Some(message) = field.last_mut() else { break };
+        if !message.read_value(value)? {
             value.back(mark);
-            let mut message = M::default();
+            *message = M::default();
             value.skip()?.clone_into(message.extra_mut());
-            message
-        };
-        field.push(element);
+        }
     }
     Ok(Fit::Held)
 }
 
-/// An object, member by member; `None` if another value comes.
-pub(crate) fn object_value<M: Object>(value: &mut Cursor<'_>) -> Result<Option<M>, Malformed> {
+/// An object, member by member; false if another value comes.
+pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -> Result<bool, Malformed> {
     if !value.enter(b'{')? {
-        return Ok(None);
+        return Ok(false);
     }
-    let mut message = M::default();
     let mut extra = Extra::default();
     while let Some(name) = value.member()? {
         let mark = value.mark();
@@ -223,7 +220,7 @@ pub(crate) fn object_value<M: Object>(value: &mut Cursor<'_>) -> Result<Option<M
     if !extra.is_empty() {
         *message.extra_mut() = extra.into_object();
     }
-    Ok(Some(message))
+    Ok(true)
 }
 
 /// The members of one object that its message does not hold.

@@ -42,7 +42,7 @@ const MAX_ERROR_TIME: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Answer<M> {
     /// The resource.
-    pub message: M,
+    pub message: Box<M>,
     /// Headers that the caller may see.
     pub headers: HeaderMap,
 }
@@ -105,7 +105,7 @@ pub(super) async fn read<M: Answerable>(
         Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
         Err(error) => return Err(failure::cut(&error, effect)),
     };
-    let message: M = json::decode(&text).map_err(|error| unusable(error.to_string()))?;
+    let message: Box<M> = json::decode_boxed(&text).map_err(|error| unusable(error.to_string()))?;
     if message.is_whole(&text) { Ok(Answer { message, headers }) } else { Err(unusable("JSON of another shape".to_owned())) }
 }
 
@@ -207,11 +207,15 @@ pub fn error_event(data: &[u8]) -> Error {
 
 /// The headers that callers may see.
 fn shown(headers: &HeaderMap) -> HeaderMap {
-    let shown = SHOWN_HEADERS.iter().filter_map(|name| {
-        let value = headers.get(*name)?;
-        (value.len() <= MAX_SHOWN_VALUE && value.to_str().is_ok()).then(|| (http::HeaderName::from_static(name), value.clone()))
-    });
-    shown.collect()
+    let mut shown = HeaderMap::new();
+    for (name, value) in headers {
+        let is_shown = SHOWN_HEADERS.contains(&name.as_str()) && value.len() <= MAX_SHOWN_VALUE && value.to_str().is_ok();
+        // The first of several.
+        if is_shown && !shown.contains_key(name) {
+            shown.insert(name, value.clone());
+        }
+    }
+    shown
 }
 
 /// How long the headers ask to wait: `retry-after-ms`, then `retry-after` in seconds or as a date.

@@ -30,7 +30,7 @@ mod submit;
 mod target;
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -242,15 +242,19 @@ impl Client {
         let lane = place.lane;
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
         let mut id = None;
-        let answer = async {
-            let mut http = self.request(caller, request);
-            exchange.inject(http.headers_mut());
-            let response = self.transport.get().unary[lane].execute(http).await.map_err(|error| failure::lost(&error, effect))?;
-            exchange.answered(response.status());
-            id = answer::request_id(response.headers()).map(str::to_owned);
-            answer::read(response, effect, self.own_key, self.max_answer_bytes).await
+        let answer = {
+            // Pinned, and not moved into the timeout: it is large.
+            let asking = pin!(async {
+                let mut http = self.request(caller, request);
+                exchange.inject(http.headers_mut());
+                let sending = self.transport.get().unary[lane].execute(http);
+                let response = sending.await.map_err(|error| failure::lost(&error, effect))?;
+                exchange.answered(response.status());
+                id = answer::request_id(response.headers()).map(str::to_owned);
+                answer::read(response, effect, self.own_key, self.max_answer_bytes).await
+            });
+            tokio::time::timeout(self.answer_timeout, asking).await
         };
-        let answer = tokio::time::timeout(self.answer_timeout, answer).await;
         place.over();
         let answer = answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
         exchange.ended(&answer);

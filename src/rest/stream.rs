@@ -4,10 +4,16 @@
 //! stream that nobody reads stalls all others. There is no total and no read timeout: both would end streams whose reader is slow.
 //! Bytes are read from the upstream only when the next frame is asked for, so a slow reader slows its own upstream and nothing else.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderValue, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
     Answer, Caller, Client, Request, answer, failure,
@@ -29,8 +35,13 @@ pub struct EventStream {
     response: reqwest::Response,
     /// `None` once the body is over.
     parser: Option<Parser>,
+    silence: Silence,
     exchange: Exchange,
 }
+
+/// Watches how long reads wait. The timer is set once for many reads: when it fires, it is set again to the end of the read that waits then.
+#[derive(Default)]
+struct Silence(Option<Pin<Box<Sleep>>>);
 
 /// What is there once the head is: of a stream the head alone.
 enum Head {
@@ -84,7 +95,7 @@ impl Client {
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
                 let parser = Some(Parser::new(self.max_event_bytes));
-                Opened::Stream(Box::new(EventStream { response, parser, exchange }))
+                Opened::Stream(Box::new(EventStream { response, parser, silence: Silence::default(), exchange }))
             }
             Head::Run(answer) => Opened::Run(answer),
         })
@@ -99,7 +110,7 @@ impl EventStream {
             if let Some(frame) = parser.next_frame().map_err(|error| Cut(error.to_string()))? {
                 return Ok(Some(frame));
             }
-            let Ok(chunk) = timeout(idle, self.response.chunk()).await else {
+            let Some(chunk) = self.silence.within(idle, self.response.chunk()).await else {
                 return Err(Cut(format!("the upstream said nothing for {idle:?}")));
             };
             match chunk {
@@ -117,5 +128,29 @@ impl EventStream {
             }
         }
         Ok(None)
+    }
+}
+
+impl Silence {
+    /// What is read, unless that takes longer than `idle`. A time longer than any clock goes is for ever.
+    async fn within<T>(&mut self, idle: Duration, read: impl Future<Output = T>) -> Option<T> {
+        let mut read = pin!(read);
+        let mut until = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = read.as_mut().poll(cx) {
+                return Poll::Ready(Some(read));
+            }
+            let Some(until) = *until.get_or_insert_with(|| Instant::now().checked_add(idle)) else { return Poll::Pending };
+            let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            // It never fires too late: no read that came before this one could wait longer.
+            while timer.as_mut().poll(cx).is_ready() {
+                if Instant::now() >= until {
+                    return Poll::Ready(None);
+                }
+                timer.as_mut().reset(until);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }

@@ -173,7 +173,10 @@ struct Call {
 
 impl Call {
     fn begin(calls: &Calls, record: telemetry::Call, path: &str, deadline: Option<Instant>) -> Self {
-        calls.open.send_modify(|open| *open += 1);
+        calls.open.send_if_modified(|open| {
+            *open += 1;
+            *open == 1
+        });
         let end = calls.end.clone();
         let age = calls.max_age.filter(|_| !is_aside(path)).map(|age| (Instant::now() + jittered(age), Cut::Closing));
         let limit = deadline.map(|deadline| (deadline, Cut::Deadline)).into_iter().chain(age).min_by_key(|(at, _)| *at);
@@ -233,6 +236,11 @@ impl Call {
         }
     }
 
+    /// Whether it is to be cut.
+    fn is_cut(&self) -> bool {
+        self.end.is_cancelled() || self.limit.is_some_and(|(at, _)| at <= Instant::now())
+    }
+
     /// The call is over before there was a response head.
     fn refuse(mut self, status: Status) -> Response<CallBody> {
         self.code = Some(status.code());
@@ -256,7 +264,10 @@ impl Drop for Call {
             }
         });
         self.record.ended(code);
-        self.open.send_modify(|open| *open -= 1);
+        self.open.send_if_modified(|open| {
+            *open -= 1;
+            *open == 0
+        });
     }
 }
 
@@ -270,6 +281,19 @@ struct Streaming {
     handler: Arc<Mutex<Option<Body>>>,
     /// Drops the handler's side then.
     _reaper: Option<AbortOnDropHandle<()>>,
+}
+
+impl Streaming {
+    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner);
+        match handler.as_mut() {
+            Some(body) => {
+                caught(|| Pin::new(body).poll_frame(cx)).map(|polled| polled.unwrap_or_else(|status| Some(Err(status))))
+            }
+            // The reaper's clock was the faster one.
+            None => Poll::Ready(Some(Err(self.call.last_words.status(self.call.limit.map_or(Cut::Deadline, |(_, cut)| cut))))),
+        }
+    }
 }
 
 impl CallBody {
@@ -305,33 +329,28 @@ impl http_body::Body for CallBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
-        // The cut goes first: a handler that always has more to say is cut, too.
-        if let Poll::Ready(cut) = streaming.call.cut.as_mut().poll(cx) {
-            let status = streaming.call.last_words.status(cut);
-            return Poll::Ready(Some(Ok(self.close_with(status))));
-        }
-        let polled = {
-            let mut handler = streaming.handler.lock().unwrap_or_else(PoisonError::into_inner);
-            match handler.as_mut() {
-                Some(body) => ready!(caught(|| Pin::new(body).poll_frame(cx))),
-                // The reaper's clock was the faster one.
-                None => Err(streaming.call.last_words.status(streaming.call.limit.map_or(Cut::Deadline, |(_, cut)| cut))),
-            }
-        };
-        Poll::Ready(match polled {
-            Ok(Some(Ok(frame))) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let code = code(trailers);
-                    self.close(code);
+        // The cut goes first: a handler that always has more to say is cut, too. Asking whether it is due costs less than waiting for it.
+        if !streaming.call.is_cut()
+            && let Poll::Ready(polled) = streaming.poll_handler(cx)
+        {
+            return Poll::Ready(match polled {
+                Some(Ok(frame)) => {
+                    if let Some(trailers) = frame.trailers_ref() {
+                        let code = code(trailers);
+                        self.close(code);
+                    }
+                    Some(Ok(frame))
                 }
-                Some(Ok(frame))
-            }
-            Ok(Some(Err(status))) | Err(status) => Some(Ok(self.close_with(status))),
-            Ok(None) => {
-                self.close(Code::Unknown);
-                None
-            }
-        })
+                Some(Err(status)) => Some(Ok(self.close_with(status))),
+                None => {
+                    self.close(Code::Unknown);
+                    None
+                }
+            });
+        }
+        let cut = ready!(streaming.call.cut.as_mut().poll(cx));
+        let status = streaming.call.last_words.status(cut);
+        Poll::Ready(Some(Ok(self.close_with(status))))
     }
 
     /// Only what is over is at its end: the trailers are always still to come.

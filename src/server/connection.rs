@@ -22,7 +22,12 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Drain, Server, access::Peer, call::Calls};
+use super::{
+    Drain, Server,
+    access::Peer,
+    call::Calls,
+    writes::{Writes, gathered},
+};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -58,16 +63,17 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         end: end.clone(),
         open: open.clone(),
     };
+    let (io, writes) = gathered(io);
     let io = TokioIo::new(io);
     match (http, &server.web) {
-        (Http::Two, None) => live(server.http2.serve_connection(io, calls), server, open.subscribe(), end).await,
+        (Http::Two, None) => live(server.http2.serve_connection(io, calls), &writes, server, open.subscribe(), end).await,
         (Http::Two, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);
-            live(server.http2.serve_connection(io, calls), server, open.subscribe(), end).await;
+            live(server.http2.serve_connection(io, calls), &writes, server, open.subscribe(), end).await;
         }
         (Http::One, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);
-            live(server.http1.serve_connection(io, calls), server, open.subscribe(), end).await;
+            live(server.http1.serve_connection(io, calls), &writes, server, open.subscribe(), end).await;
         }
         (Http::One, None) => tracing::debug!("not HTTP/2"),
     }
@@ -76,6 +82,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
 /// From the first call to the end. Not an `async fn`: the compiler does not see that one to be `Send`.
 fn live(
     connection: impl GracefulConnection + Send,
+    writes: &Writes<Box<dyn Io>>,
     server: &Server,
     open: watch::Receiver<usize>,
     end: CancellationToken,
@@ -84,7 +91,7 @@ fn live(
     async move {
         let mut connection = pin!(connection);
         let grace = select! {
-            _ = &mut connection => return,
+            _ = writes.polled(connection.as_mut()) => return,
             () = after(limits.age.map(jittered)) => Some(limits.age_grace),
             () = idle(open, limits.idle) => Some(limits.age_grace),
             // No time of its own: the server's drain timeout bounds it.
@@ -93,13 +100,13 @@ fn live(
         // GOAWAY, or `connection: close`. From here on the connection ends as soon as no call is open.
         connection.as_mut().graceful_shutdown();
         select! {
-            _ = &mut connection => return,
+            _ = writes.polled(connection.as_mut()) => return,
             () = after(grace) => {}
             () = end.cancelled() => {}
         }
         // What still runs is cut, and says so.
         end.cancel();
-        _ = timeout(FLUSH, connection).await;
+        _ = timeout(FLUSH, writes.polled(connection)).await;
     }
 }
 

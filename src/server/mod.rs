@@ -7,6 +7,7 @@
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `writes` | what a connection writes in one turn, as one write |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
 //! | `web` | calls from pages in browsers |
@@ -26,6 +27,7 @@ mod limits;
 mod routes;
 mod tls;
 mod web;
+mod writes;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -171,6 +173,8 @@ fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
     let mut http2 = http2::Builder::new(tasks);
     http2
         .timer(TokioTimer::new())
+        // gRPC has no use for it.
+        .auto_date_header(false)
         .max_concurrent_streams(limits.streams)
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)

@@ -12,12 +12,18 @@ use bytes::{Buf, Bytes};
 use prost::{Message, Name};
 use tonic::{
     Status,
-    codec::{Codec, DecodeBuf, Decoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
 use tonic_prost::ProstEncoder;
 
 /// Steps through the bytes of a request: some 20,000 fields. The largest list that services take has 10,000 texts.
 const MAX_STEPS: u32 = 50_000;
+
+/// The first buffer of each call, in bytes, for its request and for its answer, and how much of a stream's answer goes out together. Most requests are
+/// small and most runs are not much larger; tonic's own 8 KiB are more than half of what a quiet stream would hold.
+const REQUEST_BUFFER: usize = 512;
+const ANSWER_BUFFER: usize = 2 << 10;
+const TOGETHER: usize = 32 << 10;
 
 /// tonic's codec for prost's messages, with that limit.
 #[derive(Debug, Clone)]
@@ -40,7 +46,7 @@ where
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
+        ProstEncoder::new(BufferSettings::new(ANSWER_BUFFER, TOGETHER))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -59,6 +65,10 @@ impl<U: Name + Default> Decoder for BoundedDecoder<U> {
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let steps = if U::NAME.ends_with("Request") { MAX_STEPS } else { u32::MAX };
         decode(buf, steps).map(Some)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(REQUEST_BUFFER, TOGETHER)
     }
 }
 

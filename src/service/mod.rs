@@ -126,16 +126,17 @@ fn closed() -> Error {
 
 /// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.
 fn retries(metadata: &HeaderMap) -> bool {
-    let number = |name| metadata.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok()?.parse::<u32>().ok());
-    number("grpc-previous-rpc-attempts").is_some_and(|attempts| attempts > 0)
-        || number("x-envoy-attempt-count").is_some_and(|attempt| attempt > 1)
+    const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+    const ATTEMPT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+    let number = |name: HeaderName| metadata.get(name).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    number(PREVIOUS).is_some_and(|attempts| attempts > 0) || number(ATTEMPT).is_some_and(|attempt| attempt > 1)
 }
 
 /// The answer of a unary call.
 fn answer<M>(call: &telemetry::Call, result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
     match result {
         Ok(Answer { message, headers }) => {
-            Ok(Response::from_parts(MetadataMap::from_headers(headers), message, http::Extensions::new()))
+            Ok(Response::from_parts(MetadataMap::from_headers(headers), *message, http::Extensions::new()))
         }
         Err(error) => Err(status(call, &error)),
     }

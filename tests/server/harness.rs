@@ -19,7 +19,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use runs_gateway::{
     server::{Access, Limits, Served, Web, routes, serve},
-    telemetry::Telemetry,
+    telemetry::{Telemetry, log::Json},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -246,7 +246,7 @@ pub(crate) fn log() -> &'static Log {
     static LOG: OnceLock<Log> = OnceLock::new();
     LOG.get_or_init(|| {
         let log = Log::default();
-        let json = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).json().with_writer(log.clone());
+        let json = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).event_format(Json).with_writer(log.clone());
         // Not in a child process that has set up its own.
         _ = json.try_init();
         log

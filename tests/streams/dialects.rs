@@ -79,7 +79,7 @@ async fn what_is_not_known_or_does_not_fit_arrives_whole() {
             Err(_) => (String::new(), data.to_vec()),
         };
         let unknown = UnknownEvent { name: heard_name.to_owned(), data: text, binary_data: binary };
-        let expected = RunEvent { r#type: 0, payload: Some(Payload::Unknown(unknown)), synthesized: false };
+        let expected = RunEvent { r#type: 0, payload: Some(Payload::Unknown(Box::new(unknown))), synthesized: false };
         assert_eq!(heard.events[0], expected);
     }
 }

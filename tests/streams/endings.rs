@@ -269,7 +269,7 @@ async fn however_the_upstreams_stream_ends_the_caller_sees_the_runs_end_or_how_t
         let gaps: Vec<_> = heard
             .events
             .iter()
-            .filter_map(|event| if let Some(Payload::Gap(gap)) = &event.payload { Some(gap) } else { None })
+            .filter_map(|event| if let Some(Payload::Gap(gap)) = &event.payload { Some(&**gap) } else { None })
             .collect();
         let expected = Some(&ending.gap).filter(|gap| **gap != Gap::default());
         assert_eq!(gaps, expected.into_iter().collect::<Vec<_>>());

@@ -166,9 +166,9 @@ pub(crate) fn json_of(event: &RunEvent) -> String {
         Payload::Thread(it) => json::encode(it.as_ref()),
         Payload::Run(it) => json::encode(it.as_ref()),
         Payload::RunStep(it) => json::encode(it.as_ref()),
-        Payload::RunStepDelta(it) => json::encode(it),
+        Payload::RunStepDelta(it) => json::encode(it.as_ref()),
         Payload::Message(it) => json::encode(it.as_ref()),
-        Payload::MessageDelta(it) => json::encode(it),
+        Payload::MessageDelta(it) => json::encode(it.as_ref()),
         other => panic!("{other:?} is no JSON"),
     };
     String::from_utf8(encoded.expect("it was decoded")).expect("JSON is text")
