@@ -6,11 +6,15 @@
 use std::{env, hint::black_box, process::Command};
 
 use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
 use runs_gateway::{
+    error::Error,
     json::{decode, encode},
     rest::{error_event, sse::Parser},
+    telemetry::Telemetry,
     v1::{MessageDelta, Run},
 };
+use tonic::Code;
 
 const RUN: &[u8] = include_bytes!("run.json");
 const DELTA: &str = r#"{"id":"msg_Qm3zXb8LkT2vYw7Rc5NpHd1F","object":"thread.message.delta","delta":{"content":[{"index":0,"type":"text","text":{"value":" The next train leaves at nine."}}]}}"#;
@@ -19,7 +23,7 @@ const ERROR: &str = r#"{"error":{"message":"Rate limit reached. Please try again
 /// What is done so many times, by its name.
 type Case = (&'static str, fn(rounds: u64));
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("run decode", |rounds| (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))))),
     ("run encode", |rounds| {
         let run: Run = decode(RUN).expect("the run is read");
@@ -32,6 +36,17 @@ const CASES: [Case; 5] = [
         for _ in 0..rounds {
             parser.push(event.clone());
             assert!(black_box(parser.next_frame()).expect("within the limit").is_some());
+        }
+    }),
+    ("a call's metrics", |rounds| {
+        let (telemetry, headers) = (Telemetry::default(), HeaderMap::new());
+        for _ in 0..rounds {
+            let call = telemetry.call("/runsgateway.v1.RunService/GetRun", &headers);
+            let mut exchange = telemetry.exchange(&call, &Method::GET, "/threads/{thread_id}/runs/{run_id}", 0);
+            exchange.answered(StatusCode::OK);
+            exchange.ended(&Ok::<(), Error>(()));
+            drop(exchange);
+            call.ended(Code::Ok);
         }
     }),
     ("error to status", |rounds| (0..rounds).for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())))),

@@ -25,12 +25,12 @@ def free_port():
 class Side:
     """A process that listens, on a core of its own or that of the load."""
 
-    def __init__(self, name, command, port, core=MEASURED, shown=""):
+    def __init__(self, name, command, port, core=MEASURED, shown="", variables=None):
         self.name, self.port, self.shown = name, port, shown or " ".join(command)
         self.address = f"127.0.0.1:{port}"
         self.process = subprocess.Popen(
             ["taskset", "--cpu-list", str(core), *command],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, **(variables or {})}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         try:
             self._await()
@@ -77,14 +77,24 @@ class Side:
 class Gateway(Side):
     """The gateway, everything at its defaults but for one worker thread."""
 
-    def __init__(self, upstream):
+    def __init__(self, upstream, variables=None):
         port = free_port()
-        super().__init__("gateway", gateway_command(upstream, port), port)
+        command = gateway_command(upstream, port)
+        shown = " ".join([*(f"{name}={value}" for name, value in (variables or {}).items()), *command])
+        super().__init__("gateway", command, port, shown=shown, variables=variables)
 
     def end(self):
         # A signal would make it drain, which is of no use here.
         self.process.kill()
         self.process.wait()
+
+
+def traces(collector):
+    """Variables that export one trace of a hundred to `collector`, which takes them and answers nothing."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01",
+    }
 
 
 def gateway_command(upstream, port):
@@ -116,7 +126,7 @@ http {{
 def unary_upstream(folder, run):
     """A REST API that answers every request with the same run: HTTP/1.1, and on the next port HTTP/2 for direct calls."""
     second = free_port()
-    answer = "default_type application/json; add_header x-request-id req_4kTq0Zb9; location / { return 200 '%s'; }" % run
+    answer = "default_type application/json; add_header x-request-id req_4kTq0Zb9; location / { return 200 '%s'; } location /v1/traces { return 200 ''; }" % run
     side = nginx(
         "upstream", folder,
         f"server {{ listen 127.0.0.1:PORT backlog=4096; {answer} }} server {{ listen 127.0.0.1:{second} http2; http2_max_concurrent_streams 1024; {answer} }}",

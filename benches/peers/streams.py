@@ -71,8 +71,12 @@ def memory(load, upstream, kind, settle):
     taken = []
     try:
         with Streams(load, gateway.address, kind, "paced-1000-100000") as reading:
+            opened = 0
             for number in (500, 2000):
-                reading.say(f"open {number}")
+                # Not all at once: no more are let through than there may be requests.
+                while opened < number:
+                    opened += 250
+                    reading.say(f"open {opened}")
                 time.sleep(settle)  # Until events, or polls, have gone through all of them.
                 taken.append(gateway.memory("RssAnon"))
     finally:

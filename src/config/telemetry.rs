@@ -12,7 +12,8 @@ pub(super) struct TelemetryArgs {
     #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
 
-    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`.
+    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`. Nothing is of the level
+    /// `trace` in a release: it is that of every frame.
     #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
     log: String,
 

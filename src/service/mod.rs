@@ -7,7 +7,11 @@ mod decode;
 mod run;
 mod run_step;
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
@@ -145,10 +149,7 @@ fn answer<M>(call: &telemetry::Call, result: Result<Answer<M>, Error>) -> Result
 /// The answer of a streaming call.
 fn stream(call: telemetry::Call, result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(events) => {
-            let events = events.map(move |event| event.inspect(|event| call.sent(event)).map_err(|error| status(&call, &error)));
-            Ok(Response::new(Box::pin(events)))
-        }
+        Ok(events) => Ok(Response::new(RunEvents { events, call })),
         Err(error) => Err(status(&call, &error)),
     }
 }
@@ -172,5 +173,17 @@ fn status(call: &telemetry::Call, error: &Error) -> Status {
     error.status()
 }
 
-/// A stream of events as tonic wants it.
-type RunEvents = Pin<Box<dyn Stream<Item = Result<RunEvent, Status>> + Send>>;
+/// The events of a streaming call. What is sent is noted.
+pub struct RunEvents {
+    events: Events,
+    call: telemetry::Call,
+}
+
+impl Stream for RunEvents {
+    type Item = Result<RunEvent, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let event = ready!(self.events.as_mut().poll_next(cx));
+        Poll::Ready(event.map(|event| event.inspect(|event| self.call.sent(event)).map_err(|error| status(&self.call, &error))))
+    }
+}
