@@ -12,7 +12,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use runs_gateway::{
     events::fuzzing::event,
     rest::sse::{Frame, Parser},
-    v1::{UnknownEvent, run_event::Payload},
+    v1::run_event::Payload,
 };
 
 /// The limit that real streams are far below.
@@ -50,10 +50,10 @@ fn check(frame: &Frame) {
         Ok(Some(event)) => {
             let payload = event.payload.expect("each has one");
             // Without a name, name and data may stand in the data.
-            if let Payload::Unknown(UnknownEvent { data, binary_data, .. }) = payload
+            if let Payload::Unknown(unknown) = payload
                 && !frame.event.is_empty()
             {
-                assert_eq!(frame.data, [data.as_bytes(), &binary_data].concat());
+                assert_eq!(frame.data, [unknown.data.as_bytes(), &unknown.binary_data].concat());
             }
         }
         Err(error) => status::check_interrupted(error, &String::from_utf8_lossy(&frame.data)),
