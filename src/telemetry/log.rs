@@ -1,7 +1,7 @@
 //! Where log lines go, and in which form: standard error, as text on a terminal and as JSON elsewhere, unless told.
 //!
 //! JSON lines have the members of `tracing-subscriber`'s: `timestamp`, `level`, `fields`, `target`. They are not written by it, since its way (a serializer
-//! for each line, dates from the civil calendar each time) took a twentieth of a GetRun's time by perf; there is a line for every call.
+//! for each line, dates from the civil calendar each time) took a twentieth of a `GetRun`'s time by perf; there is a line for every call.
 //!
 //! Lines are gathered for ten milliseconds and written by a thread of their own: a write for every call costs as much as its JSON, and whoever reads the log
 //! slowly must not slow calls down.
