@@ -1,5 +1,5 @@
 //! Compiles the contract: message types and service stubs (tonic-build), the descriptor that reflection serves, and the JSON codec
-//! (`build/codec.rs`).
+//! (`build/codec.rs`), and the protobuf encoder (`build/wire.rs`).
 //!
 //! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no part of the descriptor.
 //!
@@ -9,6 +9,8 @@ use std::{env, error::Error, fs, io, path::PathBuf};
 
 #[path = "build/codec.rs"]
 mod codec;
+#[path = "build/wire.rs"]
+mod wire;
 
 /// The contract, which is published, and what only this crate sees.
 const CONTRACT: &str = "proto/runsgateway/v1";
@@ -42,6 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .codec_path("crate::service::BoundedCodec")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     fs::write(out.join("codec.rs"), codec::generate(&compiler.descriptor_pool())?)?;
+    fs::write(out.join("wire.rs"), wire::generate(&compiler.descriptor_pool())?)?;
     Ok(())
 }
 

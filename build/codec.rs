@@ -112,16 +112,25 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     let name = message.name();
     let always = row(&ALWAYS, name);
     let fields = || message.fields().filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()));
+    let members: Vec<_> = fields().map(|field| format!("\"{}\"", member(&field))).collect();
     write!(
         out,
-        "impl Object for {name} {{\n    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed> {{\n        match name {{\n"
+        "impl Object for {name} {{\n    const MEMBERS: &'static [&'static str] = &[{}];\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n",
+        members.join(", ")
     )?;
-    for field in fields() {
-        writeln!(out, "            b\"{}\" => {},", member(&field), reader(&field)?)?;
+    for (place, name) in members.iter().enumerate() {
+        writeln!(out, "            b{name} => Some({place}),")?;
     }
     write!(
         out,
-        "            _ => Ok(Fit::Unknown),\n        }}\n    }}\n    fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation> {{\n"
+        "            _ => None,\n        }}\n    }}\n    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n"
+    )?;
+    for (place, field) in fields().enumerate() {
+        writeln!(out, "            {place} => {},", reader(&field)?)?;
+    }
+    write!(
+        out,
+        "            _ => Ok(false),\n        }}\n    }}\n    fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation> {{\n"
     )?;
     for field in fields() {
         let empty = if always.contains(&member(&field)) { "Empty::Written" } else { "Empty::Omitted" };
@@ -133,10 +142,7 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
         EXTRA.0
     )?;
 
-    write!(
-        out,
-        "impl Value for {name} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {{\n"
-    )?;
+    write!(out, "impl Value for {name} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n")?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
@@ -152,11 +158,7 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
 }
 
 fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Result<(), Box<dyn Error>> {
-    write!(
-        out,
-        "impl Value for {} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {{\n",
-        message.name()
-    )?;
+    write!(out, "impl Value for {} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n", message.name())?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
@@ -172,7 +174,7 @@ fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Re
 fn bare_reader(out: &mut String, message: &MessageDescriptor, field: &str) -> Result<(), Box<dyn Error>> {
     let field = message.get_field_by_name(field).ok_or(format!("{}.{field} is not there", message.name()))?;
     writeln!(out, "        let mark = value.mark();")?;
-    writeln!(out, "        if {}? == Fit::Held {{\n            return Ok(true);\n        }}", reader(&field)?)?;
+    writeln!(out, "        if {}? {{\n            return Ok(true);\n        }}", reader(&field)?)?;
     writeln!(out, "        value.back(mark);")?;
     Ok(())
 }
@@ -298,7 +300,7 @@ fn member(field: &FieldDescriptor) -> &str {
     if field.name().ends_with("_json") { field.json_name() } else { field.name() }
 }
 
-fn rust_name(field: &FieldDescriptor) -> String {
+pub(crate) fn rust_name(field: &FieldDescriptor) -> String {
     match field.name() {
         keyword @ ("type" | "static") => format!("r#{keyword}"),
         name => name.to_owned(),
@@ -310,7 +312,7 @@ fn row<'a>(table: &'a [(&str, &'a [&'a str])], message: &str) -> &'a [&'a str] {
 }
 
 /// `RunStatus` as `RUN_STATUS`.
-fn shouting(name: &str) -> String {
+pub(crate) fn shouting(name: &str) -> String {
     let mut out = String::new();
     for (at, letter) in name.char_indices() {
         if letter.is_ascii_uppercase() && at > 0 {

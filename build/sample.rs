@@ -4,11 +4,19 @@
 //! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
-    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed> {
+    const MEMBERS: &'static [&'static str] = &["type", "function"];
+    fn place(name: &[u8]) -> Option<usize> {
         match name {
-            b"type" => read::name::<ToolType>(&mut self.r#type, value),
-            b"function" => read::object(&mut self.function, value),
-            _ => Ok(Fit::Unknown),
+            b"type" => Some(0),
+            b"function" => Some(1),
+            _ => None,
+        }
+    }
+    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {
+        match place {
+            0 => read::name::<ToolType>(&mut self.r#type, value),
+            1 => read::object(&mut self.function, value),
+            _ => Ok(false),
         }
     }
     fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation> {
@@ -25,9 +33,9 @@ impl Object for ToolChoice {
 }
 
 impl Value for ToolChoice {
-    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed> {
+    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {
         let mark = value.mark();
-        if read::name::<ToolChoiceMode>(&mut self.mode, value)? == Fit::Held {
+        if read::name::<ToolChoiceMode>(&mut self.mode, value)? {
             return Ok(true);
         }
         value.back(mark);

@@ -4,7 +4,7 @@
 
 use crate::{
     embedded::v1::*,
-    json::{Cursor, Empty, Fit, Malformed, Names, Object, ObjectWriter, Value, Violation, Writer, read},
+    json::{Cursor, Empty, Names, Object, ObjectWriter, Read, Value, Violation, Writer, read},
     v1::*,
 };
 

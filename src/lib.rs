@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`v1`] | the contract, generated from `proto/` |
 //! | [`json`] | the codec: how a message looks as JSON (`codec` has its generated lines) |
+//! | [`wire`] | how a message is written as protobuf |
 //! | [`rest`] | the REST side: HTTP as a client, and the framing of server-sent events |
 //! | [`events`] | runs as streams: from the upstream's events, from polling |
 //! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
@@ -46,3 +47,4 @@ pub mod service;
 pub mod telemetry;
 pub mod v1;
 pub mod watched;
+pub mod wire;

@@ -57,6 +57,8 @@ impl SharedResume {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     resume: SharedResume,
+    /// The type of the event that was sent last, as it stands in `resume`, which is not looked at for every delta of a text.
+    last_event: RunEventType,
     /// The status of the run, as far as it was told.
     status: RunStatus,
     /// Steps and messages that were sent whole, or named as missed, by id.
@@ -132,7 +134,10 @@ impl Progress {
             Some(Payload::Gap(gap)) => self.whole.extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
             _ => {}
         }
-        self.resume.lock().resume.last_event = kind;
+        if self.last_event != kind {
+            self.last_event = kind;
+            self.resume.lock().resume.last_event = kind;
+        }
     }
 
     /// Notes which run this is about, as far as is known.

@@ -1,9 +1,11 @@
 //! A cursor over JSON text that checks the grammar as it goes.
 //!
 //! Must hold: a value that was skipped or read was valid JSON to its last byte, as `serde_json` judges it (a property test compares the
-//! two); every method either moves past what it names or fails; nothing is allocated but for strings with escapes.
+//! two); every method either moves past what it names or stops; nothing is allocated but for strings with escapes. A cursor that stopped is not read on.
 
 use std::{borrow::Cow, fmt};
+
+use memchr::memchr2;
 
 use super::{MAX_DEPTH, MAX_UNFOLDED};
 
@@ -24,6 +26,12 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+/// Reading came to something that is not JSON or goes beyond a limit: [`Cursor::why`] tells. Without a size, so that results stay in registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stopped;
+
+pub(crate) type Read<T> = Result<T, Stopped>;
+
 /// A JSON string as it stands in the text, between its quotes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token<'a> {
@@ -32,6 +40,11 @@ pub(super) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
+    /// The token of a string without escapes.
+    pub(super) fn plain(raw: &'a str) -> Self {
+        Self { raw, escaped: false }
+    }
+
     /// The string. `None` if an escape stands for half a surrogate pair: such a string has no UTF-8.
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
         if self.escaped { String::from_utf8(unescape(self.raw)).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(self.raw)) }
@@ -53,6 +66,8 @@ pub(crate) struct Cursor<'a> {
     at: usize,
     depth: u8,
     unfolded: usize,
+    /// What it stopped at.
+    stop: Option<Malformed>,
 }
 
 /// A place to go back to.
@@ -65,11 +80,24 @@ pub(crate) struct Mark {
 impl<'a> Cursor<'a> {
     pub(crate) fn new(text: &'a [u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(text).map_err(|error| Malformed { what: "not UTF-8", at: error.valid_up_to() })?;
-        Ok(Self { text, at: 0, depth: 0, unfolded: 0 })
+        Ok(Self { text, at: 0, depth: 0, unfolded: 0, stop: None })
     }
 
-    pub(super) fn malformed(&self, what: &'static str) -> Malformed {
-        Malformed { what, at: self.at }
+    #[cold]
+    fn stop(&mut self, what: &'static str, at: usize) -> Stopped {
+        self.stop = Some(Malformed { what, at });
+        Stopped
+    }
+
+    /// Stops here.
+    #[cold]
+    pub(super) fn malformed(&mut self, what: &'static str) -> Stopped {
+        self.stop(what, self.at)
+    }
+
+    /// What it stopped at.
+    pub(super) fn why(self, _: Stopped) -> Malformed {
+        self.stop.unwrap_or(Malformed { what: "not JSON", at: self.at })
     }
 
     /// The first byte of the next token; 0 at the end of the text.
@@ -91,13 +119,12 @@ impl<'a> Cursor<'a> {
     }
 
     /// Nothing but white space is left.
-    pub(super) fn end(&mut self) -> Result<(), Malformed> {
+    pub(super) fn end(&mut self) -> Read<()> {
         if self.peek() == 0 && self.at == self.text.len() { Ok(()) } else { Err(self.malformed("more than one value")) }
     }
 
-    /// A place to go back to, at the next token.
-    pub(crate) fn mark(&mut self) -> Mark {
-        self.peek();
+    /// A place to go back to.
+    pub(crate) fn mark(&self) -> Mark {
         Mark { at: self.at, depth: self.depth }
     }
 
@@ -107,13 +134,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Accounts for memory that a list element takes beyond its text.
-    pub(super) fn unfold(&mut self, bytes: usize) -> Result<(), Malformed> {
+    pub(super) fn unfold(&mut self, bytes: usize) -> Read<()> {
         self.unfolded += bytes;
         if self.unfolded > MAX_UNFOLDED { Err(self.malformed("too many list elements")) } else { Ok(()) }
     }
 
     /// Enters the list (`[`) or object (`{`) that comes next; false, and nothing moves, if another value comes.
-    pub(super) fn enter(&mut self, open: u8) -> Result<bool, Malformed> {
+    pub(super) fn enter(&mut self, open: u8) -> Read<bool> {
         if self.peek() != open {
             return Ok(false);
         }
@@ -126,15 +153,33 @@ impl<'a> Cursor<'a> {
     }
 
     /// Moves to the next element of the list that was entered; false, and the list is left, when there is none.
-    pub(super) fn element(&mut self) -> Result<bool, Malformed> {
+    pub(super) fn element(&mut self) -> Read<bool> {
         self.next(b'[', b']')
     }
 
-    /// Moves to the value of the next member of the object that was entered, and gives its name.
-    pub(super) fn member(&mut self) -> Result<Option<Token<'a>>, Malformed> {
-        if !self.next(b'{', b'}')? {
-            return Ok(None);
+    /// Moves to the name of the next member of the object that was entered; false, and the object is left, when there is none.
+    #[inline]
+    pub(super) fn member(&mut self) -> Read<bool> {
+        self.next(b'{', b'}')
+    }
+
+    /// Moves past the member's name that comes next, to its value, if it is this one; false, and nothing moves, if it is another.
+    ///
+    /// `name` must stand for itself between quotes. White space behind it, or escapes in it, are for [`Self::name`].
+    #[inline]
+    pub(super) fn is_named(&mut self, name: &str) -> bool {
+        let end = self.at + 1 + name.len();
+        let bytes = self.text.as_bytes();
+        let found =
+            bytes.get(end..end + 2) == Some(b"\":") && bytes[self.at] == b'"' && bytes[self.at + 1..end] == *name.as_bytes();
+        if found {
+            self.at = end + 2;
         }
+        found
+    }
+
+    /// Moves past the member's name that comes next, to its value.
+    pub(super) fn name(&mut self) -> Read<Token<'a>> {
         if self.peek() != b'"' {
             return Err(self.malformed("expected a member's name"));
         }
@@ -143,22 +188,24 @@ impl<'a> Cursor<'a> {
             return Err(self.malformed("expected a colon"));
         }
         self.at += 1;
-        Ok(Some(name))
+        Ok(name)
     }
 
-    fn next(&mut self, open: u8, close: u8) -> Result<bool, Malformed> {
+    #[inline]
+    fn next(&mut self, open: u8, close: u8) -> Read<bool> {
         // The cursor stands right behind the opening bracket or behind a value, and no value ends in an opening bracket.
-        let first = self.text.as_bytes()[..self.at].last() == Some(&open);
+        let first = self.text.as_bytes()[self.at - 1] == open;
         match self.peek() {
+            b',' if !first => {
+                // An entry must follow: whoever reads it finds the end if none does.
+                self.at += 1;
+                self.peek();
+                Ok(true)
+            }
             byte if byte == close => {
                 self.at += 1;
                 self.depth -= 1;
                 Ok(false)
-            }
-            b',' if !first => {
-                // An entry must follow: whoever reads it finds the end if none does.
-                self.at += 1;
-                Ok(true)
             }
             _ if first => Ok(true),
             _ => Err(self.malformed("expected a comma or the end")),
@@ -167,7 +214,7 @@ impl<'a> Cursor<'a> {
 
     /// Reads the string that comes next. The caller has seen its quote.
     #[inline]
-    pub(super) fn string(&mut self) -> Result<Token<'a>, Malformed> {
+    pub(super) fn string(&mut self) -> Read<Token<'a>> {
         let bytes = self.text.as_bytes();
         let start = self.at + 1;
         let end = start + plain(&bytes[start..]);
@@ -180,7 +227,7 @@ impl<'a> Cursor<'a> {
 
     /// Reads a string from `start`, plain up to `at`, that has an escape or no end.
     #[cold]
-    fn escaped_string(&mut self, start: usize, mut at: usize) -> Result<Token<'a>, Malformed> {
+    fn escaped_string(&mut self, start: usize, mut at: usize) -> Read<Token<'a>> {
         let bytes = self.text.as_bytes();
         let mut escaped = false;
         loop {
@@ -192,11 +239,11 @@ impl<'a> Cursor<'a> {
                     at += match bytes.get(at + 1) {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
                         Some(b'u') if bytes.get(at + 2..at + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => 6,
-                        _ => return Err(Malformed { what: "a bad escape", at }),
+                        _ => return Err(self.stop("a bad escape", at)),
                     };
                 }
-                Some(_) => return Err(Malformed { what: "a control character in a string", at }),
-                None => return Err(Malformed { what: "a string without an end", at }),
+                Some(_) => return Err(self.stop("a control character in a string", at)),
+                None => return Err(self.stop("a string without an end", at)),
             }
         }
         self.at = at + 1;
@@ -204,7 +251,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads the number that comes next; `None`, and nothing moves, if another value comes.
-    pub(super) fn number(&mut self) -> Result<Option<&'a str>, Malformed> {
+    pub(super) fn number(&mut self) -> Read<Option<&'a str>> {
         if !matches!(self.peek(), b'-' | b'0'..=b'9') {
             return Ok(None);
         }
@@ -247,13 +294,14 @@ impl<'a> Cursor<'a> {
     }
 
     /// Skips the value that comes next and gives its text.
-    pub(super) fn skip(&mut self) -> Result<&'a str, Malformed> {
+    pub(super) fn skip(&mut self) -> Read<&'a str> {
         let first = self.peek();
         let start = self.at;
         match first {
             b'{' => {
                 self.enter(b'{')?;
-                while self.member()?.is_some() {
+                while self.member()? {
+                    self.name()?;
                     self.skip()?;
                 }
             }
@@ -277,23 +325,43 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// How many bytes stand before the next quote, backslash or control character. Eight at a time: strings are most of a document.
+/// How many bytes stand before the next quote, backslash or control character. Strings are most of a document.
+///
+/// The first bytes are looked at by eights, since most strings are short, and what is behind them by what the machine can.
 #[inline]
 pub(super) fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGHS: u64 = ONES << 7;
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    const SHORT: usize = 4;
     let (words, rest) = bytes.as_chunks::<8>();
-    for (at, word) in words.iter().enumerate() {
+    for (at, word) in words.iter().take(SHORT).enumerate() {
         let word = u64::from_le_bytes(*word);
-        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-        let found = zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | control;
+        let below = |least: u8, word: u64| word.wrapping_sub(ONES * u64::from(least));
+        let quote = below(1, word ^ (ONES * u64::from(b'"')));
+        let backslash = below(1, word ^ (ONES * u64::from(b'\\')));
+        // A byte that is not ASCII is none of the three.
+        let found = (quote | backslash | below(0x20, word)) & !word & HIGHS;
         if found != 0 {
             // Only bits above the first true one can be wrong: a borrow runs upwards.
             return 8 * at + (found.trailing_zeros() / 8) as usize;
         }
     }
-    8 * words.len() + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)).count()
+    if words.len() >= SHORT {
+        8 * SHORT + long_plain(&bytes[8 * SHORT..])
+    } else {
+        8 * words.len() + first_special(rest).unwrap_or(rest.len())
+    }
+}
+
+fn long_plain(bytes: &[u8]) -> usize {
+    let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+    // One pass without a branch, which compilers turn into vectors.
+    let controls = bytes[..end].iter().fold(0, |found, byte| found | u8::from(*byte < 0x20));
+    if controls == 0 { end } else { first_special(bytes).unwrap_or(end) }
+}
+
+fn first_special(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))
 }
 
 /// Resolves the escapes of a string whose grammar was checked. Half surrogate pairs come out as three bytes that are not UTF-8.

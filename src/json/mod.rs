@@ -26,7 +26,7 @@ use std::{borrow::Cow, collections::HashSet};
 
 pub(crate) use cursor::Cursor;
 pub use cursor::Malformed;
-pub(crate) use read::Fit;
+pub(crate) use cursor::Read;
 pub use write::Violation;
 pub(crate) use write::{Empty, ObjectWriter, Writer};
 
@@ -47,8 +47,12 @@ pub(crate) trait Names {
 
 /// A message that mirrors a JSON object.
 pub(crate) trait Object: Value {
-    /// Reads `value` into the field that member `name` belongs to. If it does not fit, the field is left unset and the cursor anywhere.
-    fn read(&mut self, name: &[u8], value: &mut Cursor<'_>) -> Result<Fit, Malformed>;
+    /// The names of the members that have fields, in the contract's order.
+    const MEMBERS: &'static [&'static str];
+    /// Where among them a name is.
+    fn place(name: &[u8]) -> Option<usize>;
+    /// Reads `value` into the field of the member at `place`. If it does not fit: false, and the field is left unset and the cursor anywhere.
+    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool>;
     /// Writes the fields that are set, without `extra_json`.
     fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation>;
     fn extra(&self) -> &str;
@@ -60,7 +64,7 @@ pub(crate) trait Value: Default {
     /// Reads a value into a message that is as new; false, with the message and the cursor anywhere, if it has no form that the message mirrors.
     ///
     /// In place, because messages are large and lie in one another: given back, each would be moved once for every level.
-    fn read_value(&mut self, value: &mut Cursor<'_>) -> Result<bool, Malformed>;
+    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool>;
     fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation>;
 }
 
@@ -88,11 +92,18 @@ pub(crate) fn decode_boxed<M: Document>(text: &[u8]) -> Result<Box<M>, Malformed
 }
 
 fn read(message: &mut impl Document, text: &[u8]) -> Result<(), Malformed> {
+    whole(
+        text,
+        |cursor| {
+            if message.read_value(cursor)? { Ok(()) } else { Err(cursor.malformed("another form of value than expected")) }
+        },
+    )
+}
+
+/// Reads text that must end where `each` has read to.
+fn whole<'a>(text: &'a [u8], each: impl FnOnce(&mut Cursor<'a>) -> Read<()>) -> Result<(), Malformed> {
     let mut cursor = Cursor::new(text)?;
-    if !message.read_value(&mut cursor)? {
-        return Err(cursor.malformed("another form of value than expected"));
-    }
-    cursor.end()
+    each(&mut cursor).and_then(|()| cursor.end()).map_err(|stopped| cursor.why(stopped))
 }
 
 /// Writes a message as a document of an upstream: members that services always send are there even when empty.
@@ -142,9 +153,7 @@ pub(crate) fn is_whole(text: &[u8]) -> bool {
 }
 
 fn one_value(text: &[u8]) -> Result<(), Malformed> {
-    let mut cursor = Cursor::new(text)?;
-    cursor.skip()?;
-    cursor.end()
+    whole(text, |cursor| cursor.skip().map(drop))
 }
 
 /// The decoded names of an object's members. Fails if the text is not exactly one object.
@@ -157,12 +166,14 @@ fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
 }
 
 fn members<'a>(object: &'a [u8], mut each: impl FnMut(Cow<'a, [u8]>, &'a str)) -> Result<(), Malformed> {
-    let mut cursor = Cursor::new(object)?;
-    if !cursor.enter(b'{')? {
-        return Err(cursor.malformed("not an object"));
-    }
-    while let Some(name) = cursor.member()? {
-        each(name.bytes(), cursor.skip()?);
-    }
-    cursor.end()
+    whole(object, |cursor| {
+        if !cursor.enter(b'{')? {
+            return Err(cursor.malformed("not an object"));
+        }
+        while cursor.member()? {
+            let name = cursor.name()?;
+            each(name.bytes(), cursor.skip()?);
+        }
+        Ok(())
+    })
 }

@@ -1,6 +1,6 @@
 //! Reading: one function per kind of field, called by the generated lines.
 //!
-//! Must hold: a function reports [`Fit::Held`] iff writing the field would give the value back (or the value is one of the empty forms that
+//! Must hold: a function says true, "held", iff writing the field would give the value back (or the value is one of the empty forms that
 //! mean "unset"). Otherwise it leaves the field unset, whatever an earlier duplicate put there, and the caller goes back and takes the text.
 
 use std::{
@@ -11,32 +11,19 @@ use std::{
 use prost_types::Timestamp;
 
 use super::{
-    Cursor, Malformed, Names, Object, Value,
-    cursor::{Mark, Token},
+    Cursor, Names, Object, Value,
+    cursor::{Mark, Read, Token},
     decimal,
 };
-
-/// What became of a member's value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fit {
-    /// It is in its field, or it means "unset".
-    Held,
-    /// The message has a field for it that cannot hold it.
-    Unfit,
-    /// The message has no field for it.
-    Unknown,
-}
-
-type Read = Result<Fit, Malformed>;
 
 /// Seconds of the years 1 to 9999, the range of a protobuf timestamp.
 pub(super) const TIMES: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// Sets `field` to what was read, or to its default where nothing fits.
-fn set<T: Default>(field: &mut T, value: Option<T>) -> Fit {
-    let fit = if value.is_some() { Fit::Held } else { Fit::Unfit };
+fn set<T: Default>(field: &mut T, value: Option<T>) -> bool {
+    let held = value.is_some();
     *field = value.unwrap_or_default();
-    fit
+    held
 }
 
 /// Clears `field` and reads on if the value is `null`.
@@ -48,32 +35,32 @@ fn null<T: Default>(field: &mut T, value: &mut Cursor<'_>) -> bool {
     null
 }
 
-fn string<'a>(value: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Malformed> {
+fn string<'a>(value: &mut Cursor<'a>) -> Read<Option<Cow<'a, str>>> {
     if value.peek() == b'"' { Ok(value.string()?.text()) } else { Ok(None) }
 }
 
 /// An id or a name. The empty string does not fit: it would read back as unset.
-pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let text = string(value)?.filter(|text| !text.is_empty());
     Ok(set(field, text.map(Cow::into_owned)))
 }
 
 /// Free text, where the empty string differs from nothing.
-pub(crate) fn optional_text(field: &mut Option<String>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn optional_text(field: &mut Option<String>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let text = string(value)?;
     Ok(set(field, text.map(|text| Some(text.into_owned()))))
 }
 
 /// Any JSON value, kept as its text.
-pub(crate) fn json(field: &mut String, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn json(field: &mut String, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let text = value.skip()?;
     Ok(set(field, Some(text.to_owned())))
@@ -81,58 +68,58 @@ pub(crate) fn json(field: &mut String, value: &mut Cursor<'_>) -> Read {
 
 /// A boolean.
 #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
-pub(crate) fn flag(field: &mut Option<bool>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn flag(field: &mut Option<bool>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let flag = if value.literal("true") { Some(true) } else { value.literal("false").then_some(false) };
     Ok(set(field, flag.map(Some)))
 }
 
 /// A whole number.
-pub(crate) fn integer<N: TryFrom<i64>>(field: &mut Option<N>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn integer<N: TryFrom<i64>>(field: &mut Option<N>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let number = value.number()?.and_then(decimal::integer).and_then(|number| N::try_from(number).ok());
     Ok(set(field, number.map(Some)))
 }
 
 /// A number.
-pub(crate) fn number(field: &mut Option<f64>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn number(field: &mut Option<f64>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let number = value.number()?.and_then(decimal::double);
     Ok(set(field, number.map(Some)))
 }
 
 /// A time, in JSON a whole number of seconds since 1970.
-pub(crate) fn time(field: &mut Option<Timestamp>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn time(field: &mut Option<Timestamp>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let seconds = value.number()?.and_then(decimal::integer).filter(|seconds| TIMES.contains(seconds));
     Ok(set(field, seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 }))))
 }
 
 /// A value of a closed set.
-pub(crate) fn name<N: Names>(field: &mut i32, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn name<N: Names>(field: &mut i32, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let number = if value.peek() == b'"' { N::number(&value.string()?.bytes()) } else { None };
     Ok(set(field, number))
 }
 
 /// A list of strings. One bad element and none fits.
-pub(crate) fn texts(field: &mut Vec<String>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn texts(field: &mut Vec<String>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     field.clear();
     if !value.enter(b'[')? {
-        return Ok(Fit::Unfit);
+        return Ok(false);
     }
     while value.element()? {
         value.unfold(size_of::<String>())?;
@@ -141,21 +128,22 @@ pub(crate) fn texts(field: &mut Vec<String>, value: &mut Cursor<'_>) -> Read {
             None => return Ok(set(field, None)),
         }
     }
-    Ok(Fit::Held)
+    Ok(true)
 }
 
 /// An object of strings. One bad value and none fits.
-pub(crate) fn map(field: &mut BTreeMap<String, String>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn map(field: &mut BTreeMap<String, String>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     field.clear();
     if !value.enter(b'{')? {
-        return Ok(Fit::Unfit);
+        return Ok(false);
     }
     // A duplicate whose last value is a string fits, whatever the ones before were.
     let mut unfit = BTreeSet::new();
-    while let Some(name) = value.member()? {
+    while value.member()? {
+        let name = value.name()?;
         value.unfold(2 * size_of::<String>())?;
         let mark = value.mark();
         if let (Some(name), Some(text)) = (name.text(), string(value)?) {
@@ -167,30 +155,32 @@ pub(crate) fn map(field: &mut BTreeMap<String, String>, value: &mut Cursor<'_>) 
             unfit.insert(name.bytes().into_owned());
         }
     }
-    if unfit.is_empty() { Ok(Fit::Held) } else { Ok(set(field, None)) }
+    Ok(unfit.is_empty() || set(field, None))
 }
 
 /// A message.
-pub(crate) fn object<M: Value>(field: &mut Option<M>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn object<M: Value>(field: &mut Option<M>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     let held = field.insert(M::default()).read_value(value)?;
-    Ok(if held { Fit::Held } else { set(field, None) })
+    Ok(held || set(field, None))
 }
 
 /// A list of messages. An element that is not an object is kept as its text, in `extra_json`.
-pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> Read {
+pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> Read<bool> {
     if null(field, value) {
-        return Ok(Fit::Held);
+        return Ok(true);
     }
     field.clear();
     if !value.enter(b'[')? {
-        return Ok(Fit::Unfit);
+        return Ok(false);
     }
     while value.element()? {
         value.unfold(size_of::<M>())?;
         let mark = value.mark();
+        // Most lists have one element, and `push` makes room for four.
+        field.reserve_exact(usize::from(field.is_empty()));
         field.push(M::default());
         let Some(message) = field.last_mut() else { break };
         if !message.read_value(value)? {
@@ -199,23 +189,34 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
             value.skip()?.clone_into(message.extra_mut());
         }
     }
-    Ok(Fit::Held)
+    Ok(true)
 }
 
 /// An object, member by member; false if another value comes.
-pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -> Result<bool, Malformed> {
+pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -> Read<bool> {
     if !value.enter(b'{')? {
         return Ok(false);
     }
     let mut extra = Extra::default();
-    while let Some(name) = value.member()? {
+    // Services write members in one order, most of them in the contract's: the one that would come next is tried before its name is read.
+    let mut next = 0;
+    while value.member()? {
+        let (name, place) = match M::MEMBERS.get(next) {
+            Some(name) if value.is_named(name) => (Token::plain(name), Some(next)),
+            _ => {
+                let name = value.name()?;
+                (name, M::place(&name.bytes()))
+            }
+        };
         let mark = value.mark();
-        let fit = message.read(&name.bytes(), value)?;
-        if fit == Fit::Held {
-            extra.held(name);
-        } else {
-            extra.take(name, fit, value, mark)?;
+        if let Some(place) = place {
+            next = place + 1;
+            if message.read(place, value)? {
+                extra.held(name);
+                continue;
+            }
         }
+        extra.take(name, place.is_some(), value, mark)?;
     }
     if !extra.is_empty() {
         *message.extra_mut() = extra.into_object();
@@ -244,11 +245,12 @@ impl<'a> Extra<'a> {
         }
     }
 
-    fn take(&mut self, name: Token<'a>, fit: Fit, value: &mut Cursor<'a>, mark: Mark) -> Result<(), Malformed> {
+    /// Takes a member that its field could not hold, if it has one.
+    fn take(&mut self, name: Token<'a>, has_field: bool, value: &mut Cursor<'a>, mark: Mark) -> Read<()> {
         self.held(name);
         value.back(mark);
         let member = (name, value.skip()?);
-        let place = if fit == Fit::Unfit { &mut self.unfit } else { &mut self.unknown };
+        let place = if has_field { &mut self.unfit } else { &mut self.unknown };
         place.push(member);
         Ok(())
     }

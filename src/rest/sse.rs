@@ -8,10 +8,10 @@
 //! Where an event's data is one line within one chunk it is a slice of that chunk, which therefore lives as long as the frame does.
 //! Not a crate, since this is at the heart of the gateway and small: it needs the limit, the slices, and what was pending at the end.
 
-use std::{error::Error, fmt, mem};
+use std::{error::Error, fmt, mem, ops::Range};
 
-use bytes::{Buf, Bytes, BytesMut};
-use memchr::{memchr, memchr2};
+use bytes::{Bytes, BytesMut};
+use memchr::memchr2;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,15 +62,22 @@ impl Error for TooLong {}
 #[derive(Debug)]
 pub struct Parser {
     limit: usize,
-    /// What is left to read of the last chunk.
+    /// The last chunk, and how far it is read.
     chunk: Bytes,
+    at: usize,
     /// The beginning of a line whose end is in a later chunk.
     partial: BytesMut,
-    /// At the first line, the only one where a byte-order mark is one.
-    first: bool,
     /// The last line ended in CR: an LF that follows is the same line end.
     after_cr: bool,
-    /// There was a line since the last event, other than comments.
+    lines: Lines,
+}
+
+/// What the lines since the last event have said.
+#[derive(Debug, Default)]
+struct Lines {
+    /// One line was read: a byte-order mark is one at the first line only.
+    past_first: bool,
+    /// There was a line other than comments.
     begun: bool,
     event: Bytes,
     data: Data,
@@ -89,51 +96,48 @@ impl Parser {
     /// A parser at the beginning of a stream. `limit` bounds, in bytes, each line, and the name and data of each event with the line
     /// that is being read.
     pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            chunk: Bytes::new(),
-            partial: BytesMut::new(),
-            first: true,
-            after_cr: false,
-            begun: false,
-            event: Bytes::new(),
-            data: Data::None,
-            id: Bytes::new(),
-        }
+        Self { limit, chunk: Bytes::new(), at: 0, partial: BytesMut::new(), after_cr: false, lines: Lines::default() }
     }
 
     /// Takes the next bytes of the stream. If [`Self::next_frame`] was not called until it gave `None`, they are copied to what is left.
     pub fn push(&mut self, chunk: Bytes) {
-        self.chunk = if self.chunk.is_empty() { chunk } else { [&self.chunk[..], &chunk].concat().into() };
+        let left = &self.chunk[self.at..];
+        self.chunk = if left.is_empty() { chunk } else { [left, &chunk].concat().into() };
+        self.at = 0;
     }
 
     /// The next event that is complete; `None` once all that was pushed is read. A stream that went beyond the limit stays failed.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, TooLong> {
         loop {
-            if self.after_cr && !self.chunk.is_empty() {
+            if self.after_cr && self.at < self.chunk.len() {
                 self.after_cr = false;
-                if self.chunk[0] == b'\n' {
-                    self.chunk.advance(1);
-                }
+                self.at += usize::from(self.chunk[self.at] == b'\n');
             }
-            let end = memchr2(b'\r', b'\n', &self.chunk);
-            let length = end.unwrap_or(self.chunk.len());
-            if self.partial.len() + self.event.len() + self.data.len() + length > self.limit {
+            let left = &self.chunk[self.at..];
+            // Every event ends in a blank line, and so this is often there.
+            let end = if left.first() == Some(&b'\n') { Some(0) } else { memchr2(b'\r', b'\n', left) };
+            let length = end.unwrap_or(left.len());
+            if self.partial.len() + self.lines.event.len() + self.lines.data.len() + length > self.limit {
                 return Err(TooLong { limit: self.limit });
             }
-            let Some(end) = end else {
-                self.partial.extend_from_slice(&mem::take(&mut self.chunk));
-                return Ok(None);
-            };
-            let mut line = self.chunk.split_to(end);
-            if !self.partial.is_empty() {
-                self.partial.extend_from_slice(&line);
-                line = mem::take(&mut self.partial).freeze();
+            if end.is_none() || !self.partial.is_empty() {
+                self.partial.extend_from_slice(&left[..length]);
             }
-            self.after_cr = self.chunk.get_u8() == b'\r';
-            if self.line(line)
-                && let Some(frame) = self.end()
-            {
+            if end.is_none() {
+                self.chunk = Bytes::new();
+                self.at = 0;
+                return Ok(None);
+            }
+            let line = self.at..self.at + length;
+            self.at = line.end + 1;
+            self.after_cr = self.chunk[line.end] == b'\r';
+            let blank = if self.partial.is_empty() {
+                self.lines.read(&self.chunk, line)
+            } else {
+                let line = mem::take(&mut self.partial).freeze();
+                self.lines.read(&line, 0..line.len())
+            };
+            if blank && let Some(frame) = self.lines.end() {
                 return Ok(Some(frame));
             }
         }
@@ -142,23 +146,28 @@ impl Parser {
     /// Ends the stream. The standard drops what is then pending (`Some` if there was more than comments after the last blank line), and
     /// after a cut that is right. But some services leave out the last blank line, or even the last line end; the caller knows whether the
     /// stream ended in good order, and whether what is pending makes sense.
-    pub fn finish(mut self) -> Option<Pending> {
-        let terminated = self.partial.is_empty() && self.chunk.is_empty();
-        let partial = mem::take(&mut self.partial).freeze();
-        self.line(partial);
-        let frame = Frame { event: self.event, data: self.data.joined().unwrap_or_default(), id: self.id };
-        self.begun.then_some(Pending { frame, terminated })
+    pub fn finish(self) -> Option<Pending> {
+        let Self { chunk, at, partial, mut lines, .. } = self;
+        let terminated = partial.is_empty() && at == chunk.len();
+        let partial = partial.freeze();
+        lines.read(&partial, 0..partial.len());
+        let frame = Frame { event: lines.event, data: lines.data.joined().unwrap_or_default(), id: lines.id };
+        lines.begun.then_some(Pending { frame, terminated })
     }
+}
 
-    /// Reads one line; true if it is the blank one that ends an event.
-    fn line(&mut self, mut line: Bytes) -> bool {
-        if mem::take(&mut self.first) && line.starts_with(b"\xEF\xBB\xBF") {
-            line.advance(3);
+impl Lines {
+    /// Reads the line that lies in `of`; true if it is the blank one that ends an event.
+    fn read(&mut self, of: &Bytes, mut at: Range<usize>) -> bool {
+        if !mem::replace(&mut self.past_first, true) && of[at.clone()].starts_with(b"\xEF\xBB\xBF") {
+            at.start += 3;
         }
+        let line = &of[at.clone()];
         if line.is_empty() {
             return true;
         }
-        let colon = memchr(b':', &line).unwrap_or(line.len());
+        // Names are short, and so found sooner byte by byte.
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         let value = match line.get(colon + 1) {
             None => line.len(),
             Some(b' ') => colon + 2,
@@ -166,14 +175,8 @@ impl Parser {
         };
         self.begun |= colon > 0;
         match &line[..colon] {
-            b"data" => {
-                line.advance(value);
-                self.data.push(line);
-            }
-            b"event" => {
-                line.advance(value);
-                self.event = line;
-            }
+            b"data" => self.data.push(of.slice(at.start + value..at.end)),
+            b"event" => self.event = of.slice(at.start + value..at.end),
             // Copied, since it outlives its chunk.
             b"id" if !line[value..].contains(&0) => self.id = Bytes::copy_from_slice(&line[value..]),
             // A comment, a field that the standard does not know, or `retry`: nothing here reconnects.

@@ -1,9 +1,9 @@
 //! The gRPC services: validate, call, answer.
 //!
 //! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`Client`] and what comes back into an answer.
-//! No request takes much more memory than bytes on the wire (`decode.rs`).
+//! No request takes much more memory than bytes on the wire (`codec.rs`).
 
-mod decode;
+mod codec;
 mod run;
 mod run_step;
 
@@ -18,7 +18,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
-pub(crate) use decode::BoundedCodec;
+pub(crate) use codec::BoundedCodec;
 
 use crate::{
     error::{Effect, Error, Outcome},

@@ -5,7 +5,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use http::HeaderMap;
@@ -37,6 +40,8 @@ struct Open {
     began: Instant,
     span: trace::Server,
     notes: Mutex<Notes>,
+    /// Events sent. Whoever sends them is the only one that writes it.
+    events: AtomicU64,
 }
 
 /// What became known of a call.
@@ -46,7 +51,6 @@ struct Notes {
     error: Option<String>,
     /// The upstream's id of the last request made for it.
     upstream_request_id: Option<String>,
-    events: u64,
 }
 
 impl Telemetry {
@@ -64,6 +68,7 @@ impl Telemetry {
             began: Instant::now(),
             span,
             notes: Mutex::default(),
+            events: AtomicU64::new(0),
         })))
     }
 }
@@ -90,12 +95,11 @@ impl Call {
         let Some(open) = &self.0 else { return };
         let metrics = open.telemetry.metrics();
         metrics.sent(event.r#type());
-        let mut notes = open.notes();
-        notes.events += 1;
-        if notes.events == 1 {
+        let before = open.events.load(Ordering::Relaxed);
+        open.events.store(before + 1, Ordering::Relaxed);
+        if before == 0 {
             metrics.first_event(&open.method.name, open.began.elapsed().as_secs_f64());
         }
-        drop(notes);
         if let Some(Payload::Run(run)) = &event.payload {
             open.telemetry.saw(run);
             open.span.saw(run);
@@ -120,13 +124,14 @@ impl Call {
             None => (&*open.method.service, &*open.method.name),
         };
         let notes = open.notes();
+        let events = open.events.load(Ordering::Relaxed);
         open.span.ended(code, notes.error.as_deref());
         tracing::info!(
             rpc.service = service,
             rpc.method = method,
             code = code_name(code),
             duration_ms = duration.as_secs_f64() * 1000.0,
-            events = (notes.events > 0).then_some(notes.events),
+            events = (events > 0).then_some(events),
             upstream_request_id = notes.upstream_request_id,
             trace_id = open.span.trace_id(),
             error = notes.error,

@@ -9,9 +9,12 @@ mod requests;
 mod roots;
 mod sample;
 mod text;
+mod wire;
 
 use std::{
-    env, thread,
+    env,
+    ops::Range,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -31,14 +34,19 @@ impl Drop for Failed<'_> {
     }
 }
 
-/// Runs `check` on many documents, valid and with `damage`.
-fn each_document(damage: bool, check: impl Fn(&Root, &MessageDescriptor, &Doc, &str, &mut Random)) {
+/// The seeds to take.
+fn seeds() -> Range<u64> {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is no number")));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_nanos();
     let first = number("CODEC_SEED").unwrap_or(u64::try_from(now % u128::from(u32::MAX)).expect("it has 32 bits"));
     let many = if number("CODEC_SEED").is_some() { 1 } else { number("CODEC_DOCUMENTS").unwrap_or(10_000) };
+    first..first + many
+}
+
+/// Runs `check` on many documents, valid and with `damage`.
+fn each_document(damage: bool, check: impl Fn(&Root, &MessageDescriptor, &Doc, &str, &mut Random)) {
     let descriptors: Vec<_> = ROOTS.iter().map(descriptor).collect();
-    for seed in first..first + many {
+    for seed in seeds() {
         let mut random = Random(seed);
         let which = random.below(ROOTS.len());
         let mut doc = documents::valid(&descriptors[which], &mut random);

@@ -5,6 +5,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use runs_gateway::{
     json::{self, Document},
     v1,
+    wire::{self, Wire},
 };
 
 use crate::oracle;
@@ -23,10 +24,12 @@ pub(crate) struct Read {
     pub(crate) written: Vec<u8>,
 }
 
-fn read<M: Document + Message>(text: &[u8]) -> Result<Read, json::Malformed> {
+fn read<M: Document + Message + Wire>(text: &[u8]) -> Result<Read, json::Malformed> {
     let message: M = json::decode(text)?;
     let written = json::encode(&message).expect("what was read can be written");
-    Ok(Read { message: message.encode_to_vec(), written })
+    let bytes = wire::encode(&message, <[u8]>::to_vec);
+    assert!(bytes == message.encode_to_vec(), "protobuf that is not prost's");
+    Ok(Read { message: bytes, written })
 }
 
 macro_rules! roots {

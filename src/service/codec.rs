@@ -1,4 +1,4 @@
-//! How requests are decoded: as messages of so many fields at most.
+//! How messages of calls are read and written: requests have so many fields at most, answers go through [`crate::wire`].
 //!
 //! Must hold: what a request takes in memory is bounded by what it may take on the wire. By size alone it is not: an empty element of a list is two
 //! bytes there and hundreds here, so that four MiB become more than a GiB.
@@ -8,13 +8,14 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes};
 use prost::{Message, Name};
 use tonic::{
     Status,
-    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
-use tonic_prost::ProstEncoder;
+
+use crate::wire::{self, Wire};
 
 /// Steps through the bytes of a request: some 20,000 fields. The largest list that services take has 10,000 texts.
 const MAX_STEPS: u32 = 50_000;
@@ -25,7 +26,7 @@ const REQUEST_BUFFER: usize = 512;
 const ANSWER_BUFFER: usize = 2 << 10;
 const TOGETHER: usize = 32 << 10;
 
-/// tonic's codec for prost's messages, with that limit.
+/// tonic's codec for the contract's messages, with that limit.
 #[derive(Debug, Clone)]
 pub(crate) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -37,20 +38,38 @@ impl<T, U> Default for BoundedCodec<T, U> {
 
 impl<T, U> Codec for BoundedCodec<T, U>
 where
-    T: Message + Send + 'static,
+    T: Wire + Send + 'static,
     U: Name + Default + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = ProstEncoder<T>;
+    type Encoder = WireEncoder<T>;
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::new(ANSWER_BUFFER, TOGETHER))
+        WireEncoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         BoundedDecoder(PhantomData)
+    }
+}
+
+/// Encodes messages.
+#[derive(Debug)]
+pub(crate) struct WireEncoder<T>(PhantomData<T>);
+
+impl<T: Wire> Encoder for WireEncoder<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        wire::encode(&item, |bytes| buf.put_slice(bytes));
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(ANSWER_BUFFER, TOGETHER)
     }
 }
 
