@@ -112,18 +112,23 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     let name = message.name();
     let always = row(&ALWAYS, name);
     let fields = || message.fields().filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()));
-    let members: Vec<_> = fields().map(|field| format!("\"{}\"", member(&field))).collect();
+    let leads: Vec<_> = fields().map(|field| format!("{:?}", format!(",\"{}\":", member(&field)))).collect();
     write!(
         out,
-        "impl Object for {name} {{\n    const MEMBERS: &'static [&'static str] = &[{}];\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n",
-        members.join(", ")
+        "impl Object for {name} {{\n    const LEADS: &'static [&'static str] = &[{}];\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n",
+        leads.join(", ")
     )?;
-    for (place, name) in members.iter().enumerate() {
-        writeln!(out, "            b{name} => Some({place}),")?;
+    for (place, field) in fields().enumerate() {
+        writeln!(out, "            b\"{}\" => Some({place}),", member(&field))?;
     }
+    writeln!(out, "            _ => None,\n        }}\n    }}")?;
+    // To begin with, each is followed by the next.
+    let following: Vec<_> = (0..=leads.len()).map(|place| format!("AtomicU8::new({place})")).collect();
     write!(
         out,
-        "            _ => None,\n        }}\n    }}\n    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n"
+        "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n",
+        following.len(),
+        following.join(", ")
     )?;
     for (place, field) in fields().enumerate() {
         writeln!(out, "            {place} => {},", reader(&field)?)?;

@@ -4,13 +4,17 @@
 //! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
-    const MEMBERS: &'static [&'static str] = &["type", "function"];
+    const LEADS: &'static [&'static str] = &[",\"type\":", ",\"function\":"];
     fn place(name: &[u8]) -> Option<usize> {
         match name {
             b"type" => Some(0),
             b"function" => Some(1),
             _ => None,
         }
+    }
+    fn following() -> &'static [AtomicU8] {
+        static FOLLOWING: [AtomicU8; 3] = [AtomicU8::new(0), AtomicU8::new(1), AtomicU8::new(2)];
+        &FOLLOWING
     }
     fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {
         match place {

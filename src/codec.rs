@@ -2,6 +2,8 @@
 
 #![allow(clippy::all, clippy::pedantic, reason = "generated")]
 
+use std::sync::atomic::AtomicU8;
+
 use crate::{
     embedded::v1::*,
     json::{Cursor, Empty, Names, Object, ObjectWriter, Read, Value, Violation, Writer, read},

@@ -40,8 +40,9 @@ pub(super) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// The token of a string without escapes.
-    pub(super) fn plain(raw: &'a str) -> Self {
+    /// The name in a lead (see [`Cursor::is_led_by`]). It has no escapes.
+    pub(super) fn in_lead(lead: &'a str) -> Self {
+        let raw = lead.strip_prefix(",\"").and_then(|rest| rest.strip_suffix("\":")).unwrap_or_default();
         Self { raw, escaped: false }
     }
 
@@ -163,17 +164,16 @@ impl<'a> Cursor<'a> {
         self.next(b'{', b'}')
     }
 
-    /// Moves past the member's name that comes next, to its value, if it is this one; false, and nothing moves, if it is another.
-    ///
-    /// `name` must stand for itself between quotes. White space behind it, or escapes in it, are for [`Self::name`].
+    /// Moves to the value of the next member of the object that was entered, if what leads there is `,"name":` (right behind the object's bracket without
+    /// the comma) as it stands; otherwise false, and nothing moves: [`Self::member`] and [`Self::name`] find what is there.
     #[inline]
-    pub(super) fn is_named(&mut self, name: &str) -> bool {
-        let end = self.at + 1 + name.len();
+    pub(super) fn is_led_by(&mut self, lead: &str) -> bool {
         let bytes = self.text.as_bytes();
-        let found =
-            bytes.get(end..end + 2) == Some(b"\":") && bytes[self.at] == b'"' && bytes[self.at + 1..end] == *name.as_bytes();
+        // No value ends in an opening bracket.
+        let lead = lead.as_bytes().get(usize::from(bytes[self.at - 1] == b'{')..).unwrap_or_default();
+        let found = bytes[self.at..].starts_with(lead);
         if found {
-            self.at = end + 2;
+            self.at += lead.len();
         }
         found
     }
@@ -199,7 +199,6 @@ impl<'a> Cursor<'a> {
             b',' if !first => {
                 // An entry must follow: whoever reads it finds the end if none does.
                 self.at += 1;
-                self.peek();
                 Ok(true)
             }
             byte if byte == close => {

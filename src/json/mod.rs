@@ -22,7 +22,7 @@ mod decimal;
 pub(crate) mod read;
 mod write;
 
-use std::{borrow::Cow, collections::HashSet};
+use std::{borrow::Cow, collections::HashSet, sync::atomic::AtomicU8};
 
 pub(crate) use cursor::Cursor;
 pub use cursor::Malformed;
@@ -47,10 +47,12 @@ pub(crate) trait Names {
 
 /// A message that mirrors a JSON object.
 pub(crate) trait Object: Value {
-    /// The names of the members that have fields, in the contract's order.
-    const MEMBERS: &'static [&'static str];
+    /// What leads to the value of each member that has a field: `,"name":`.
+    const LEADS: &'static [&'static str];
     /// Where among them a name is.
     fn place(name: &[u8]) -> Option<usize>;
+    /// The place of the member that came first in the last document, and then of the one that followed each place.
+    fn following() -> &'static [AtomicU8];
     /// Reads `value` into the field of the member at `place`. If it does not fit: false, and the field is left unset and the cursor anywhere.
     fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool>;
     /// Writes the fields that are set, without `extra_json`.

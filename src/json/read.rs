@@ -6,6 +6,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::atomic::Ordering,
 };
 
 use prost_types::Timestamp;
@@ -193,30 +194,47 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
 }
 
 /// An object, member by member; false if another value comes.
+///
+/// Services write members in one order each, and so the member that followed last time is tried before a name is read.
 pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -> Read<bool> {
     if !value.enter(b'{')? {
         return Ok(false);
     }
     let mut extra = Extra::default();
-    // Services write members in one order, most of them in the contract's: the one that would come next is tried before its name is read.
-    let mut next = 0;
-    while value.member()? {
-        let (name, place) = match M::MEMBERS.get(next) {
-            Some(name) if value.is_named(name) => (Token::plain(name), Some(next)),
-            _ => {
+    let following = M::following();
+    let mut last = 0;
+    loop {
+        let guess = usize::from(following[last].load(Ordering::Relaxed));
+        let lead = M::LEADS.get(guess).copied().filter(|lead| value.is_led_by(lead));
+        let (name, place) = match lead {
+            Some(_) => (None, Some(guess)),
+            None if value.member()? => {
                 let name = value.name()?;
-                (name, M::place(&name.bytes()))
+                (Some(name), M::place(&name.bytes()))
             }
+            None => break,
         };
         let mark = value.mark();
-        if let Some(place) = place {
-            next = place + 1;
-            if message.read(place, value)? {
-                extra.held(name);
-                continue;
+        let held = match place {
+            Some(place) => {
+                if place != guess {
+                    #[expect(clippy::cast_possible_truncation, reason = "no message has as many fields")]
+                    following[last].store(place as u8, Ordering::Relaxed);
+                }
+                last = place + 1;
+                message.read(place, value)?
             }
+            None => false,
+        };
+        if held && extra.is_empty() {
+            continue;
         }
-        extra.take(name, place.is_some(), value, mark)?;
+        let name = name.unwrap_or_else(|| Token::in_lead(lead.unwrap_or_default()));
+        if held {
+            extra.held(name);
+        } else {
+            extra.take(name, place.is_some(), value, mark)?;
+        }
     }
     if !extra.is_empty() {
         *message.extra_mut() = extra.into_object();
