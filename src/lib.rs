@@ -41,6 +41,7 @@ pub mod error;
 pub mod events;
 pub mod healthcheck;
 pub mod json;
+mod noted;
 pub mod rest;
 pub mod server;
 pub mod service;

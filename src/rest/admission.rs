@@ -18,7 +18,7 @@
 //! Why not a semaphore: it serves first come, first served, and the flood came first.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     hash::{BuildHasher as _, Hash, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -85,7 +85,8 @@ struct State {
     waiting: usize,
     /// Requests on each client.
     lanes: Vec<usize>,
-    tenants: HashMap<u64, Tenant>,
+    /// By hash: a map that hashes would do so again.
+    tenants: BTreeMap<u64, Tenant>,
     /// The tenants that wait, in the order of their turns.
     turns: VecDeque<u64>,
     /// Numbers those that wait.
@@ -115,7 +116,7 @@ impl Admission {
             running: 0,
             waiting: 0,
             lanes: vec![0; limits.lanes()],
-            tenants: HashMap::new(),
+            tenants: BTreeMap::new(),
             turns: VecDeque::new(),
             next: 0,
         };

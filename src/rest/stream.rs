@@ -19,7 +19,7 @@ use super::{
     Answer, Caller, Client, Request, answer, failure,
     sse::{Frame, Parser},
 };
-use crate::{error::Error, json, telemetry::Exchange, v1::Run};
+use crate::{error::Error, json, noted::Noted, telemetry::Exchange, v1::Run};
 
 /// What a request for a stream gave.
 #[derive(Debug)]
@@ -41,7 +41,12 @@ pub struct EventStream {
 
 /// Watches how long reads wait. The timer is set once for many reads: when it fires, it is set again to the end of the read that waits then.
 #[derive(Default)]
-struct Silence(Option<Pin<Box<Sleep>>>);
+struct Silence {
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When it fires. Asked here and not of the timer, whose memory is seldom at hand: there are many streams, and each event comes alone.
+    fires: Option<Instant>,
+    noted: Noted,
+}
 
 /// What is there once the head is: of a stream the head alone.
 enum Head {
@@ -140,15 +145,20 @@ impl Silence {
             if let Poll::Ready(read) = read.as_mut().poll(cx) {
                 return Poll::Ready(Some(read));
             }
-            let Some(until) = *until.get_or_insert_with(|| Instant::now().checked_add(idle)) else { return Poll::Pending };
-            let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            let now = Instant::now();
+            let Some(until) = *until.get_or_insert_with(|| now.checked_add(idle)) else { return Poll::Pending };
+            if now >= until {
+                return Poll::Ready(None);
+            }
             // It never fires too late: no read that came before this one could wait longer.
-            while timer.as_mut().poll(cx).is_ready() {
-                if Instant::now() >= until {
-                    return Poll::Ready(None);
-                }
+            if self.fires.is_some_and(|fires| now < fires) && self.noted.is(cx) {
+                return Poll::Pending;
+            }
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            while self.noted.poll(timer.as_mut(), cx).is_ready() {
                 timer.as_mut().reset(until);
             }
+            self.fires = Some(timer.deadline());
             Poll::Pending
         })
         .await

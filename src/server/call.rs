@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    noted::Noted,
     telemetry::{self, Telemetry},
 };
 
@@ -281,6 +282,8 @@ struct Streaming {
     handler: Arc<Mutex<Option<Body>>>,
     /// Drops the handler's side then.
     _reaper: Option<AbortOnDropHandle<()>>,
+    /// Whom the call's cut will wake.
+    noted: Noted,
 }
 
 impl Streaming {
@@ -308,7 +311,7 @@ impl CallBody {
                 drop(body);
             }))
         });
-        Self(Some(Streaming { call, handler, _reaper: reaper }))
+        Self(Some(Streaming { call, handler, _reaper: reaper, noted: Noted::default() }))
     }
 
     fn close(&mut self, code: Code) {
@@ -330,9 +333,8 @@ impl http_body::Body for CallBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
         // The cut goes first: a handler that always has more to say is cut, too. Asking whether it is due costs less than waiting for it.
-        if !streaming.call.is_cut()
-            && let Poll::Ready(polled) = streaming.poll_handler(cx)
-        {
+        let is_cut = streaming.call.is_cut();
+        if !is_cut && let Poll::Ready(polled) = streaming.poll_handler(cx) {
             return Poll::Ready(match polled {
                 Some(Ok(frame)) => {
                     if let Some(trailers) = frame.trailers_ref() {
@@ -348,7 +350,10 @@ impl http_body::Body for CallBody {
                 }
             });
         }
-        let cut = ready!(streaming.call.cut.as_mut().poll(cx));
+        if !is_cut && streaming.noted.is(cx) {
+            return Poll::Pending;
+        }
+        let cut = ready!(streaming.noted.poll(streaming.call.cut.as_mut(), cx));
         let status = streaming.call.last_words.status(cut);
         Poll::Ready(Some(Ok(self.close_with(status))))
     }
