@@ -1,5 +1,5 @@
-//! Compiles the contract: message types and service stubs (tonic-build), the descriptor that reflection serves, and the JSON codec
-//! (`build/codec.rs`), and the protobuf encoder (`build/wire.rs`).
+//! Compiles the contract: message types and service stubs (tonic-build), the descriptor that reflection serves, the JSON codec (`build/codec.rs`), and
+//! the protobuf encoder (`build/wire.rs`).
 //!
 //! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no part of the descriptor.
 //!

@@ -1,4 +1,4 @@
-//! Writes the JSON codec of every message that mirrors JSON: one line per field each way, in terms of the rules in `src/json`.
+//! Writes the JSON codec of every message that mirrors JSON, in terms of the rules in `src/json`: for each field what leads to it, and one line each way.
 //!
 //! Must hold: what a message looks like as JSON is derived from its descriptor and from the two tables below, and from nothing else.
 //! A field that no rule covers fails the build. `build/sample.rs` shows what comes out for one message.
@@ -112,7 +112,7 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     let name = message.name();
     let always = row(&ALWAYS, name);
     let fields = || message.fields().filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()));
-    let leads: Vec<_> = fields().map(|field| format!("{:?}", format!(",\"{}\":", member(&field)))).collect();
+    let leads: Vec<_> = fields().map(|field| format!("{:?}", format!("\"{}\":", member(&field)))).collect();
     write!(
         out,
         "impl Object for {name} {{\n    const LEADS: &'static [&'static str] = &[{}];\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n",

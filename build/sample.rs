@@ -4,7 +4,7 @@
 //! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
-    const LEADS: &'static [&'static str] = &[",\"type\":", ",\"function\":"];
+    const LEADS: &'static [&'static str] = &["\"type\":", "\"function\":"];
     fn place(name: &[u8]) -> Option<usize> {
         match name {
             b"type" => Some(0),

@@ -40,7 +40,10 @@ mod tests {
         time::Duration,
     };
 
-    use tokio::{task::coop::poll_proceed, time::sleep};
+    use tokio::{
+        task::{coop::poll_proceed, yield_now},
+        time::sleep,
+    };
 
     use super::*;
 
@@ -85,8 +88,11 @@ mod tests {
             Poll::Ready(())
         })
         .await;
+        // Polled anew, it has a budget again.
+        yield_now().await;
         poll_fn(|cx| {
             assert!(noted.poll(timer.as_mut(), cx).is_pending());
+            assert!(noted.is(cx));
             Poll::Ready(())
         })
         .await;

@@ -10,7 +10,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 
 use prost_types::{Duration, Timestamp};
 
-/// A message of the contract. Sealed: only the generator writes implementations.
+/// A message of the contract, or one of protobuf's own that lies in them. Sealed: implementations are the generator's and this file's.
 #[expect(private_interfaces, reason = "sealed")]
 pub trait Wire {
     #[doc(hidden)]

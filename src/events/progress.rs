@@ -68,7 +68,8 @@ pub(super) struct Progress {
 impl Progress {
     /// Nothing was sent. Of `thread_id` and `run_id` either may be empty, if it is not known yet.
     pub(super) fn new(resume: SharedResume, thread_id: &str, run_id: &str) -> Self {
-        let progress = Self { resume, ..Self::default() };
+        let last_event = resume.lock().resume.last_event;
+        let progress = Self { resume, last_event, ..Self::default() };
         progress.knows(thread_id, run_id);
         progress
     }

@@ -5,8 +5,6 @@
 
 use std::{borrow::Cow, fmt};
 
-use memchr::memchr2;
-
 use super::{MAX_DEPTH, MAX_UNFOLDED};
 
 /// Text that is not JSON, or that goes beyond a limit.
@@ -42,7 +40,7 @@ pub(super) struct Token<'a> {
 impl<'a> Token<'a> {
     /// The name in a lead (see [`Cursor::is_led_by`]). It has no escapes.
     pub(super) fn in_lead(lead: &'a str) -> Self {
-        let raw = lead.strip_prefix(",\"").and_then(|rest| rest.strip_suffix("\":")).unwrap_or_default();
+        let raw = lead.strip_prefix('"').and_then(|rest| rest.strip_suffix("\":")).unwrap_or_default();
         Self { raw, escaped: false }
     }
 
@@ -164,14 +162,12 @@ impl<'a> Cursor<'a> {
         self.next(b'{', b'}')
     }
 
-    /// Moves to the value of the next member of the object that was entered, if what leads there is `,"name":` (right behind the object's bracket without
-    /// the comma) as it stands; otherwise false, and nothing moves: [`Self::member`] and [`Self::name`] find what is there.
+    /// Moves past the member's name that comes next, to its value, if what leads there is `"name":` as it stands in `lead`; otherwise false, and nothing
+    /// moves but past white space: [`Self::name`] reads any name.
     #[inline]
     pub(super) fn is_led_by(&mut self, lead: &str) -> bool {
-        let bytes = self.text.as_bytes();
-        // No value ends in an opening bracket.
-        let lead = lead.as_bytes().get(usize::from(bytes[self.at - 1] == b'{')..).unwrap_or_default();
-        let found = bytes[self.at..].starts_with(lead);
+        self.peek();
+        let found = self.text.as_bytes()[self.at..].starts_with(lead.as_bytes());
         if found {
             self.at += lead.len();
         }
@@ -180,15 +176,25 @@ impl<'a> Cursor<'a> {
 
     /// Moves past the member's name that comes next, to its value.
     pub(super) fn name(&mut self) -> Read<Token<'a>> {
+        self.peek();
+        let start = self.at + 1;
+        let (escaped, end) = self.skip_name()?;
+        Ok(Token { raw: &self.text[start..end], escaped })
+    }
+
+    /// The same; tells whether the name has escapes, and where it ends.
+    #[inline]
+    fn skip_name(&mut self) -> Read<(bool, usize)> {
         if self.peek() != b'"' {
             return Err(self.malformed("expected a member's name"));
         }
-        let name = self.string()?;
+        let escaped = self.skip_string()?;
+        let end = self.at - 1;
         if self.peek() != b':' {
             return Err(self.malformed("expected a colon"));
         }
         self.at += 1;
-        Ok(name)
+        Ok((escaped, end))
     }
 
     #[inline]
@@ -214,27 +220,32 @@ impl<'a> Cursor<'a> {
     /// Reads the string that comes next. The caller has seen its quote.
     #[inline]
     pub(super) fn string(&mut self) -> Read<Token<'a>> {
+        let start = self.at + 1;
+        let escaped = self.skip_string()?;
+        Ok(Token { raw: &self.text[start..self.at - 1], escaped })
+    }
+
+    /// Moves past the string that comes next, and tells whether it has escapes. The caller has seen its quote.
+    #[inline]
+    fn skip_string(&mut self) -> Read<bool> {
         let bytes = self.text.as_bytes();
         let start = self.at + 1;
         let end = start + plain(&bytes[start..]);
         if bytes.get(end) == Some(&b'"') {
             self.at = end + 1;
-            return Ok(Token { raw: &self.text[start..end], escaped: false });
+            return Ok(false);
         }
-        self.escaped_string(start, end)
+        self.skip_escaped(end)
     }
 
-    /// Reads a string from `start`, plain up to `at`, that has an escape or no end.
+    /// Moves past a string, from `at` on, that has an escape there or no end.
     #[cold]
-    fn escaped_string(&mut self, start: usize, mut at: usize) -> Read<Token<'a>> {
+    fn skip_escaped(&mut self, mut at: usize) -> Read<bool> {
         let bytes = self.text.as_bytes();
-        let mut escaped = false;
         loop {
-            at += plain(&bytes[at..]);
             match bytes.get(at) {
                 Some(b'"') => break,
                 Some(b'\\') => {
-                    escaped = true;
                     at += match bytes.get(at + 1) {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
                         Some(b'u') if bytes.get(at + 2..at + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => 6,
@@ -244,9 +255,10 @@ impl<'a> Cursor<'a> {
                 Some(_) => return Err(self.stop("a control character in a string", at)),
                 None => return Err(self.stop("a string without an end", at)),
             }
+            at += plain(&bytes[at..]);
         }
         self.at = at + 1;
-        Ok(Token { raw: &self.text[start..at], escaped })
+        Ok(true)
     }
 
     /// Reads the number that comes next; `None`, and nothing moves, if another value comes.
@@ -300,7 +312,7 @@ impl<'a> Cursor<'a> {
             b'{' => {
                 self.enter(b'{')?;
                 while self.member()? {
-                    self.name()?;
+                    self.skip_name()?;
                     self.skip()?;
                 }
             }
@@ -311,7 +323,7 @@ impl<'a> Cursor<'a> {
                 }
             }
             b'"' => {
-                self.string()?;
+                self.skip_string()?;
             }
             b'-' | b'0'..=b'9' => {
                 self.number()?;
@@ -326,14 +338,31 @@ impl<'a> Cursor<'a> {
 
 /// How many bytes stand before the next quote, backslash or control character. Strings are most of a document.
 ///
-/// The first bytes are looked at by eights, since most strings are short, and what is behind them by what the machine can.
+/// The first bytes are looked at by eights, since most strings are short, and what is behind them in blocks, by what the machine can. What lies behind the
+/// block of the byte that is found is not looked at: a text of many lines is asked for line by line.
 #[inline]
 pub(super) fn plain(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 32;
+    let (first, rest) = bytes.split_at(bytes.len().min(BLOCK));
+    let run = plain_by_eights(first);
+    if run < BLOCK {
+        return run;
+    }
+    let (blocks, _) = rest.as_chunks::<BLOCK>();
+    #[expect(clippy::needless_bitwise_bool, reason = "without a branch within a block compilers use vectors")]
+    let is_plain = |block: &&[u8; BLOCK]| {
+        !block.iter().fold(false, |found, byte| found | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\'))
+    };
+    let run = BLOCK * blocks.iter().take_while(is_plain).count();
+    BLOCK + run + plain_by_eights(&rest[run..])
+}
+
+#[inline]
+fn plain_by_eights(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     const HIGHS: u64 = ONES << 7;
-    const SHORT: usize = 4;
     let (words, rest) = bytes.as_chunks::<8>();
-    for (at, word) in words.iter().take(SHORT).enumerate() {
+    for (at, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
         let below = |least: u8, word: u64| word.wrapping_sub(ONES * u64::from(least));
         let quote = below(1, word ^ (ONES * u64::from(b'"')));
@@ -345,22 +374,7 @@ pub(super) fn plain(bytes: &[u8]) -> usize {
             return 8 * at + (found.trailing_zeros() / 8) as usize;
         }
     }
-    if words.len() >= SHORT {
-        8 * SHORT + long_plain(&bytes[8 * SHORT..])
-    } else {
-        8 * words.len() + first_special(rest).unwrap_or(rest.len())
-    }
-}
-
-fn long_plain(bytes: &[u8]) -> usize {
-    let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
-    // One pass without a branch, which compilers turn into vectors.
-    let controls = bytes[..end].iter().fold(0, |found, byte| found | u8::from(*byte < 0x20));
-    if controls == 0 { end } else { first_special(bytes).unwrap_or(end) }
-}
-
-fn first_special(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))
+    8 * words.len() + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)).count()
 }
 
 /// Resolves the escapes of a string whose grammar was checked. Half surrogate pairs come out as three bytes that are not UTF-8.

@@ -47,7 +47,7 @@ pub(crate) trait Names {
 
 /// A message that mirrors a JSON object.
 pub(crate) trait Object: Value {
-    /// What leads to the value of each member that has a field: `,"name":`.
+    /// What leads to the value of each member that has a field: `"name":`.
     const LEADS: &'static [&'static str];
     /// Where among them a name is.
     fn place(name: &[u8]) -> Option<usize>;

@@ -203,16 +203,14 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
     let mut extra = Extra::default();
     let following = M::following();
     let mut last = 0;
-    loop {
+    while value.member()? {
         let guess = usize::from(following[last].load(Ordering::Relaxed));
         let lead = M::LEADS.get(guess).copied().filter(|lead| value.is_led_by(lead));
-        let (name, place) = match lead {
-            Some(_) => (None, Some(guess)),
-            None if value.member()? => {
-                let name = value.name()?;
-                (Some(name), M::place(&name.bytes()))
-            }
-            None => break,
+        let (name, place) = if lead.is_some() {
+            (None, Some(guess))
+        } else {
+            let name = value.name()?;
+            (Some(name), M::place(&name.bytes()))
         };
         let mark = value.mark();
         let held = match place {

@@ -72,7 +72,7 @@ pub struct Parser {
     lines: Lines,
 }
 
-/// What the lines since the last event have said.
+/// What the lines have said: since the last event, but for `past_first` and `id`, which stay.
 #[derive(Debug, Default)]
 struct Lines {
     /// One line was read: a byte-order mark is one at the first line only.

@@ -1,4 +1,4 @@
-//! How messages of calls are read and written: requests have so many fields at most, answers go through [`crate::wire`].
+//! How messages of calls are read and written: requests have so many fields at most, and what is written goes through [`crate::wire`].
 //!
 //! Must hold: what a request takes in memory is bounded by what it may take on the wire. By size alone it is not: an empty element of a list is two
 //! bytes there and hundreds here, so that four MiB become more than a GiB.

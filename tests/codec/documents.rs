@@ -52,12 +52,12 @@ impl Doc {
     }
 
     fn print_to(&self, random: &mut Random, out: &mut String) {
-        let mut space = |out: &mut String| {
+        let space = |random: &mut Random, out: &mut String| {
             if random.once_in(12) {
                 out.push_str(random.one(&[" ", "\n  ", "\t", "\r\n"]));
             }
         };
-        space(out);
+        space(random, out);
         match self {
             Self::Text(text) => out.push_str(text),
             Self::List(list) => {
@@ -71,8 +71,10 @@ impl Doc {
             Self::Object(members) => {
                 out.push('{');
                 for (at, (name, value)) in members.iter().enumerate() {
-                    out.push_str(if at > 0 { ", " } else { "" });
+                    out.push_str(if at > 0 { "," } else { "" });
+                    space(random, out);
                     out.push_str(name);
+                    space(random, out);
                     out.push(':');
                     value.print_to(random, out);
                 }

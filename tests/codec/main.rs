@@ -1,7 +1,8 @@
 //! The codec keeps its promises (`runs_gateway::json`) on documents generated from the contract and then damaged.
 //!
 //! A run takes new documents each time and says which seed failed. `CODEC_SEED=<seed>` takes that one document again,
-//! `CODEC_DOCUMENTS=<number>` takes another number than 10,000.
+//! `CODEC_DOCUMENTS=<number>` takes another number than 10,000. What is read must not depend on the documents before, but the way there does (the order of
+//! members is remembered): a failure that one seed does not repeat needs those before it.
 
 mod documents;
 mod oracle;

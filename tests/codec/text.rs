@@ -148,6 +148,15 @@ fn many_unknown_and_many_duplicate_members_take_time_in_proportion() {
     assert_eq!((run.extra_json.as_str(), run.metadata.len()), ("", many));
 }
 
+#[test]
+fn a_text_of_many_lines_takes_time_in_proportion() {
+    // Quadratic time would be minutes here, too: nothing but line ends needs an escape, and they are far apart.
+    let lines = "A line without anything that would need an escape but for its end.\n".repeat(200_000);
+    let run = Run { instructions: Some(lines.clone()), ..Run::default() };
+    let written = json::encode(&run).expect("it is written");
+    assert_eq!(json::decode::<Run>(&written).expect("it is JSON").instructions, Some(lines));
+}
+
 fn colons(text: Vec<u8>) -> usize {
     text.into_iter().filter(|byte| *byte == b':').count()
 }
