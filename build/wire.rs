@@ -1,4 +1,6 @@
 //! Writes which fields each message of the contract has, in the order of their numbers, for `src/wire.rs`.
+//!
+//! Must hold: all of it is derived from the descriptor. A field whose Rust type has no rule there fails the build.
 
 use std::{error::Error, fmt::Write as _};
 

@@ -14,6 +14,7 @@
 //! | [`telemetry`] | metrics, traces, one log line per call |
 //! | [`admin`] | the admin port: metrics, health, version |
 //! | [`watched`] | what is read from files that may change: certificates, keys, tokens |
+//! | `noted` | which task a pending future will wake, so that it is not asked for nothing |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |

@@ -176,25 +176,15 @@ impl<'a> Cursor<'a> {
 
     /// Moves past the member's name that comes next, to its value.
     pub(super) fn name(&mut self) -> Read<Token<'a>> {
-        self.peek();
-        let start = self.at + 1;
-        let (escaped, end) = self.skip_name()?;
-        Ok(Token { raw: &self.text[start..end], escaped })
-    }
-
-    /// The same; tells whether the name has escapes, and where it ends.
-    #[inline]
-    fn skip_name(&mut self) -> Read<(bool, usize)> {
         if self.peek() != b'"' {
             return Err(self.malformed("expected a member's name"));
         }
-        let escaped = self.skip_string()?;
-        let end = self.at - 1;
+        let name = self.string()?;
         if self.peek() != b':' {
             return Err(self.malformed("expected a colon"));
         }
         self.at += 1;
-        Ok((escaped, end))
+        Ok(name)
     }
 
     #[inline]
@@ -312,7 +302,7 @@ impl<'a> Cursor<'a> {
             b'{' => {
                 self.enter(b'{')?;
                 while self.member()? {
-                    self.skip_name()?;
+                    self.name()?;
                     self.skip()?;
                 }
             }

@@ -147,15 +147,15 @@ impl Silence {
             }
             let now = Instant::now();
             let Some(until) = *until.get_or_insert_with(|| now.checked_add(idle)) else { return Poll::Pending };
-            if now >= until {
-                return Poll::Ready(None);
-            }
             // It never fires too late: no read that came before this one could wait longer.
             if self.fires.is_some_and(|fires| now < fires) && self.noted.is(cx) {
                 return Poll::Pending;
             }
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
             while self.noted.poll(timer.as_mut(), cx).is_ready() {
+                if Instant::now() >= until {
+                    return Poll::Ready(None);
+                }
                 timer.as_mut().reset(until);
             }
             self.fires = Some(timer.deadline());
