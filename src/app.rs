@@ -3,7 +3,6 @@
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::service::RoutesBuilder;
 
 use crate::{
     admin, config, rest, server,
@@ -51,9 +50,9 @@ impl App {
 
     /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is served meanwhile.
     pub async fn serve(self, listener: TcpListener, admin: Option<TcpListener>, shutdown: CancellationToken) {
-        let mut services = RoutesBuilder::default();
-        services.add_service(self.gateway.run_service(self.max_request_bytes));
-        services.add_service(self.gateway.run_step_service(self.max_request_bytes));
+        let services = server::Routes::default()
+            .with(self.gateway.run_service(self.max_request_bytes))
+            .with(self.gateway.run_step_service(self.max_request_bytes));
         let (routes, health) = server::routes(services).await;
         let detached = self.gateway.detached();
         let telemetry = self.telemetry;

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::timeout;
 
@@ -88,14 +89,14 @@ impl Answerable for ListRunStepsResponse {
 
 /// Reads an answer to its end.
 pub(super) async fn read<M: Answerable>(
-    response: reqwest::Response,
+    response: &mut reqwest::Response,
     effect: Effect,
     own_key: bool,
     limit: usize,
 ) -> Result<Answer<M>, Error> {
     let headers = shown(response.headers());
     if !response.status().is_success() {
-        return Err(rejection(response, effect, own_key, headers).await);
+        return Err(Box::pin(rejection(response, effect, own_key, headers)).await);
     }
     if response.headers().get(header::CONTENT_ENCODING).is_some_and(|it| it != "identity") {
         return Err(unusable("an encoding that was not asked for".to_owned()));
@@ -120,20 +121,25 @@ fn unusable(what: String) -> Error {
 }
 
 /// Reads a body up to `limit` bytes, and whether that was all of it.
-async fn body(mut response: reqwest::Response, limit: usize) -> Result<(Vec<u8>, bool), reqwest::Error> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
-    // What is announced is believed up to a point only: it costs the upstream nothing to announce.
-    let mut text = Vec::with_capacity(announced.min(limit).min(64 << 10));
+async fn body(response: &mut reqwest::Response, limit: usize) -> Result<(Bytes, bool), reqwest::Error> {
+    let mut text = Bytes::new();
     while let Some(chunk) = response.chunk().await? {
         if text.len() + chunk.len() > limit {
             return Ok((text, false));
         }
-        text.extend_from_slice(&chunk);
+        // Most bodies come in one piece, which is not copied.
+        text = if text.is_empty() { chunk } else { joined(text, &chunk) };
     }
     Ok((text, true))
 }
 
-async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, headers: HeaderMap) -> Error {
+fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
+    let mut text = BytesMut::from(text);
+    text.extend_from_slice(chunk);
+    text.freeze()
+}
+
+async fn rejection(response: &mut reqwest::Response, effect: Effect, own_key: bool, headers: HeaderMap) -> Error {
     let status = response.status().as_u16();
     let retry_after = retry_after(response.headers());
     let should_retry = match response.headers().get("x-should-retry").map(HeaderValue::as_bytes) {
@@ -145,7 +151,7 @@ async fn rejection(response: reqwest::Response, effect: Effect, own_key: bool, h
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says less, not nothing.
     let text = match timeout(MAX_ERROR_TIME, body(response, MAX_ERROR_BYTES)).await {
         Ok(Ok((text, _))) => text,
-        Ok(Err(_)) | Err(_) => Vec::new(),
+        Ok(Err(_)) | Err(_) => Bytes::new(),
     };
     let body = error_body(&text).map(|(body, id)| {
         request_id = request_id.take().or(id);

@@ -243,15 +243,17 @@ impl Client {
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
         let mut id = None;
         let answer = {
-            // Pinned, and not moved into the timeout: it is large.
+            // Pinned, and not moved into the timeout: it is large. So would the request be, were it held here while its answer is awaited.
             let asking = pin!(async {
-                let mut http = self.request(caller, request);
-                exchange.inject(http.headers_mut());
-                let sending = self.transport.get().unary[lane].execute(http);
-                let response = sending.await.map_err(|error| failure::lost(&error, effect))?;
+                let sending = {
+                    let mut http = self.request(caller, request);
+                    exchange.inject(http.headers_mut());
+                    self.transport.get().unary[lane].execute(http)
+                };
+                let mut response = sending.await.map_err(|error| failure::lost(&error, effect))?;
                 exchange.answered(response.status());
                 id = answer::request_id(response.headers()).map(str::to_owned);
-                answer::read(response, effect, self.own_key, self.max_answer_bytes).await
+                answer::read(&mut response, effect, self.own_key, self.max_answer_bytes).await
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };

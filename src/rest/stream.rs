@@ -78,10 +78,13 @@ impl Client {
         let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
         let mut id = None;
         let head = async {
-            let mut http = self.request(caller, request);
-            http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-            exchange.inject(http.headers_mut());
-            let response = self.transport.get().streams.execute(http).await.map_err(|error| failure::lost(&error, effect))?;
+            let sending = {
+                let mut http = self.request(caller, request);
+                http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+                exchange.inject(http.headers_mut());
+                self.transport.get().streams.execute(http)
+            };
+            let mut response = sending.await.map_err(|error| failure::lost(&error, effect))?;
             exchange.answered(response.status());
             id = answer::request_id(response.headers()).map(str::to_owned);
             let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
@@ -89,7 +92,7 @@ impl Client {
             if response.status().is_success() && streams {
                 return Ok(Head::Stream(response));
             }
-            let answer = answer::read(response, effect, self.own_key, self.max_answer_bytes).await?;
+            let answer = answer::read(&mut response, effect, self.own_key, self.max_answer_bytes).await?;
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;

@@ -11,9 +11,10 @@ use std::{
     any::Any,
     convert::Infallible,
     fmt,
+    future::{poll_fn, ready},
     panic::{self, AssertUnwindSafe},
-    pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,15 +28,15 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{Code, Status, body::Body, service::Routes};
-use tower::{BoxError, Service};
+use tonic::{Code, Status, body::Body};
+use tower::BoxError;
 
 use super::{
     access::{Access, Peer},
     connection::jittered,
     deadline,
     drain::Drain,
-    routes::is_aside,
+    routes::{Routes, is_aside},
 };
 use crate::{
     error::Error,
@@ -96,7 +97,7 @@ impl fmt::Debug for LastWords {
 /// The calls of one connection.
 #[derive(Clone)]
 pub(super) struct Calls {
-    pub(super) routes: Routes,
+    pub(super) routes: Arc<Routes>,
     pub(super) access: Access,
     pub(super) peer: Peer,
     pub(super) drain: Drain,
@@ -130,18 +131,21 @@ where
             call.place = self.place(path)?;
             Ok(tenant)
         });
-        let admitted = admitted.map(|tenant| tenant.map(|tenant| request.extensions_mut().insert(tenant))).map_err(|error| {
+        let admitted = admitted.map_err(|error| {
             call.record.failed(&error);
             error.status()
         });
-        request.extensions_mut().insert(self.drain.clone());
-        let routes = self.routes.clone();
-        Box::pin(async move {
-            match admitted.and(timeout) {
-                Ok(_) => Ok(call.answer(routes, request).await),
-                Err(status) => Ok(call.refuse(status)),
-            }
-        })
+        let tenant = match admitted.and_then(|tenant| timeout.map(|_| tenant)) {
+            Ok(tenant) => tenant,
+            Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
+        };
+        let extensions = request.extensions_mut();
+        extensions.insert(self.drain.clone());
+        extensions.insert(call.last_words.clone());
+        extensions.insert(call.record.clone());
+        tenant.and_then(|tenant| extensions.insert(tenant));
+        deadline.and_then(|deadline| extensions.insert(Deadline(deadline)));
+        Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
     }
 }
 
@@ -158,12 +162,13 @@ impl Calls {
 /// All that is held for as long as the call lasts. Its drop is the end of the call.
 struct Call {
     record: telemetry::Call,
-    deadline: Option<Instant>,
     /// When time cuts it, and how: its deadline or its age, whichever comes first.
     limit: Option<(Instant, Cut)>,
     end: CancellationToken,
     /// Ready when the call is cut.
-    cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
+    is_cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
+    /// Whom that will wake.
+    noted: Noted,
     last_words: LastWords,
     /// How it ended, once that is known.
     code: Option<Code>,
@@ -181,7 +186,7 @@ impl Call {
         let end = calls.end.clone();
         let age = calls.max_age.filter(|_| !is_aside(path)).map(|age| (Instant::now() + jittered(age), Cut::Closing));
         let limit = deadline.map(|deadline| (deadline, Cut::Deadline)).into_iter().chain(age).min_by_key(|(at, _)| *at);
-        let cut = {
+        let is_cut = {
             let end = end.clone();
             async move {
                 select! {
@@ -192,10 +197,10 @@ impl Call {
         };
         Self {
             record,
-            deadline,
             limit,
             end,
-            cut: Box::pin(cut),
+            is_cut: Box::pin(is_cut),
+            noted: Noted::default(),
             last_words: LastWords::default(),
             code: None,
             open: calls.open.clone(),
@@ -203,43 +208,56 @@ impl Call {
         }
     }
 
-    async fn answer<B>(mut self, mut routes: Routes, mut request: Request<B>) -> Response<CallBody>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        if let Some(deadline) = self.deadline {
-            request.extensions_mut().insert(Deadline(deadline));
-        }
-        request.extensions_mut().insert(self.last_words.clone());
-        request.extensions_mut().insert(self.record.clone());
-        let answered = {
-            let mut handler = pin!(async move { routes.call(request).await });
-            let handler = std::future::poll_fn(|cx| caught(|| handler.as_mut().poll(cx)));
-            select! {
-                // The cut goes first: a call on a connection that has ended must not reach a handler, which may write.
-                biased;
-                cut = &mut self.cut => Err(self.last_words.status(cut)),
-                answered = handler => answered,
-            }
+    async fn answer(mut self, routes: Arc<Routes>, request: Request<Body>) -> Result<Response<CallBody>, Infallible> {
+        // A call on a connection that has ended must not reach a handler, which may write.
+        let mut handler = match self.cut() {
+            Some(cut) => return Ok(self.cut_short(cut)),
+            None => routes.call(request),
         };
+        let answered = poll_fn(|cx| self.poll_unless_cut(cx, |cx| caught(|| handler.as_mut().poll(cx)))).await;
         match answered {
-            Ok(Ok(response)) => {
+            Ok(Ok(Ok(response))) => {
                 let (head, body) = response.into_parts();
                 if body.is_end_stream() {
                     self.code = Some(code(&head.headers));
-                    return Response::from_parts(head, CallBody::default());
+                    return Ok(Response::from_parts(head, CallBody::default()));
                 }
-                Response::from_parts(head, CallBody::new(self, body))
+                Ok(Response::from_parts(head, CallBody::new(self, body)))
             }
-            Ok(Err(never)) => match never {},
-            Err(status) => self.refuse(status),
+            Ok(Ok(Err(never))) => match never {},
+            Ok(Err(status)) => Ok(self.refuse(status)),
+            Err(cut) => Ok(self.cut_short(cut)),
         }
     }
 
-    /// Whether it is to be cut.
-    fn is_cut(&self) -> bool {
-        self.end.is_cancelled() || self.limit.is_some_and(|(at, _)| at <= Instant::now())
+    /// What is polled, unless the call is cut, which goes first: a handler that always has more to say is cut, too. Asking whether it is due costs
+    /// less than waiting for it.
+    fn poll_unless_cut<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<T, Cut>> {
+        if let Some(cut) = self.cut() {
+            return Poll::Ready(Err(cut));
+        }
+        if let Poll::Ready(polled) = poll(cx) {
+            return Poll::Ready(Ok(polled));
+        }
+        if self.noted.is(cx) {
+            return Poll::Pending;
+        }
+        self.noted.poll(self.is_cut.as_mut(), cx).map(Err)
+    }
+
+    /// Why it is to be cut, if it is.
+    fn cut(&self) -> Option<Cut> {
+        let passed = self.limit.filter(|(at, _)| *at <= Instant::now()).map(|(_, cut)| cut);
+        passed.or_else(|| self.end.is_cancelled().then_some(Cut::Closing))
+    }
+
+    fn cut_short(self, cut: Cut) -> Response<CallBody> {
+        let status = self.last_words.status(cut);
+        self.refuse(status)
     }
 
     /// The call is over before there was a response head.
@@ -251,18 +269,15 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let code = self.code.unwrap_or_else(|| {
-            // Neither a handler's status nor a cut reached the caller: it left, or did not read until the connection was cut.
-            let passed = self.limit.filter(|(at, _)| *at <= Instant::now()).map(|(_, cut)| cut);
-            if passed == Some(Cut::Deadline) {
-                Code::DeadlineExceeded
-            } else if passed == Some(Cut::Closing) || self.end.is_cancelled() {
+        // Without a code, neither a handler's status nor a cut reached the caller: it left, or did not read until the connection was cut.
+        let code = self.code.unwrap_or_else(|| match self.cut() {
+            Some(Cut::Deadline) => Code::DeadlineExceeded,
+            Some(Cut::Closing) => {
                 // Nobody hears it any more, but it also tells the handler's side, which goes next, that its caller did not leave.
                 drop(self.last_words.status(Cut::Closing));
                 Code::Unavailable
-            } else {
-                Code::Cancelled
             }
+            None => Code::Cancelled,
         });
         self.record.ended(code);
         self.open.send_if_modified(|open| {
@@ -278,40 +293,41 @@ pub(super) struct CallBody(Option<Streaming>);
 
 struct Streaming {
     call: Call,
-    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but has to go at the deadline or its age.
+    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but a stream has to go at the deadline or its age.
     handler: Arc<Mutex<Option<Body>>>,
-    /// Drops the handler's side then.
+    /// Drops the handler's side then. An answer that is no stream is there already, and holds nothing of the upstream's.
     _reaper: Option<AbortOnDropHandle<()>>,
-    /// Whom the call's cut will wake.
-    noted: Noted,
 }
 
 impl Streaming {
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut handler = self.handler.lock().unwrap_or_else(PoisonError::into_inner);
-        match handler.as_mut() {
-            Some(body) => {
-                caught(|| Pin::new(body).poll_frame(cx)).map(|polled| polled.unwrap_or_else(|status| Some(Err(status))))
-            }
+        let handler = &self.handler;
+        let polled = self.call.poll_unless_cut(cx, |cx| match lock(handler).as_mut() {
+            Some(body) => caught(|| Pin::new(body).poll_frame(cx)).map(Some),
             // The reaper's clock was the faster one.
-            None => Poll::Ready(Some(Err(self.call.last_words.status(self.call.limit.map_or(Cut::Deadline, |(_, cut)| cut))))),
-        }
+            None => Poll::Ready(None),
+        });
+        Poll::Ready(match ready!(polled) {
+            Ok(Some(polled)) => polled.unwrap_or_else(|status| Some(Err(status))),
+            Ok(None) => Some(Err(self.call.last_words.status(self.call.limit.map_or(Cut::Deadline, |(_, cut)| cut)))),
+            Err(cut) => Some(Err(self.call.last_words.status(cut))),
+        })
     }
 }
 
 impl CallBody {
     fn new(call: Call, body: Body) -> Self {
         let handler = Arc::new(Mutex::new(Some(body)));
-        let reaper = call.limit.map(|limit| {
+        let reaper = call.limit.filter(|_| call.record.streams()).map(|limit| {
             let (handler, last_words) = (Arc::clone(&handler), call.last_words.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
                 // Said first, so that the handler's side learns why it goes.
                 drop(last_words.status(passed(Some(limit)).await));
-                let body = handler.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let body = lock(&handler).take();
                 drop(body);
             }))
         });
-        Self(Some(Streaming { call, handler, _reaper: reaper, noted: Noted::default() }))
+        Self(Some(Streaming { call, handler, _reaper: reaper }))
     }
 
     fn close(&mut self, code: Code) {
@@ -332,30 +348,20 @@ impl http_body::Body for CallBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
-        // The cut goes first: a handler that always has more to say is cut, too. Asking whether it is due costs less than waiting for it.
-        let is_cut = streaming.call.is_cut();
-        if !is_cut && let Poll::Ready(polled) = streaming.poll_handler(cx) {
-            return Poll::Ready(match polled {
-                Some(Ok(frame)) => {
-                    if let Some(trailers) = frame.trailers_ref() {
-                        let code = code(trailers);
-                        self.close(code);
-                    }
-                    Some(Ok(frame))
+        Poll::Ready(match ready!(streaming.poll_handler(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let code = code(trailers);
+                    self.close(code);
                 }
-                Some(Err(status)) => Some(Ok(self.close_with(status))),
-                None => {
-                    self.close(Code::Unknown);
-                    None
-                }
-            });
-        }
-        if !is_cut && streaming.noted.is(cx) {
-            return Poll::Pending;
-        }
-        let cut = ready!(streaming.noted.poll(streaming.call.cut.as_mut(), cx));
-        let status = streaming.call.last_words.status(cut);
-        Poll::Ready(Some(Ok(self.close_with(status))))
+                Some(Ok(frame))
+            }
+            Some(Err(status)) => Some(Ok(self.close_with(status))),
+            None => {
+                self.close(Code::Unknown);
+                None
+            }
+        })
     }
 
     /// Only what is over is at its end: the trailers are always still to come.
@@ -367,6 +373,10 @@ impl http_body::Body for CallBody {
     fn size_hint(&self) -> SizeHint {
         if self.0.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
     }
+}
+
+fn lock(handler: &Mutex<Option<Body>>) -> MutexGuard<'_, Option<Body>> {
+    handler.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn passed(limit: Option<(Instant, Cut)>) -> Cut {

@@ -52,7 +52,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
     let open = watch::Sender::new(0);
     let end = server.end.child_token();
     let calls = Calls {
-        routes: server.routes.clone(),
+        routes: Arc::clone(&server.routes),
         access: server.access.clone(),
         peer,
         drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },

@@ -3,7 +3,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `limits` | everything that is bounded, and the bounds |
-//! | `routes` | health and reflection beside the gateway's services |
+//! | `routes` | the services by name; health and reflection beside the gateway's own |
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
@@ -41,7 +41,6 @@ use tokio::{
 };
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
 use crate::{telemetry::Telemetry, watched::Watched};
 
@@ -50,7 +49,7 @@ pub use self::{
     call::{Cut, Deadline, LastWords},
     drain::Drain,
     limits::Limits,
-    routes::{Health, routes},
+    routes::{Health, Routes, routes},
     tls::TlsFiles,
     web::{Origin, Web},
 };
@@ -67,7 +66,7 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
     let server = Arc::new(Server {
         http1: http1(&limits),
         http2: http2(&limits, Tasks(tasks.clone())),
-        routes,
+        routes: Arc::new(routes),
         access,
         tls,
         telemetry,
@@ -134,7 +133,7 @@ struct Server {
     limits: Limits,
     http1: http1::Builder,
     http2: http2::Builder<Tasks>,
-    routes: Routes,
+    routes: Arc<Routes>,
     /// One for each call that may be open.
     places: Arc<Semaphore>,
     /// Connections take no more calls.

@@ -1,9 +1,55 @@
-//! What is served beside the gateway's own services: health and reflection.
+//! What is served: the gateway's own services, and health and reflection beside them.
+//!
+//! Why not tonic's `Routes`: it is axum's router, which puts three more boxes around every call and its body. A method is named by two segments
+//! of a path, and what is named so needs no router.
 
-use tonic::service::{Routes, RoutesBuilder};
+use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc};
+
+use http::{Request, Response};
+use tonic::{
+    Status,
+    body::Body,
+    codegen::{BoxFuture, Service},
+    server::NamedService,
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::v1::{DESCRIPTOR, run_service_server, run_step_service_server};
+
+/// Services by name.
+#[derive(Clone, Default)]
+pub struct Routes(BTreeMap<&'static str, Arc<Calling>>);
+
+type Calling = dyn Fn(Request<Body>) -> Answer + Send + Sync;
+type Answer = BoxFuture<Response<Body>, Infallible>;
+
+impl Routes {
+    /// Adds a service as tonic generates them, always ready. One of the same name is replaced.
+    #[must_use]
+    pub fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer> + NamedService,
+        S: Clone + Send + Sync + 'static,
+    {
+        self.0.insert(S::NAME, Arc::new(move |request| service.clone().call(request)));
+        self
+    }
+
+    /// Calls the service that the path names. What is not there is UNIMPLEMENTED.
+    pub(super) fn call(&self, request: Request<Body>) -> Answer {
+        let name = request.uri().path().split('/').nth(1).unwrap_or_default();
+        match self.0.get(name) {
+            Some(service) => service(request),
+            None => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
+        }
+    }
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// What health speaks of: the server as a whole, and each service.
 const NAMES: [&str; 3] = ["", run_service_server::SERVICE_NAME, run_step_service_server::SERVICE_NAME];
@@ -43,9 +89,8 @@ impl Health {
 /// # Panics
 ///
 /// If a descriptor that this program was built with is malformed.
-pub async fn routes(mut services: RoutesBuilder) -> (Routes, Health) {
+pub async fn routes(services: Routes) -> (Routes, Health) {
     let (reporter, service) = tonic_health::server::health_reporter();
-    services.add_service(service);
     let health = Health(reporter);
     health.set(ServingStatus::Serving).await;
 
@@ -59,7 +104,9 @@ pub async fn routes(mut services: RoutesBuilder) -> (Routes, Health) {
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
-    services.add_service(reflection().build_v1().expect("embedded descriptors are valid"));
-    services.add_service(reflection().build_v1alpha().expect("embedded descriptors are valid"));
-    (services.routes().prepare(), health)
+    let services = services
+        .with(service)
+        .with(reflection().build_v1().expect("embedded descriptors are valid"))
+        .with(reflection().build_v1alpha().expect("embedded descriptors are valid"));
+    (services, health)
 }

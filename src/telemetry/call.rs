@@ -74,6 +74,11 @@ impl Telemetry {
 }
 
 impl Call {
+    /// Whether its answer may be a stream.
+    pub fn streams(&self) -> bool {
+        self.0.as_ref().is_none_or(|open| open.method.streams)
+    }
+
     /// The error that ends it.
     pub fn failed(&self, error: &Error) {
         let Some(open) = &self.0 else { return };

@@ -99,6 +99,8 @@ pub struct Metrics {
 pub(super) struct Method {
     pub(super) service: String,
     pub(super) name: String,
+    /// Its answer is a stream. What is not in the contract counts as one.
+    pub(super) streams: bool,
     pub(super) active: IntGauge,
     durations: HistogramVec,
     by_code: [OnceLock<Histogram>; 17],
@@ -129,22 +131,24 @@ impl Metrics {
         );
         let active =
             new.gauges("rpc_server_active_calls", "Calls that are open, streams among them.", &["rpc_service", "rpc_method"]);
-        let method = |service: &str, method: &str| {
+        let method = |service: &str, method: &str, streams| {
             Arc::new(Method {
                 service: service.to_owned(),
                 name: method.to_owned(),
+                streams,
                 active: active.with_label_values(&[service, method]),
                 durations: durations.clone(),
                 by_code: [const { OnceLock::new() }; 17],
             })
         };
+        let served = served().into_iter();
         let methods =
-            served().into_iter().map(|(service, name)| (format!("/{service}/{name}"), method(&service, &name))).collect();
+            served.map(|(service, name, streams)| (format!("/{service}/{name}"), method(&service, &name, streams))).collect();
         let events = new.counters("runs_gateway_events_total", "Events sent to callers.", &["type"]);
         new.process();
         Self {
             methods,
-            other: method(OTHER, OTHER),
+            other: method(OTHER, OTHER, true),
             requests: new.histograms(
                 "http_client_request_duration_seconds",
                 "Time of an upstream request, to its answer's last byte; of an event stream, to its head.",
@@ -254,14 +258,15 @@ fn bounded<'a>(value: &'a str, known: &[&'a str]) -> &'a str {
     if known.contains(&value) { value } else { OTHER }
 }
 
-/// Services and methods that are served.
-fn served() -> Vec<(String, String)> {
+/// Services and methods that are served, and whether their answers are streams.
+fn served() -> Vec<(String, String, bool)> {
     let contract = FileDescriptorSet::decode(DESCRIPTOR).expect("the embedded descriptor is valid");
-    let mut served: Vec<_> = STANDARD.map(|(service, method)| (service.to_owned(), method.to_owned())).into();
+    let mut served: Vec<_> = STANDARD.map(|(service, method)| (service.to_owned(), method.to_owned(), true)).into();
     for file in &contract.file {
         for service in &file.service {
             let name = format!("{}.{}", file.package(), service.name());
-            served.extend(service.method.iter().map(|method| (name.clone(), method.name().to_owned())));
+            let methods = service.method.iter();
+            served.extend(methods.map(|method| (name.clone(), method.name().to_owned(), method.server_streaming())));
         }
     }
     served

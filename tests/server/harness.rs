@@ -18,7 +18,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use runs_gateway::{
-    server::{Access, Limits, Served, Web, routes, serve},
+    server::{Access, Limits, Routes, Served, Web, routes, serve},
     telemetry::{Telemetry, log::Json},
 };
 use tokio::{
@@ -32,7 +32,6 @@ use tonic::{
     Code, Status,
     body::Body,
     server::NamedService,
-    service::Routes,
     transport::{Channel, Endpoint},
 };
 use tower::Service;
@@ -66,9 +65,7 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, calls) = mpsc::unbounded_channel();
-        let mut services = Routes::builder();
-        services.add_service(Script(sender));
-        let (routes, health) = routes(services).await;
+        let (routes, health) = routes(Routes::default().with(Script(sender))).await;
         let shutdown = CancellationToken::new();
         let (telemetry, detached) = (Telemetry::default(), TaskTracker::new());
         let served = Served { routes, health, access, tls: None, web, telemetry, detached };

@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use runs_gateway::{
-    server::{Access, Limits, Served, routes, serve},
+    server::{Access, Limits, Routes, Served, routes, serve},
     telemetry::Telemetry,
 };
 use tokio::net::TcpListener;
@@ -50,9 +50,7 @@ impl Collector {
     async fn start_grpc(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let mut services = tonic::service::Routes::builder();
-        services.add_service(TraceServiceServer::new(self.clone()));
-        let (routes, health) = routes(services).await;
+        let (routes, health) = routes(Routes::default().with(TraceServiceServer::new(self.clone()))).await;
         let served = Served {
             routes,
             health,
