@@ -34,7 +34,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Tasks that run before sockets and timers are looked at again, as long as there are tasks to run. An event takes three (the upstream's connection,
 /// the call, the caller's connection): after tokio's 61 a system call would be made for every twenty events.
-const EVENT_INTERVAL: u32 = 256;
+const EVENT_INTERVAL: u32 = 512;
+
+/// Sockets that are taken up at a time, before what they have brought is done. With tokio's 1,024 a thousand calls go through each of their steps
+/// together, and the memory of each has left the cache when its turn comes.
+const EVENTS: usize = 32;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -94,7 +98,7 @@ fn start(
         }
         None => runtime::Builder::new_multi_thread(),
     };
-    let done = runtime.event_interval(EVENT_INTERVAL).enable_all().build()?.block_on(work);
+    let done = runtime.event_interval(EVENT_INTERVAL).max_io_events_per_tick(EVENTS).enable_all().build()?.block_on(work);
     log::flush();
     done
 }

@@ -70,9 +70,9 @@ impl Base {
     pub(super) fn url(&self, path: &str, query: &Query) -> Url {
         let mut url = self.before.clone();
         // Dots and escapes were dealt with in `path`: the parser that this goes through finds nothing to change.
-        url.set_path(&format!("{}{path}", self.prefix));
+        url.set_path(&[&self.prefix, path].concat());
         let separator = if self.query.is_empty() || query.0.is_empty() { "" } else { "&" };
-        let query = format!("{}{separator}{}", self.query, query.0);
+        let query = [&self.query, separator, &query.0].concat();
         url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
         url
     }

@@ -32,7 +32,7 @@ use tonic::{Code, Status, body::Body};
 use tower::BoxError;
 
 use super::{
-    access::{Access, Peer},
+    access::{Access, Peer, Tenant},
     connection::jittered,
     deadline,
     drain::Drain,
@@ -44,10 +44,21 @@ use crate::{
     telemetry::{self, Telemetry},
 };
 
-/// When the call has to be over, as a request extension; absent if the caller set no deadline. The call is cut then in any case: this is
-/// for what should not be begun, or not be waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadline(pub Instant);
+/// What a handler may know of its call, as an extension of the request.
+#[derive(Debug, Clone, Default)]
+pub struct CallContext {
+    /// When the call has to be over, if the caller set a deadline. It is cut then in any case: this is for what should not be begun, or not be
+    /// waited for.
+    pub deadline: Option<Instant>,
+    /// What the call answers when it is cut.
+    pub last_words: LastWords,
+    /// What notes its events and its failure.
+    pub record: telemetry::Call,
+    /// Who calls, if that is known.
+    pub tenant: Option<Tenant>,
+    /// The drain of the server.
+    pub drain: Drain,
+}
 
 /// Why a call was ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +78,7 @@ impl Cut {
     }
 }
 
-/// What a call answers when it is cut, as a request extension. Without it, that is `DEADLINE_EXCEEDED` or `UNAVAILABLE`.
+/// What a call answers when it is cut. Unless it is set, that is `DEADLINE_EXCEEDED` or `UNAVAILABLE`.
 ///
 /// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write that may have reached the upstream
 /// must not be; and a stream can say how to resume.
@@ -139,12 +150,8 @@ where
             Ok(tenant) => tenant,
             Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
         };
-        let extensions = request.extensions_mut();
-        extensions.insert(self.drain.clone());
-        extensions.insert(call.last_words.clone());
-        extensions.insert(call.record.clone());
-        tenant.and_then(|tenant| extensions.insert(tenant));
-        deadline.and_then(|deadline| extensions.insert(Deadline(deadline)));
+        let (last_words, record, drain) = (call.last_words.clone(), call.record.clone(), self.drain.clone());
+        request.extensions_mut().insert(CallContext { deadline, last_words, record, tenant, drain });
         Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// The drain of the server, as a request extension.
+/// The drain of the server.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     /// Cancelled when the drain begins.

@@ -46,7 +46,7 @@ use crate::{telemetry::Telemetry, watched::Watched};
 
 pub use self::{
     access::{Access, Tenant, Tokens},
-    call::{Cut, Deadline, LastWords},
+    call::{CallContext, Cut, LastWords},
     drain::Drain,
     limits::Limits,
     routes::{Health, Routes, routes},

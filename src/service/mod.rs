@@ -24,7 +24,7 @@ use crate::{
     error::{Effect, Error, Outcome},
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    server::{Cut, Deadline, LastWords, Tenant},
+    server::{CallContext, Cut, LastWords},
     telemetry,
     v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
 };
@@ -98,27 +98,15 @@ impl Gateway {
     }
 
     fn parts<M>(&self, request: Request<M>) -> (Caller, LastWords, M) {
-        let (metadata, extensions, message) = request.into_parts();
+        let (metadata, mut extensions, message) = request.into_parts();
+        let CallContext { deadline, last_words, record, tenant, .. } = extensions.remove().unwrap_or_default();
         let metadata = metadata.into_headers();
         let mut headers = HeaderMap::new();
-        for name in &*self.forwarded {
-            for value in metadata.get_all(name) {
-                headers.append(name, value.clone());
-            }
+        for (name, value) in metadata.iter().filter(|(name, _)| self.forwarded.contains(name)) {
+            headers.append(name, value.clone());
         }
-        let deadline = extensions.get::<Deadline>().map(|deadline| deadline.0);
-        let tenant = extensions.get::<Tenant>().map(|tenant| Arc::clone(&tenant.0));
-        (
-            Caller {
-                headers,
-                deadline,
-                retries: retries(&metadata),
-                tenant,
-                call: extensions.get::<telemetry::Call>().cloned().unwrap_or_default(),
-            },
-            extensions.get::<LastWords>().cloned().unwrap_or_default(),
-            message,
-        )
+        let tenant = tenant.map(|tenant| tenant.0);
+        (Caller { headers, deadline, retries: retries(&metadata), tenant, call: record }, last_words, message)
     }
 }
 

@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Gateway, RunEvents, answer, inbound, status, stream};
 use crate::{
     error::Effect,
-    server::Drain,
+    server::CallContext,
     v1::{
         CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ListRunsRequest,
         ListRunsResponse, ModifyRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
@@ -90,7 +90,7 @@ impl RunService for Gateway {
     }
 
     async fn watch_run(&self, request: Request<WatchRunRequest>) -> Result<Response<RunEvents>, Status> {
-        let drain = request.extensions().get::<Drain>().cloned().unwrap_or_default();
+        let drain = request.extensions().get::<CallContext>().map(|context| context.drain.clone()).unwrap_or_default();
         let (caller, resume, request) = self.open_stream(request, Effect::Repeatable);
         stream(caller.call.clone(), self.streams.watch_run(&caller, &request, resume, drain.turn()).await)
     }

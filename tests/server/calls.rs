@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runs_gateway::server::{Cut, Deadline, LastWords, Limits};
+use runs_gateway::server::{CallContext, Cut, Limits};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -76,10 +76,10 @@ async fn a_handler_is_told_the_deadline_instead_of_the_header_and_never_one_beyo
         let after = Instant::now();
 
         assert!(!call.request.headers().contains_key("grpc-timeout"));
-        let told = call.request.extensions().get::<Deadline>().copied();
+        let told = call.request.extensions().get::<CallContext>().unwrap().deadline;
         match expected {
             None => assert_eq!(told, None),
-            Some(time) => assert!((before + time..=after + time).contains(&told.unwrap().0), "{header}"),
+            Some(time) => assert!((before + time..=after + time).contains(&told.unwrap()), "{header}"),
         }
         call.answer(status(Code::Ok));
         assert_eq!(pending.code_in_head().await, Code::Ok);
@@ -156,7 +156,7 @@ async fn a_handler_may_say_what_its_call_answers_when_it_is_cut() {
     let pending = gateway.client().await.call("/test.Script/Unary", &[("grpc-timeout", "100m")]).await.unwrap();
 
     let call = gateway.call().await;
-    let last_words = call.request.extensions().get::<LastWords>().unwrap();
+    let last_words = &call.request.extensions().get::<CallContext>().unwrap().last_words;
     last_words.set(|cut| Status::unknown(format!("sent, and then: {cut:?}")));
 
     let answer = pending.head().await.unwrap();
@@ -208,7 +208,7 @@ async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_a_watch_of_health_
     let mut client = gateway.client().await;
     let stream = client.call("/test.Script/Stream", &[]).await.unwrap();
     let call = gateway.call().await;
-    call.request.extensions().get::<LastWords>().unwrap().set(|cut| Status::unavailable(format!("{cut:?}")));
+    call.request.extensions().get::<CallContext>().unwrap().last_words.set(|cut| Status::unavailable(format!("{cut:?}")));
     let events = call.stream();
     events.send(data("one")).await.unwrap();
     let mut answer = stream.head().await.unwrap();
