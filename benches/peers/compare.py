@@ -133,9 +133,14 @@ def other_works():
     resident = lambda bench: streams.resident(bench.load, bench.side("upstream"))
     yield Work("resident", "resident when idle", "MB", resident, must=20, aim=12, rounds=1)
     yield Work("start", "start to first answer", "ms", lambda bench: streams.start(bench.load, bench.side("upstream")), must=80, aim=50, clock=True)
-    concurrent = lambda streams: lambda bench: bench.calls("gateway", "GetRun", streams=streams)
+    concurrent = lambda side, streams: lambda bench: bench.calls(side, "GetRun", streams=streams)
     yield Work(
-        "concurrency", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent(125), {"64 at a time": Peer(concurrent(8), 1.2, 1.05)},
+        "concurrency", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent("gateway", 125),
+        {
+            "64 at a time": Peer(concurrent("gateway", 8), 1.2, 1.05),
+            **{name: Peer(concurrent(name, 125)) for name in ("envoy", "nginx")},
+            **{f"{name} with 64": Peer(concurrent(name, 8)) for name in ("envoy", "nginx")},
+        },
     )
     traced = lambda side: lambda bench: bench.calls(side, "GetRun", rate=8000)
     yield Work("traces", "GetRun, CPU per call, 8,000 calls/s, 1% traced", "µs", traced("gateway-traces"), {"not traced": Peer(traced("gateway"), 1.1, 1.05)})
