@@ -216,12 +216,14 @@ impl Call {
     }
 
     async fn answer(mut self, routes: Arc<Routes>, request: Request<Body>) -> Result<Response<CallBody>, Infallible> {
-        // A call on a connection that has ended must not reach a handler, which may write.
-        let mut handler = match self.cut() {
-            Some(cut) => return Ok(self.cut_short(cut)),
-            None => routes.call(request),
+        let answered = {
+            // A call on a connection that has ended must not reach a handler, which may write.
+            let mut handler = match self.cut() {
+                Some(cut) => return Ok(self.cut_short(cut)),
+                None => routes.call(request),
+            };
+            poll_fn(|cx| self.poll_unless_cut(cx, |cx| caught(|| handler.as_mut().poll(cx)))).await
         };
-        let answered = poll_fn(|cx| self.poll_unless_cut(cx, |cx| caught(|| handler.as_mut().poll(cx)))).await;
         match answered {
             Ok(Ok(Ok(response))) => {
                 let (head, body) = response.into_parts();
