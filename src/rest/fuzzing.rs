@@ -20,5 +20,5 @@ pub fn url(base: &Url, route: &'static str, ids: &[&str], query: &ListRunStepsRe
 
 /// What becomes of an answer to a request for a run.
 pub async fn read_answer(response: http::Response<Vec<u8>>, effect: Effect, own_key: bool) -> Result<Answer<Run>, Error> {
-    answer::read(response.into(), effect, own_key, usize::MAX).await
+    answer::read(&mut response.into(), effect, own_key, usize::MAX).await
 }

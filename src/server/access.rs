@@ -29,8 +29,8 @@ pub struct Access {
     pub clients: Option<Arc<[String]>>,
 }
 
-/// The name of an admitted caller, as a request extension; absent if callers are not told apart. It stands beside the token in its file, or is
-/// the name that admits the certificate. Callers of one name share what is shared out by callers.
+/// The name of an admitted caller, if callers are told apart. It stands beside the token in its file, or is the name that admits the certificate.
+/// Callers of one name share what is shared out by callers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant(pub Arc<str>);
 
