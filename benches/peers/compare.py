@@ -220,8 +220,9 @@ def main():
     args = parser.parse_args()
     works = [work for work in WORKS if not args.only or any(work.name.lower().startswith(name.lower()) for name in args.only)]
     if args.quick:
-        targets = lambda work: work.must or any(peer.must for peer in work.peers.values())
-        works = [work for work in works if targets(work) and not work.name.endswith("-2000")]
+        with_targets = lambda work: dataclasses.replace(work, peers={name: peer for name, peer in work.peers.items() if peer.must})
+        works = [with_targets(work) for work in works if not work.name.endswith("-2000")]
+        works = [work for work in works if work.must or work.peers]
     if args.list:
         print("\n".join(f"{work.name:16} {work.title}" for work in works))
         return
