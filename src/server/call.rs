@@ -2,7 +2,8 @@
 //!
 //! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's future into its body and goes with
 //! the last byte, or with the caller. A call that is cut ends with a gRPC status (trailers only if the head was not sent yet) and lets go
-//! of its handler at once, even if the caller reads nothing. A caller's leaving is `CANCELLED`, never success.
+//! of its handler at once, even if the caller reads nothing; only an answer that is no stream, and so is there already, may wait for its
+//! reader as long as the connection lasts. A caller's leaving is `CANCELLED`, never success.
 //!
 //! Why not tower's layers: they let go when the response head is there, and that is when a stream begins. Why not tonic's `timeout`: it
 //! bounds only the head and answers CANCELLED.
