@@ -56,8 +56,12 @@ class Bench:
                 return sides.nginx_proxy(name, self.folder, self.side("upstream"))
             case "envoy":
                 return sides.envoy(self.folder, self.side("upstream"))
+            case "bare":
+                return sides.bare(self.side("upstream"))
             case "gateway-events":
                 return sides.Gateway(self.side("events"))
+            case "bare-events":
+                return sides.bare(self.side("events"))
             case "nginx-events":
                 return sides.nginx_proxy(name, self.folder, self.side("events"))
 
@@ -101,10 +105,13 @@ class Work:
     clock: bool = False
     # The most rounds that tell more: what is counted, and not timed, hardly differs.
     rounds: int = 100
+    # Whose work it is.
+    side: str = "gateway"
 
 
 def unary_works():
-    for method, peers in (("GetRun", (("envoy", 0.40, 0.30), ("nginx", 2.0, 1.5))), ("CreateRun", (("envoy", 0.40, 0.30),))):
+    bare = ("bare", None, None)
+    for method, peers in (("GetRun", (("envoy", 0.40, 0.30), ("nginx", 2.0, 1.5), bare)), ("CreateRun", (("envoy", 0.40, 0.30), bare))):
         for rate in (None, 2000, 8000):
             spent = lambda side, method=method, rate=rate: lambda bench: bench.calls(side, method, rate=rate)
             yield Work(
@@ -116,8 +123,12 @@ def unary_works():
 def stream_works():
     bulk = lambda side: lambda bench: streams.bulk(bench.load, bench.side(side), 16, round(10_000 * bench.seconds))
     single = lambda side: lambda bench: streams.single(bench.load, bench.side(side), 400, 10, 1.5 * bench.seconds)
-    yield Work("events-bulk", "events in 16 KiB chunks, CPU per event", "µs", bulk("gateway-events"), {"nginx": Peer(bulk("nginx-events"), 5, 3.5)})
-    yield Work("events-single", "events one by one, CPU per event", "µs", single("gateway-events"), {"nginx": Peer(single("nginx-events"), 0.85, 0.65)})
+    for name, title, measure, must, aim in (
+        ("bulk", "events in 16 KiB chunks, CPU per event", bulk, 5, 3.5),
+        ("single", "events one by one, CPU per event", single, 0.85, 0.65),
+    ):
+        peers = {"nginx": Peer(measure("nginx-events"), must, aim), "bare": Peer(measure("bare-events"))}
+        yield Work(f"events-{name}", title, "µs", measure("gateway-events"), peers)
 
 
 def other_works():
@@ -133,15 +144,11 @@ def other_works():
     resident = lambda bench: streams.resident(bench.load, bench.side("upstream"))
     yield Work("resident", "resident when idle", "MB", resident, must=20, aim=12, rounds=1)
     yield Work("start", "start to first answer", "ms", lambda bench: streams.start(bench.load, bench.side("upstream")), must=80, aim=50, clock=True)
-    concurrent = lambda side, streams: lambda bench: bench.calls(side, "GetRun", streams=streams)
-    yield Work(
-        "concurrency", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent("gateway", 125),
-        {
-            "64 at a time": Peer(concurrent("gateway", 8), 1.2, 1.05),
-            **{name: Peer(concurrent(name, 125)) for name in ("envoy", "nginx")},
-            **{f"{name} with 64": Peer(concurrent(name, 8)) for name in ("envoy", "nginx")},
-        },
-    )
+    for side in ("gateway", "envoy", "nginx", "bare"):
+        concurrent = lambda streams, side=side: lambda bench: bench.calls(side, "GetRun", streams=streams)
+        must, aim = (1.2, 1.05) if side == "gateway" else (None, None)
+        beside = {"64 at a time": Peer(concurrent(8), must, aim)}
+        yield Work(f"concurrency-{side}", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent(125), beside, side=side)
     traced = lambda side: lambda bench: bench.calls(side, "GetRun", rate=8000)
     yield Work("traces", "GetRun, CPU per call, 8,000 calls/s, 1% traced", "µs", traced("gateway-traces"), {"not traced": Peer(traced("gateway"), 1.1, 1.05)})
 
@@ -156,13 +163,13 @@ def measured(bench, works, rounds):
         for _ in range(min(rounds, work.rounds)):
             for side, measure in {"": work.measure, **{name: peer.measure for name, peer in work.peers.items()}}.items():
                 results.setdefault((work.name, side), []).append(measure(bench))
-        said = ", ".join(f"{side or 'gateway'} {' '.join(f'{value:.3g}' for value in results[work.name, side])}" for side in ["", *work.peers])
+        said = ", ".join(f"{side or work.side} {' '.join(f'{value:.3g}' for value in results[work.name, side])}" for side in ["", *work.peers])
         print(f"{work.title} ({work.unit}): {said}", flush=True)
     return results
 
 
 def rows(works, results):
-    """The table's rows: (work, gateway, peer, value of the peer, what is held against the targets, must, aim).
+    """The table's rows: (work, value of its side, peer, value of the peer, what is held against the targets, must, aim).
 
     Values are medians. What is held against a target is the median of the rounds' ratios, not the ratio of medians: what disturbs a round
     disturbs both sides of it.
@@ -179,19 +186,19 @@ def rows(works, results):
 
 def table(works, results):
     number = lambda value: "" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
-    yield "| work | gateway | beside it | ratio | must | aim | reached |"
+    yield "| work | measured | beside it | ratio | must | aim | reached |"
     yield "|---|---|---|---|---|---|---|"
     for work, own, name, other, held, must, aim in rows(works, results):
         beside = f"{name} {number(other)} {work.unit}" if name else ""
         ratio = f"{held:+.2f} {work.unit}" if work.difference else number(held) if name else ""
         reached = "" if must is None else "aim" if held <= aim else "must" if held <= must else "no"
-        yield f"| {work.title} | {number(own)} {work.unit} | {beside} | {ratio} | {number(must)} | {number(aim)} | {reached} |"
+        yield f"| {work.title} | {work.side} {number(own)} {work.unit} | {beside} | {ratio} | {number(must)} | {number(aim)} | {reached} |"
 
 
 def losses(works, results, disturbed):
     """What is worse than twice its target, by the names of works. Time by the clock tells nothing while others use the cores."""
     return {
-        work.name: f"{work.title}, {name or 'gateway'}: {held:.3g}, must {must:g}"
+        work.name: f"{work.title}, {name or work.side}: {held:.3g}, must {must:g}"
         for work, _, name, _, held, must, _ in rows(works, results)
         if must is not None and held > 2 * must and not (work.clock and disturbed)
     }
@@ -211,7 +218,7 @@ def disturbance():
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="benches/peers/run", description="The gateway beside Envoy's transcoder and nginx's plain proxying.")
+    parser = argparse.ArgumentParser(prog="benches/peers/run", description="The gateway beside Envoy's transcoder, nginx's plain proxying, and the bare libraries.")
     parser.add_argument("folder", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="short rounds, under two minutes; fails if a result is worse than twice its target")
     parser.add_argument("--only", action="append", metavar="NAME", help="only works whose names begin so")
@@ -224,7 +231,7 @@ def main():
         works = [with_targets(work) for work in works if not work.name.endswith("-2000")]
         works = [work for work in works if work.must or work.peers]
     if args.list:
-        print("\n".join(f"{work.name:16} {work.title}" for work in works))
+        print("\n".join(f"{work.name:19} {work.title}" for work in works))
         return
     if sides.LOAD == sides.MEASURED:
         sys.exit("compare: two cores are needed, one for what is measured alone")

@@ -106,6 +106,13 @@ def gateway_command(upstream, port):
     return command
 
 
+def bare(upstream):
+    """tonic and reqwest with the gateway's codec, and nothing else (`bare/`)."""
+    port = free_port()
+    command = [os.environ["BARE_BIN"], "serve", "--listen", f"127.0.0.1:{port}", "--upstream-url", f"http://{upstream.address}"]
+    return Side("bare", command, port)
+
+
 def nginx(name, folder, servers, core):
     """nginx with one worker; `servers` is the inside of its `http` block."""
     port = free_port()

@@ -62,7 +62,8 @@ def single(load, side, streams, pause, seconds):
 
 
 def call(side):
-    return "create" if side.name == "gateway" else "sse"
+    """gRPC, or REST for what only passes it on."""
+    return "create" if side.name in ("gateway", "bare") else "sse"
 
 
 def memory(load, upstream, kind, settle):

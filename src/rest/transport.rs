@@ -71,7 +71,8 @@ impl Transport {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
                 .default_headers(headers.clone())
-                .retry(reqwest::retry::never())
+                // Without a number of none it would keep a copy of each request to retry it with.
+                .retry(reqwest::retry::never().max_retries_per_request(0))
                 .redirect(redirect::Policy::none())
                 .referer(false)
                 .no_proxy()
