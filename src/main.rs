@@ -10,6 +10,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Parser as _, error::ErrorKind};
@@ -39,6 +40,9 @@ const EVENT_INTERVAL: u32 = 512;
 /// Sockets that are taken up at a time, before what they have brought is done. With tokio's 1,024 a thousand calls go through each of their steps
 /// together, and the memory of each has left the cache when its turn comes.
 const EVENTS: usize = 32;
+
+/// As long as threads that are blocked are waited for at the end.
+const LEFT_OVER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -88,17 +92,20 @@ fn start(
     work: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     log::init(filter, format)?;
-    let mut runtime = match threads {
+    let mut builder = match threads {
         // Alone it has nobody to share work with, and nothing to pay for that.
         Some(1) => runtime::Builder::new_current_thread(),
         Some(threads) => {
-            let mut runtime = runtime::Builder::new_multi_thread();
-            runtime.worker_threads(threads);
-            runtime
+            let mut builder = runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
         }
         None => runtime::Builder::new_multi_thread(),
     };
-    let done = runtime.event_interval(EVENT_INTERVAL).max_io_events_per_tick(EVENTS).enable_all().build()?.block_on(work);
+    let runtime = builder.event_interval(EVENT_INTERVAL).max_io_events_per_tick(EVENTS).enable_all().build()?;
+    let done = runtime.block_on(work);
+    // Looking up a name, or reading a file of a volume that hangs, cannot be cut short, and is nothing to wait for.
+    runtime.shutdown_timeout(LEFT_OVER);
     log::flush();
     done
 }

@@ -3,8 +3,8 @@
 //! JSON lines have the members of `tracing-subscriber`'s: `timestamp`, `level`, `fields`, `target`. They are not written by it, since its way (a serializer
 //! for each line, dates from the civil calendar each time) took a twentieth of a `GetRun`'s time by perf; there is a line for every call.
 //!
-//! Lines are gathered for ten milliseconds and written by a thread of their own: a write for every call costs as much as its JSON, and whoever reads the log
-//! slowly must not slow calls down.
+//! Lines are gathered for fifty milliseconds, or until there are many, and written by a thread of their own: a write for every call costs as much as its
+//! JSON, and whoever reads the log slowly must not slow calls down.
 //!
 //! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads, lines are dropped above a MiB, and the log says
 //! how many; if whoever reads is gone, the gateway goes on without.
@@ -32,7 +32,10 @@ use tracing_subscriber::{
 use crate::config::LogFormat;
 
 /// How long a line waits for others.
-const DELAY: Duration = Duration::from_millis(10);
+const DELAY: Duration = Duration::from_millis(50);
+
+/// As much as waits for nothing more, in bytes.
+const ENOUGH: usize = MOST / 8;
 
 /// As much as waits to be written, in bytes.
 const MOST: usize = 1 << 20;
@@ -104,10 +107,11 @@ impl Waiting {
             waiting.dropped += 1;
             return;
         }
-        let first = waiting.text.is_empty();
+        let before = waiting.text.len();
         waiting.text.extend_from_slice(line);
+        let now = waiting.text.len();
         drop(waiting);
-        if first {
+        if before == 0 || (before < ENOUGH && now >= ENOUGH) {
             self.logged.notify_one();
         }
     }
@@ -117,10 +121,10 @@ impl Waiting {
         let mut lines = Vec::new();
         loop {
             let waiting = self.logged.wait_while(self.lock(), |waiting| waiting.text.is_empty());
-            drop(waiting);
-            thread::sleep(DELAY);
+            let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+            let waiting = self.logged.wait_timeout_while(waiting, DELAY, |waiting| waiting.text.len() < ENOUGH);
             let dropped = {
-                let mut waiting = self.lock();
+                let (mut waiting, _) = waiting.unwrap_or_else(PoisonError::into_inner);
                 waiting.writing = true;
                 mem::swap(&mut waiting.text, &mut lines);
                 mem::take(&mut waiting.dropped)
@@ -128,11 +132,12 @@ impl Waiting {
             // One that fails is lost: there is nowhere to say so.
             drop(io::stderr().write_all(&lines));
             lines.clear();
-            self.lock().writing = false;
-            self.written.notify_all();
+            // Before it is said that all is written: whoever waits for that waits for this line, too.
             if dropped > 0 {
                 tracing::warn!(lines = dropped, "the log was not read in time: lines are missing");
             }
+            self.lock().writing = false;
+            self.written.notify_all();
         }
     }
 }
