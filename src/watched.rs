@@ -1,7 +1,7 @@
 //! What is read from files that may change while the gateway runs: keys, certificates, tokens.
 //!
 //! Must hold: a file that is changed takes effect within the interval, without a restart; one that cannot be read or understood changes nothing
-//! and is logged. Contents are compared, not times: mounted secrets are swapped as links, and some tools keep times.
+//! and is logged, and keeps nothing from being renewed. Contents are compared, not times: mounted secrets are swapped as links, and some tools keep times.
 
 use std::{
     fs, io,
@@ -69,6 +69,7 @@ async fn keep<T: Send + Sync + 'static>(
     renewal: Duration,
     make: Arc<impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static>,
 ) {
+    // What was told to be of no use: told once, not at every look.
     let mut refused = None;
     let mut made_at = Instant::now();
     loop {
@@ -77,32 +78,33 @@ async fn keep<T: Send + Sync + 'static>(
         let files = files.clone();
         // Files may stand on a network; the threads that serve calls do not wait for it.
         let Ok(now) = tokio::task::spawn_blocking(move || read(&files)).await else { return };
-        let made = match now {
-            Ok(now) if refused.as_ref() == Some(&now) => continue,
-            Ok(now) if now == contents && made_at.elapsed() < renewal => continue,
-            Ok(now) => match make(&now) {
+        let now = now.inspect_err(|error| tracing::warn!(error, "{STAYS}"));
+        let changed = now.ok().filter(|now| *now != contents);
+        // What cannot be used is no reason not to renew. It is tried at each look: it may have failed for want of something else.
+        let due = (made_at.elapsed() >= renewal).then(|| contents.clone());
+        for tried in changed.into_iter().chain(due) {
+            match make(&tried) {
                 Ok(made) => {
-                    contents = now;
-                    Ok(made)
+                    value.store(Arc::new(made));
+                    made_at = Instant::now();
+                    if tried != contents {
+                        (contents, refused) = (tried, None);
+                    }
+                    tracing::debug!("made anew: files have changed, or it was time");
+                    break;
                 }
                 Err(error) => {
-                    // Told once, not at every look.
-                    refused = Some(now);
-                    Err(error)
+                    if refused.as_ref() != Some(&tried) {
+                        tracing::warn!(error, "{STAYS}");
+                    }
+                    refused = Some(tried);
                 }
-            },
-            Err(error) => Err(error),
-        };
-        match made {
-            Ok(made) => {
-                value.store(Arc::new(made));
-                made_at = Instant::now();
-                tracing::debug!("made anew: files have changed, or it was time");
             }
-            Err(error) => tracing::warn!(error, "configuration files cannot be used: what was read before stays"),
         }
     }
 }
+
+const STAYS: &str = "configuration files cannot be used: what was read before stays";
 
 fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
     let read = |path: &PathBuf| fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()));

@@ -17,7 +17,7 @@ mod upstream;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::SecretString;
 use url::Url;
 
@@ -202,7 +202,10 @@ impl Serve {
     /// Metadata that is passed on to the upstream: what is configured, and the caller's credential if the gateway has no key of its own.
     pub fn forwarded(&self) -> Vec<HeaderName> {
         let credential = (!self.upstream.has_own_key()).then(|| self.upstream.auth.header());
-        let mut names: Vec<_> = self.forward_metadata.iter().cloned().chain(credential).collect();
+        // What a flag says of every request, no caller changes: it may be the project that pays. (Values given by flags are marked as sensitive.)
+        let is_fixed = |name: &HeaderName| self.upstream.headers.get(name).is_some_and(HeaderValue::is_sensitive);
+        let passed_on = self.forward_metadata.iter().filter(|name| !is_fixed(name)).cloned();
+        let mut names: Vec<_> = passed_on.chain(credential).collect();
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
         names

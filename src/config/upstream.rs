@@ -53,7 +53,8 @@ pub(super) struct UpstreamArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
     upstream_auth: Option<String>,
 
-    /// A header of every upstream request, `Name: value`. May be given more than once (in the environment: separated by `;`).
+    /// A header of every upstream request, `Name: value`, whatever a caller's metadata says. May be given more than once (in the environment:
+    /// separated by `;`).
     #[arg(long = "upstream-header", env = "RUNS_GATEWAY_UPSTREAM_HEADERS", hide_env_values = true, value_delimiter = ';')]
     upstream_headers: Vec<SecretString>,
 

@@ -17,13 +17,13 @@ use super::{
     desk::{Desk, calls},
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
-    live::{follow, next},
+    live::{cut, follow, next},
     progress::{Progress, SharedResume, run_event},
     reader::{Farewell, Reader, Source},
 };
 use crate::{
     error::Error,
-    rest::{Caller, Opened},
+    rest::{Caller, IDEMPOTENCY_KEY, Opened},
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus, StreamCreateRunRequest,
         StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, ToolOutputs, converse_run_request::Message,
@@ -131,12 +131,15 @@ impl Conversation {
         // A caller that leaves now ends its request, unless the run is to be cancelled: without the answer nobody would know which one.
         let beginning = if options.cancel_on_disconnect { Ok(beginning.await) } else { unless_left(&left, beginning).await };
         drop(left);
+        // The caller's key is that of the create: outputs under the same one might get its answer.
+        self.reader.caller.headers.remove(IDEMPOTENCY_KEY);
         let phase = match beginning {
             Ok(Ok(phase)) => phase,
             Ok(Err(error)) => {
-                self.reader.settle();
-                // A caller that has left does not want to know.
-                let _ = begun.send(Err(error));
+                // Who takes the error has not left.
+                if begun.send(Err(error)).is_ok() {
+                    self.reader.settle();
+                }
                 return None;
             }
             Err(_) => return None,
@@ -237,6 +240,7 @@ impl Conversation {
         if self.reader.progress.is_told() {
             return Ok(Phase::Waiting);
         }
+        cut(&self.reader);
         Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
     }
 
@@ -251,8 +255,17 @@ impl Conversation {
             };
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
-                Followed::Settled(events, _) => {
+                Followed::Settled(mut events, run) => {
+                    let calls = calls(&run);
+                    // Told again, it would look like another round, and tools would be run twice: its outputs are here, to be submitted again.
+                    let again = run.status() == RunStatus::RequiresAction && !calls.is_empty() && self.desk.is_round(&calls);
+                    if again {
+                        events.pop();
+                    }
                     self.send_all(events).await?;
+                    if again {
+                        self.desk.open_round(calls)?;
+                    }
                     return Ok(Phase::Waiting);
                 }
             }

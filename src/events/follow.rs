@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    v1::{Run, RunEvent, RunEventType, run_event::Payload},
+    v1::{Gap, Run, RunEvent, RunEventType, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -40,7 +40,11 @@ impl Follow {
             let changes = self.changes.to(&snapshot).into_iter();
             return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
         }
-        let gap = progress.gap(snapshot.steps());
+        let gap = match snapshot.steps {
+            // Something was missed, and nobody can say what.
+            Some(Err(_)) => Some(Gap::default()),
+            _ => progress.gap(snapshot.steps()),
+        };
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));
         let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
         Ok(Followed::Settled(events, snapshot.run.clone()))

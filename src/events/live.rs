@@ -87,11 +87,11 @@ impl Streams {
                     reader.source = Some(Source { stream, _place: place });
                     Ok((reader, None))
                 }
-                Ok((Opened::Run(answer), _)) => Ok((reader, Some(run_event(answer.message)))),
-                Err(error) => {
-                    reader.settle();
-                    Err(error)
+                Ok((Opened::Run(answer), _)) => {
+                    reader.progress.knows(&answer.message.thread_id, &answer.message.id);
+                    Ok((reader, Some(run_event(answer.message))))
                 }
+                Err(error) => Err((reader, error)),
             }
         };
         let opened = if options.cancel_on_disconnect {
@@ -99,11 +99,15 @@ impl Streams {
             self.detached
                 .spawn(opened)
                 .await
-                .unwrap_or_else(|_| Err(Error::Unusable { what: "the request was aborted".to_owned(), request_id: None }))
+                .map_err(|_| Error::Unusable { what: "the request was aborted".to_owned(), request_id: None })?
         } else {
             opened.await
         };
-        let (reader, first) = opened?;
+        let (reader, first) = opened.map_err(|(mut reader, error)| {
+            // Who takes the error has not left.
+            reader.settle();
+            error
+        })?;
         Ok(with_heartbeat(Box::pin(events(reader, first)), options.heartbeat))
     }
 }
@@ -160,6 +164,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
 /// What comes after the upstream's stream was cut: the run's changes by polling, what was missed, its last state.
 fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
+        cut(reader);
         let mut follow = follow(reader)?;
         loop {
             let (events, settled) = match follow.next(&reader.progress).await.map_err(|error| reader.interrupted(error))? {
@@ -177,9 +182,13 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
     }
 }
 
-/// Begins to follow the run of a stream that was cut.
-pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
+/// Counts a stream that ended before its run did.
+pub(super) fn cut(reader: &Reader) {
     reader.streams.client.telemetry().metrics().streams_cut.inc();
+}
+
+/// Begins to follow the run.
+pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
     let resume = reader.progress.resume();
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    rest::{Caller, EventStream},
+    rest::{Caller, EventStream, IDEMPOTENCY_KEY},
     v1::{CancelRunRequest, RunEvent},
 };
 
@@ -64,7 +64,11 @@ impl Reader {
 
     /// What cancels this reader's run.
     pub(super) fn farewell(&self) -> Farewell {
-        Farewell { streams: self.streams.clone(), caller: self.caller.clone(), resume: self.progress.shared() }
+        let mut farewell =
+            Farewell { streams: self.streams.clone(), caller: self.caller.clone(), resume: self.progress.shared() };
+        // The caller's key is that of its own request.
+        farewell.caller.headers.remove(IDEMPOTENCY_KEY);
+        farewell
     }
 
     /// The error that ends this stream: it says how to resume. The reader did not leave.

@@ -149,8 +149,11 @@ pub struct Caller {
     pub tenant: Option<Arc<str>>,
 }
 
+/// The header that names one write, for services that know it.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// Forwarded headers that say nothing about what a caller may see.
-const ANONYMOUS_HEADERS: [&str; 4] = ["idempotency-key", "traceparent", "tracestate", "x-client-request-id"];
+const ANONYMOUS_HEADERS: [&str; 4] = [IDEMPOTENCY_KEY, "traceparent", "tracestate", "x-client-request-id"];
 
 impl Caller {
     /// The headers that may change what the upstream shows, in one order: callers with the same ones may share an answer.
@@ -272,7 +275,7 @@ impl Client {
         let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.target.path, &request.query));
         http.headers_mut().clone_from(&caller.headers);
         if let Some(key) = &request.idempotency_key {
-            http.headers_mut().entry("idempotency-key").or_insert_with(|| key.clone());
+            http.headers_mut().entry(IDEMPOTENCY_KEY).or_insert_with(|| key.clone());
         }
         if let Some(body) = request.body.clone() {
             http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{
     select,
@@ -38,6 +38,7 @@ use super::{
     deadline,
     drain::Drain,
     routes::{Routes, is_aside},
+    web::is_grpc,
 };
 use crate::{
     error::Error,
@@ -139,6 +140,12 @@ where
         let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
         let path = request.uri().path();
         let mut call = Call::begin(self, self.telemetry.call(path, request.headers()), path, deadline);
+        if !is_grpc(request.headers().get(CONTENT_TYPE)) {
+            // A browser sends other types to any server without asking first. The status is what the specification of gRPC over HTTP/2 asks for.
+            let mut answer = call.refuse(Status::invalid_argument("content-type: must be application/grpc"));
+            *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(ready(Ok(answer)));
+        }
         let admitted = self.access.admit(&self.peer, path, request.headers()).and_then(|tenant| {
             call.place = self.place(path)?;
             Ok(tenant)

@@ -212,7 +212,7 @@ fn is_web(content_type: Option<&HeaderValue>) -> bool {
     content_type.is_some_and(|content_type| WEB_TYPES.iter().any(|web| content_type == web))
 }
 
-fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
     let subtype = content_type.and_then(|content_type| content_type.as_bytes().strip_prefix(b"application/grpc"));
     subtype.is_some_and(|more| matches!(more.first(), None | Some(b'+' | b';')))
 }

@@ -45,6 +45,8 @@ impl Outcomes {
         let Some(status) = ending(run.status()) else { return };
         let times = [&run.completed_at, &run.failed_at, &run.cancelled_at];
         let ended = times.into_iter().flatten().map(|time| time.seconds).max();
+        // An expired run has none of them.
+        let ended = ended.or([&run.expires_at, &run.created_at].into_iter().flatten().map(|time| time.seconds).next());
         if ended.is_some_and(|ended| ended < self.since) || !self.is_new(run) {
             return;
         }

@@ -3,11 +3,17 @@
 use std::{
     fs,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use runs_gateway::v1::{CreateRunRequest, RunSpec, run_service_client::RunServiceClient};
+use runs_gateway::{
+    v1::{CreateRunRequest, RunSpec, run_service_client::RunServiceClient},
+    watched::Watched,
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -24,7 +30,12 @@ use tokio_rustls::{
 };
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{certificates::Authority, get_run, spawn_gateway, support::upstream::Upstream, until, upstream, write};
+use crate::{
+    certificates::Authority,
+    get_run, spawn_gateway,
+    support::{program::Running, upstream::Upstream},
+    until, upstream, write,
+};
 
 /// TLS in front of an upstream. Lives as long as the test's runtime.
 async fn front(upstream: &Upstream, certificate: (String, String), clients: Option<&Authority>) -> SocketAddr {
@@ -185,4 +196,46 @@ async fn connections_are_renewed_in_time_while_they_are_used() {
     let requests = upstream.requests().len();
     assert!(requests > 6, "a connection serves more than one request: {requests} on {}", upstream.accepted());
     gateway.drain().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_anew_once_is_made_the_next_time_with_what_can_be_read() {
+    let folder = TempDir::new().expect("a folder");
+    for broken in [false, true] {
+        let file = write(&folder, "file", "good");
+        let tries = AtomicU32::new(0);
+        // The second and the third time something else is wanting: the system's roots, or a descriptor.
+        let make = move |contents: &[Vec<u8>]| match tries.fetch_add(1, Relaxed) {
+            1 | 2 => Err("not now".to_owned()),
+            count if contents == [b"good"] => Ok(count),
+            _ => Err("no use".to_owned()),
+        };
+        let moment = Duration::from_millis(5);
+        let made = Watched::renewed(vec![file.clone().into()], moment, moment, make).expect("made at first");
+        if broken {
+            fs::write(&file, "bad").expect("a file");
+        }
+        let renewed = async {
+            while *made.get() < 3 {
+                tokio::time::sleep(moment).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), renewed).await.expect("made anew");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_to_its_end_does_not_keep_the_gateway_from_ending() {
+    let (folder, upstream) = (TempDir::new().expect("a folder"), upstream().await);
+    let key = write(&folder, "key", "sk-first\n");
+    let flags = ["--upstream-url", &upstream.url(), "--upstream-api-key-file", &key, "--reload-interval", "20ms"];
+    let gateway = Running::start(&flags).await;
+    fs::remove_file(&key).expect("a file");
+    assert_cmd::Command::new("mkfifo").arg(&key).assert().success();
+    // Opened once somebody reads it, and never written to: the reader waits for ever.
+    let _writer = tokio::task::spawn_blocking(move || fs::OpenOptions::new().write(true).open(key)).await.expect("a reader");
+    let ended = tokio::time::timeout(Duration::from_secs(20), gateway.stop("-TERM")).await;
+    let (ended, log) = ended.expect("it ends");
+    assert_eq!(ended.code(), Some(0), "{log}");
+    assert!(log.contains("drained"), "{log}");
 }

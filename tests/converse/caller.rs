@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use runs_gateway::v1::{ConverseRunRequest, GetRunRequest, StreamOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Code;
+use tonic::{Code, Request};
 
 use crate::{
     harness::{
@@ -237,7 +237,7 @@ async fn round_trip_elsewhere(gateway: &Gateway) {
 async fn a_deadline_ends_the_conversation_with_how_to_resume() {
     let script = Script::new([(asks(&["a"]), run("requires_action", &["a"]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
-    let deadline = Some(Duration::from_millis(500));
+    let deadline = |request: &mut Request<_>| request.set_timeout(Duration::from_millis(500));
     let mut caller = Caller::call(&gateway, [start(None)], deadline).await.expect("a stream");
     let (_, end) = caller.rest().await;
     let status = end.expect_err("no outputs in time");

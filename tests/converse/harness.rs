@@ -185,22 +185,20 @@ impl Caller {
 
     /// Says these first. The error is one that comes instead of a stream.
     pub(crate) async fn say_first(gateway: &Gateway, first: impl IntoIterator<Item = Message>) -> Result<Self, Status> {
-        Self::call(gateway, first, None).await
+        Self::call(gateway, first, |_| ()).await
     }
 
     pub(crate) async fn call(
         gateway: &Gateway,
         first: impl IntoIterator<Item = Message>,
-        deadline: Option<Duration>,
+        prepare: impl FnOnce(&mut Request<UnboundedReceiverStream<ConverseRunRequest>>),
     ) -> Result<Self, Status> {
         let (say, said) = mpsc::unbounded_channel();
         for message in first {
             say.send(ConverseRunRequest { message: Some(message) }).expect("it is being read");
         }
         let mut request = Request::new(UnboundedReceiverStream::new(said));
-        if let Some(deadline) = deadline {
-            request.set_timeout(deadline);
-        }
+        prepare(&mut request);
         let mut client = gateway.runs();
         let events = within("the answer's head", client.converse_run(request)).await?.into_inner();
         Ok(Self { say: Some(say), events })

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::{
-    harness::{Caller, DONE, Outputs, Script, asks, completes, outputs, run, state},
+    harness::{Caller, DONE, Outputs, Script, asks, completes, outputs, run, start, state},
     support::{gateway::spawn_gateway, upstream::Answer},
 };
 
@@ -125,6 +125,25 @@ async fn the_events_of_all_rounds_are_one_sequence_and_done_is_its_end() {
     let create = &script.upstream.requests()[0];
     assert_eq!(create.target, "/threads/thread_1/runs");
     assert_eq!(create.text(), r#"{"assistant_id":"asst_1","stream":true}"#);
+    gateway.drain().await;
+    script.finish();
+}
+
+#[tokio::test]
+async fn the_callers_idempotency_key_is_that_of_the_create_alone() {
+    let script = Script::new([(asks(&["a"]), run("requires_action", &["a"])), (completes(), run("completed", &[]))]).await;
+    let gateway = spawn_gateway(&script.upstream.url(), &[]).await;
+    let keyed = |request: &mut tonic::Request<_>| {
+        request.metadata_mut().insert("idempotency-key", "k".parse().expect("a value"));
+    };
+    let mut caller = Caller::call(&gateway, [start(None)], keyed).await.expect("a conversation");
+    caller.say(outputs(&[("a", "1")]));
+    let (_, end) = caller.rest().await;
+    assert!(end.is_ok(), "{end:?}");
+    let requests = script.upstream.requests();
+    let posts = requests.iter().filter(|request| request.method == "POST");
+    let keys: Vec<_> = posts.map(|request| request.header("idempotency-key")).collect();
+    assert_eq!(keys, [Some("k"), None]);
     gateway.drain().await;
     script.finish();
 }

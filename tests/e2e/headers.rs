@@ -59,6 +59,12 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
             vec![("authorization", "Bearer caller"), ("openai-beta", "assistants=v9"), ("x-extra", "e")],
         ),
         (
+            vec!["--upstream-header", "OpenAI-Project: ours"],
+            "",
+            "",
+            vec![("authorization", "Bearer caller"), ("openai-project", "ours")],
+        ),
+        (
             vec!["--forward-metadata", "x-foo,openai-beta"],
             "",
             "",

@@ -282,3 +282,23 @@ fn summary(line: &serde_json::Value) -> String {
     let fields = &line["fields"];
     [&line["level"], &fields["rpc.service"], &fields["rpc.method"], &fields["code"]].map(text).join(" ")
 }
+
+#[tokio::test]
+async fn what_is_not_grpc_is_refused_before_its_handler() {
+    let mut gateway = Gateway::start(Limits::default()).await;
+    let mut client = gateway.client().await;
+    let request = |content_type: Option<&str>| {
+        let request = http::Request::post("http://gateway/test.Script/Unary");
+        content_type.into_iter().fold(request, |request, it| request.header("content-type", it)).body(()).unwrap()
+    };
+    for other in [None, Some("text/plain"), Some("application/json"), Some("application/grpcx"), Some("application/grpc-web")] {
+        let answer = client.send(request(other)).await.unwrap().head().await.unwrap();
+        assert_eq!((answer.status.as_u16(), code(&answer.head)), (415, Code::InvalidArgument), "{other:?}");
+    }
+    assert!(!gateway.has_calls());
+    for grpc in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+        let pending = client.send(request(Some(grpc))).await.unwrap();
+        gateway.call().await.answer(status(Code::Ok));
+        assert_eq!(pending.code_in_head().await, Code::Ok, "{grpc}");
+    }
+}

@@ -145,7 +145,9 @@ impl Peer {
 fn headers(stream: u32) -> Vec<u8> {
     let end_stream_and_headers = 5;
     let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
-    for (name, value) in [(":authority", "gateway"), (":path", "/test.Script/Unary"), ("te", "trailers")] {
+    for (name, value) in
+        [(":authority", "gateway"), (":path", "/test.Script/Unary"), ("te", "trailers"), ("content-type", "application/grpc")]
+    {
         block.extend([0, u8::try_from(name.len()).unwrap()]);
         block.extend(name.as_bytes());
         block.push(u8::try_from(value.len()).unwrap());

@@ -120,6 +120,47 @@ async fn the_run_is_cancelled_if_its_reader_leaves_before_the_upstream_answers()
 }
 
 #[tokio::test]
+async fn the_run_is_cancelled_if_its_reader_leaves_before_an_answer_that_is_no_stream_or_none() {
+    let json = run("queued");
+    let json = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{json}", json.len());
+    // The run of a submit is known, whatever becomes of the submit.
+    for submits in [false, true] {
+        let upstream = Upstream::start().await;
+        let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+        let answer = Arc::new(Notify::new());
+        let waiting = Answer::raw("").wait(&answer);
+        upstream.push(if submits { waiting.cut() } else { waiting.bytes(json.clone()) });
+        upstream.push(polled("cancelling"));
+        let call = tokio::spawn({
+            let mut runs = gateway.runs();
+            let submit = StreamSubmitToolOutputsRequest {
+                thread_id: "thread_1".into(),
+                run_id: "run_1".into(),
+                tool_outputs: Some(ToolOutputs::default()),
+                options: Some(cancelling()),
+            };
+            async move {
+                if submits {
+                    runs.stream_submit_tool_outputs(submit).await
+                } else {
+                    runs.stream_create_run(create_with(cancelling())).await
+                }
+            }
+        });
+        upstream.wait_for_requests(1).await;
+        call.abort();
+        assert!(call.await.is_err());
+        // The gateway has seen the caller leave by the time it answers this.
+        upstream.push(polled("in_progress"));
+        soon(gateway.runs().get_run(GetRunRequest { thread_id: "t".into(), run_id: "r".into() })).await.expect("a run");
+        answer.notify_one();
+        let requests = upstream.wait_for_requests(3).await;
+        assert_eq!((requests[2].method.as_str(), requests[2].target.as_str()), CANCEL);
+        gateway.drain().await;
+    }
+}
+
+#[tokio::test]
 async fn a_run_that_is_over_or_waits_for_outputs_is_not_cancelled() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;

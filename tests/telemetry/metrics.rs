@@ -51,6 +51,9 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
     client.get_run(get()).await.expect("answered at the second attempt");
     upstream.push(Answer::json(200, failed()));
     client.get_run(get()).await.expect("the same run once more");
+    let old = r#"{"id":"run_old","object":"thread.run","thread_id":"thread_1","status":"expired","created_at":1700000000}"#;
+    upstream.push(Answer::json(200, old));
+    client.get_run(get()).await.expect("a run that expired before the gateway began");
     upstream.push(Answer::json(404, r#"{"error":{"message":"No run"}}"#));
     client.get_run(get()).await.expect_err("it is not there");
     upstream.push(Answer::cut_before_answer());
@@ -80,14 +83,14 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
         )
     };
     scrape.expect(&[
-        (&calls("GetRun", "OK"), 2.0),
+        (&calls("GetRun", "OK"), 3.0),
         (&calls("GetRun", "NOT_FOUND"), 1.0),
         (&calls("GetRun", "INVALID_ARGUMENT"), 1.0),
         (&calls("CreateRun", "UNKNOWN"), 1.0),
         (&calls("StreamCreateRun", "OK"), 1.0),
         (&calls("other", "UNIMPLEMENTED"), 2.0),
         (&requests("GET", get, "500", ""), 1.0),
-        (&requests("GET", get, "200", ""), 2.0),
+        (&requests("GET", get, "200", ""), 3.0),
         (&requests("GET", get, "404", ""), 1.0),
         (&requests("POST", post, "", "lost"), 1.0),
         (&requests("POST", post, "200", ""), 1.0),
@@ -95,6 +98,7 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
         (r#"runs_gateway_events_total{type="thread_message_delta"}"#, 2.0),
         (r#"runs_gateway_events_total{type="done"}"#, 1.0),
         (r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="StreamCreateRun"}"#, 1.0),
+        (r#"runs_gateway_runs_ended_total{error_code="",status="expired"}"#, 0.0),
         // It was seen three times.
         (r#"runs_gateway_runs_ended_total{error_code="server_error",status="failed"}"#, 1.0),
         (
