@@ -96,40 +96,20 @@ async fn the_run_is_cancelled_if_its_reader_leaves_before_it_has_a_name() {
 
 #[tokio::test]
 async fn the_run_is_cancelled_if_its_reader_leaves_before_the_upstream_answers() {
-    let upstream = Upstream::start().await;
-    let gateway = spawn_gateway(&upstream.url(), &FAST).await;
-    let answer = Arc::new(Notify::new());
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
-    let started = [head.as_bytes(), &event("thread.run.created", run("queued"))].concat();
-    upstream.push(Answer::raw("").wait(&answer).bytes(started).step(Step::Wait(Arc::default())));
-    upstream.push(polled("cancelling"));
-    let call = tokio::spawn({
-        let mut runs = gateway.runs();
-        async move { runs.stream_create_run(create_with(cancelling())).await }
-    });
-    upstream.wait_for_requests(1).await;
-    call.abort();
-    assert!(call.await.is_err());
-    // The gateway has seen the caller leave by the time it answers this.
-    upstream.push(polled("in_progress"));
-    soon(gateway.runs().get_run(GetRunRequest { thread_id: "t".into(), run_id: "r".into() })).await.expect("a run");
-    answer.notify_one();
-    let requests = upstream.wait_for_requests(3).await;
-    assert_eq!((requests[2].method.as_str(), requests[2].target.as_str()), CANCEL);
-    gateway.drain().await;
-}
-
-#[tokio::test]
-async fn the_run_is_cancelled_if_its_reader_leaves_before_an_answer_that_is_no_stream_or_none() {
+    let created = event("thread.run.created", run("queued"));
+    let stream = [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", &created[..]].concat();
     let json = run("queued");
     let json = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{json}", json.len());
     // The run of a submit is known, whatever becomes of the submit.
-    for submits in [false, true] {
+    for (answered, submits) in [(Some(stream), false), (Some(json.into()), false), (None, true)] {
         let upstream = Upstream::start().await;
         let gateway = spawn_gateway(&upstream.url(), &FAST).await;
         let answer = Arc::new(Notify::new());
         let waiting = Answer::raw("").wait(&answer);
-        upstream.push(if submits { waiting.cut() } else { waiting.bytes(json.clone()) });
+        upstream.push(match answered {
+            Some(bytes) => waiting.bytes(bytes).step(Step::Wait(Arc::default())),
+            None => waiting.cut(),
+        });
         upstream.push(polled("cancelling"));
         let call = tokio::spawn({
             let mut runs = gateway.runs();
