@@ -164,6 +164,7 @@ impl UpstreamArgs {
             if FRAMING.contains(&name.as_str()) {
                 return Err(Invalid(format!("--upstream-header {name}: the gateway sets it")));
             }
+            // It may be a secret, and it tells what a flag fixed from what is only a default (`Serve::forwarded`).
             value.set_sensitive(true);
             headers.insert(name, value);
         }
