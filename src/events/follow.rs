@@ -37,7 +37,7 @@ impl Follow {
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
         let snapshot = self.watch.next().await?;
         if !is_settled(snapshot.run.status()) {
-            let changes = self.changes.to(&snapshot).into_iter();
+            let changes = self.changes.to(&snapshot.run, snapshot.steps()).into_iter();
             return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
         }
         let gap = match snapshot.steps {

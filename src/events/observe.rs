@@ -41,10 +41,12 @@ impl Streams {
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
-                if let Some(Err(error)) = snapshot.steps.as_ref().filter(|_| include_steps) {
-                    Err(reader.interrupted(Arc::clone(error)))?;
-                }
-                for event in changes.to(&snapshot) {
+                // They may be there because another watcher of the run asked for them.
+                let steps = match &snapshot.steps {
+                    Some(steps) if include_steps => steps.as_deref().map_err(|error| reader.interrupted(Arc::clone(error)))?,
+                    _ => &[],
+                };
+                for event in changes.to(&snapshot.run, steps) {
                     reader.progress.sent(&event);
                     yield event;
                 }

@@ -65,8 +65,8 @@ const MAX_STEP_PAGES: usize = 100;
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     pub(super) run: Box<Run>,
-    /// Its steps, oldest first, if anybody asked for them; or why they cannot be had. That is no reason to keep the run from those who
-    /// asked for the run alone.
+    /// Its steps, oldest first, if anybody asked for them and they could be read; or why they cannot be had. Neither is a reason to keep the run
+    /// from those who asked for the run alone.
     pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
 }
 
@@ -205,9 +205,11 @@ impl Watch {
                 return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned(), request_id: None }));
             }
             let published = self.published.borrow_and_update().clone();
-            if let Some(published) = published.filter(|it| it.number > self.seen) {
-                self.seen = published.number;
-                return published.result;
+            let Some(Published { number, result }) = published.filter(|it| it.number > self.seen) else { continue };
+            self.seen = number;
+            let lacks_steps = self.steps && result.as_ref().is_ok_and(|snapshot| snapshot.steps.is_none());
+            if !lacks_steps {
+                return result;
             }
         }
     }
@@ -288,10 +290,7 @@ impl Poller {
         let request = GetRunRequest { thread_id: thread_id.clone(), run_id: run_id.clone() };
         let answer = self.shared.client.get_run(&self.caller, &request).await?;
         let asked = answer.headers.get("openai-poll-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
-        let steps = match if steps { Some(self.steps().await) } else { None } {
-            Some(Err(error)) if error.may_pass() => return Err(error),
-            steps => steps.map(|steps| steps.map_err(Arc::new)),
-        };
+        let steps = if steps { Some(self.steps().await.map_err(Arc::new)) } else { None };
         Ok((Snapshot { run: answer.message, steps }, asked.map(Duration::from_millis)))
     }
 
@@ -319,15 +318,23 @@ impl Poller {
     }
 
     /// Publishes a state, and says how long to rest; `None` for until somebody wants more.
-    fn succeeded(&mut self, number: u64, snapshot: Snapshot, asked: Option<Duration>) -> Option<Duration> {
-        let limits = &self.shared.limits;
-        self.failing_since = None;
+    fn succeeded(&mut self, number: u64, mut snapshot: Snapshot, asked: Option<Duration>) -> Option<Duration> {
+        let borne = match &snapshot.steps {
+            Some(Err(error)) => self.bear(number, error),
+            _ => None,
+        };
+        if borne.is_some() {
+            snapshot.steps = None;
+        } else {
+            self.failing_since = None;
+        }
         let before = self.publish.borrow().as_ref().and_then(|it| Some(it.result.as_ref().ok()?.run.status()));
         let status = snapshot.run.status();
         self.publish.send_replace(Some(Published { number, result: Ok(Arc::new(snapshot)) }));
-        if is_terminal(status) {
-            return None;
+        if borne.is_some() || is_terminal(status) {
+            return borne;
         }
+        let limits = &self.shared.limits;
         // While nothing happens the pauses grow.
         self.interval = if before == Some(status) { self.interval * 3 / 2 } else { FIRST_INTERVAL };
         self.interval = self.interval.clamp(limits.floor, limits.ceiling);
@@ -336,6 +343,17 @@ impl Poller {
 
     /// Bears a failure or publishes it, and says how long to rest.
     fn failed(&mut self, number: u64, error: Error) -> Option<Duration> {
+        let borne = self.bear(number, &error);
+        if borne.is_none() {
+            // Who joins from here on finds a poller as patient as a new one.
+            self.failing_since = None;
+            self.publish.send_replace(Some(Published { number, result: Err(Arc::new(error)) }));
+        }
+        borne
+    }
+
+    /// How long to rest before what failed is tried again; `None` if it is not to be borne any longer.
+    fn bear(&mut self, number: u64, error: &Error) -> Option<Duration> {
         let limits = &self.shared.limits;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if let Some(delay) = error.retry_delay() {
@@ -345,9 +363,6 @@ impl Poller {
             slowed.insert(self.key.identity.clone(), until);
         }
         if !error.may_pass() || since.elapsed() >= limits.patience {
-            // Who joins from here on finds a poller as patient as a new one.
-            self.failing_since = None;
-            self.publish.send_replace(Some(Published { number, result: Err(Arc::new(error)) }));
             return None;
         }
         tracing::debug!(error = %error.log(), "a poll failed; trying again");

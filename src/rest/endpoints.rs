@@ -110,7 +110,7 @@ impl Client {
     /// `POST /threads/{thread_id}/runs/{run_id}/cancel`
     pub async fn cancel_run(&self, caller: &Caller, request: &CancelRunRequest) -> Answered<Run> {
         let target = target("/threads/{thread_id}/runs/{run_id}/cancel", &[&request.thread_id, &request.run_id])?;
-        self.send(caller, Request::post(target, Effect::Repeatable)).await
+        self.send_cancel(caller, request, Request::post(target, Effect::Repeatable)).await
     }
 
     /// `GET /threads/{thread_id}/runs/{run_id}/steps`

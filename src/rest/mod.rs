@@ -8,7 +8,7 @@
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
-//! | `submit.rs` | tool outputs of which nobody knows whether they arrived |
+//! | `settle.rs` | writes of which nobody knows whether they took effect: the run tells |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
 //! | `stream.rs` | event streams: a client of their own, frames as they come |
 //! | `sse.rs` | the framing of server-sent events, a pure parser |
@@ -24,9 +24,9 @@ mod failure;
 #[doc(hidden)]
 pub mod fuzzing;
 mod retry;
+mod settle;
 pub mod sse;
 mod stream;
-mod submit;
 mod target;
 mod transport;
 

@@ -11,4 +11,4 @@ mod http2;
 mod limits;
 mod load;
 mod rules;
-mod submits;
+mod settled;

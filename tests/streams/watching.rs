@@ -3,7 +3,7 @@
 use std::{
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -123,6 +123,39 @@ async fn steps_are_watched_only_if_asked_for_on_all_pages_and_once_more_at_the_e
     let list = "/threads/thread_1/runs/run_1/steps?limit=100&order=asc";
     let after = format!("{list}&after=step_1");
     assert_eq!(lists.collect::<Vec<_>>(), [list, list, &after, list, &after]);
+    gateway.drain().await;
+}
+
+#[tokio::test]
+async fn who_watches_the_run_alone_neither_sees_steps_that_another_asked_for_nor_waits_for_them() {
+    #[derive(Clone, Copy)]
+    struct Now(&'static str, u16);
+    let now = Arc::new(Mutex::new(Now("in_progress", 200)));
+    let state = Arc::clone(&now);
+    let upstream = Upstream::answering(move |request| {
+        let Now(status, steps) = *state.lock().expect("no panic");
+        match (request.target.contains("/steps"), steps) {
+            (false, _) => polled(status),
+            (true, 200) => Answer::json(200, list(&[step("step_1", status, "")])),
+            (true, refused) => Answer::json(refused, error("server_error")),
+        }
+    })
+    .await;
+    let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+    let mut with_steps = watched(&gateway, WatchRunRequest { include_steps: true, ..watch() }).await;
+    assert_eq!(name(&next(&mut with_steps).await), "step.in_progress*");
+    assert_eq!(name(&next(&mut with_steps).await), "run.in_progress*");
+    let mut alone = watched(&gateway, watch()).await;
+    assert_eq!(name(&next(&mut alone).await), "run.in_progress*");
+
+    *now.lock().expect("no panic") = Now("completed", 503);
+    let heard = hear(alone).await;
+    assert_eq!((heard.names(), heard.status.code()), (vec!["run.completed*".to_owned()], Code::Ok));
+
+    *now.lock().expect("no panic") = Now("completed", 200);
+    let heard = hear(with_steps).await;
+    let rest = ["step.completed*", "run.completed*"].map(String::from).to_vec();
+    assert_eq!((heard.names(), heard.status.code()), (rest, Code::Ok));
     gateway.drain().await;
 }
 

@@ -1,4 +1,4 @@
-//! Tool outputs of which nobody knows whether they arrived: the run is asked, and they are sent once more only if it still waits for them.
+//! Writes of which nobody knows whether they took effect: the run is asked. Tool outputs are sent once more only if it still waits for them.
 
 use std::time::Duration;
 
@@ -58,6 +58,22 @@ fn conflict() -> Answer {
     Answer::json(400, r#"{"error":{"message":"Runs in status \"completed\" do not accept tool outputs."}}"#)
 }
 
+fn not_cancellable() -> Answer {
+    Answer::json(400, r#"{"error":{"message":"Cannot cancel run with status 'cancelling'."}}"#)
+}
+
+fn in_status(status: &str) -> Answer {
+    Answer::json(200, format!(r#"{{"id":"run_1","object":"thread.run","status":"{status}"}}"#))
+}
+
+fn cancelling() -> Answer {
+    in_status("cancelling")
+}
+
+fn cancelled() -> Answer {
+    in_status("cancelled")
+}
+
 #[tokio::test]
 async fn a_submit_in_doubt_is_settled_by_reading_the_run() {
     let s = "POST";
@@ -106,6 +122,34 @@ async fn without_time_or_leave_to_retry_a_submit_in_doubt_stays_so() {
         let gateway = spawn_retrying_gateway(&upstream.url(), &QUICK).await;
         script(&upstream, answers);
         assert_eq!(Call::Submit.with(gateway.channel(), metadata, deadline).await.to_string(), UNKNOWN);
+        gateway.drain().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancellation_whose_repeat_is_refused_is_settled_by_reading_the_run() {
+    const CONFLICT: &str = "FailedPrecondition STATE_CONFLICT";
+    const REPEATED: Metadata = &[("grpc-previous-rpc-attempts", "1")];
+    let (s, g) = ("POST", "GET");
+    #[rustfmt::skip]
+    let rows: [(&str, Metadata, Answers, &str, &[&str]); 7] = [
+        ("took effect, the answer was lost", &[], &[lost, not_cancellable, cancelling], "Ok", &[s, s, g]),
+        ("took effect at once, though it failed", &[], &[|| status(500), not_cancellable, cancelled], "Ok", &[s, s, g]),
+        ("took effect, and whoever sent it did not learn of it", REPEATED, &[not_cancellable, cancelling], "Ok", &[s, g]),
+        ("came too late", &[], &[lost, not_cancellable, run], CONFLICT, &[s, s, g]),
+        ("is refused, and the run cannot be read", &[], &[lost, not_cancellable, || status(404)], CONFLICT, &[s, s, g]),
+        ("is not the first", &[], &[not_cancellable], CONFLICT, &[s]),
+        ("was lost and then is not allowed", &[], &[lost, || status(403)], "PermissionDenied PERMISSION_DENIED", &[s, s]),
+    ];
+    for (what, metadata, answers, ended, asked) in rows {
+        let upstream = Upstream::start().await;
+        let gateway = spawn_retrying_gateway(&upstream.url(), &QUICK).await;
+        script(&upstream, answers);
+        let told = Call::Cancel.with(gateway.channel(), metadata, None).await;
+        assert_eq!(told.to_string(), ended, "a cancellation that {what}");
+        let requests = upstream.requests();
+        let methods: Vec<_> = requests.iter().map(|request| request.method.as_str()).collect();
+        assert_eq!(methods, asked, "a cancellation that {what}");
         gateway.drain().await;
     }
 }

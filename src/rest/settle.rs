@@ -1,17 +1,22 @@
-//! Tool outputs of which nobody knows whether they arrived.
+//! Writes of which nobody knows whether they took effect, where the run itself tells: tool outputs and cancellations.
 //!
 //! Must hold: outputs are sent once more only after the run itself has said that it still waits for them, and once at most. A run that went on is
 //! the answer, whoever made it go on. If the run cannot be read, or the second attempt is in doubt too and the run still waits, the caller gets the
 //! first error, which says that the outcome is not known.
 //!
+//! A cancellation is repeated like a read, but its repeat is refused if an earlier attempt took effect. The refusal of a repeat counts only if the
+//! run is not being cancelled.
+//!
 //! Of a create there is nothing to read: a list of runs does not say which of them is the caller's.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::sleep;
 
 use super::{Answer, Caller, Client, Request};
 use crate::{
     error::Error,
-    v1::{GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest},
+    v1::{CancelRunRequest, GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest},
 };
 
 impl Client {
@@ -23,7 +28,7 @@ impl Client {
         again: Request,
         doubt: Error,
     ) -> Result<Answer<Run>, Error> {
-        match self.look(caller, request, &doubt).await {
+        match self.look_later(caller, request, &doubt).await {
             Some(answer) if !waits_for(&answer.message, request) => return Ok(answer),
             Some(_) if self.retry.allows_submit(caller, &doubt) => {}
             _ => return Err(doubt),
@@ -33,7 +38,7 @@ impl Client {
             Ok(answer) => Ok(answer),
             // A conflict means that the first attempt did arrive, only late.
             Err(error) if error.is_in_doubt() || error.is_state_conflict() => {
-                let seen = self.look(caller, request, &error).await;
+                let seen = self.look_later(caller, request, &error).await;
                 seen.filter(|answer| !waits_for(&answer.message, request)).ok_or(doubt)
             }
             Err(_) => Err(doubt),
@@ -41,12 +46,41 @@ impl Client {
     }
 
     /// The run after a while: what was lost on the way back may still be under way inside the upstream.
-    async fn look(&self, caller: &Caller, request: &SubmitToolOutputsRequest, doubt: &Error) -> Option<Answer<Run>> {
+    async fn look_later(&self, caller: &Caller, request: &SubmitToolOutputsRequest, doubt: &Error) -> Option<Answer<Run>> {
         sleep(self.retry.pause_in_doubt(caller, doubt)?).await;
-        let request = GetRunRequest { thread_id: request.thread_id.clone(), run_id: request.run_id.clone() };
-        let seen = self.get_run(caller, &request).await;
-        seen.inspect_err(|error| tracing::debug!(error = %error.log(), "a run whose outputs are in doubt cannot be read")).ok()
+        self.look(caller, &request.thread_id, &request.run_id).await
     }
+
+    /// Sends a cancellation. If a repeat of it is refused, finds out whether that is because an earlier attempt took effect.
+    pub(super) async fn send_cancel(
+        &self,
+        caller: &Caller,
+        request: &CancelRunRequest,
+        cancellation: Request,
+    ) -> Result<Answer<Run>, Error> {
+        let repeated = AtomicBool::new(caller.retries);
+        let attempt = |number| {
+            repeated.fetch_or(number > 0, Ordering::Relaxed);
+            self.send_once(caller, &cancellation, number)
+        };
+        match self.retry.run(caller, attempt).await {
+            Err(refused) if refused.is_state_conflict() && repeated.into_inner() => {
+                let seen = self.look(caller, &request.thread_id, &request.run_id).await;
+                seen.filter(|answer| is_cancelled(&answer.message)).ok_or(refused)
+            }
+            answered => answered,
+        }
+    }
+
+    async fn look(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Option<Answer<Run>> {
+        let request = GetRunRequest { thread_id: thread_id.to_owned(), run_id: run_id.to_owned() };
+        let seen = self.get_run(caller, &request).await;
+        seen.inspect_err(|error| tracing::debug!(error = %error.log(), "a run whose state is in doubt cannot be read")).ok()
+    }
+}
+
+fn is_cancelled(run: &Run) -> bool {
+    matches!(run.status(), RunStatus::Cancelling | RunStatus::Cancelled)
 }
 
 /// Whether a run still waits for outputs that the request has.
