@@ -112,26 +112,22 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     let name = message.name();
     let always = row(&ALWAYS, name);
     let fields = || message.fields().filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()));
-    let leads: Vec<_> = fields().map(|field| format!("{:?}", format!("\"{}\":", member(&field)))).collect();
-    write!(
-        out,
-        "impl Object for {name} {{\n    const LEADS: &'static [&'static str] = &[{}];\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n",
-        leads.join(", ")
-    )?;
+    write!(out, "impl Object for {name} {{\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n")?;
     for (place, field) in fields().enumerate() {
         writeln!(out, "            b\"{}\" => Some({place}),", member(&field))?;
     }
     writeln!(out, "            _ => None,\n        }}\n    }}")?;
     // To begin with, each is followed by the next.
-    let following: Vec<_> = (0..=leads.len()).map(|place| format!("AtomicU8::new({place})")).collect();
+    let following: Vec<_> = (0..=fields().count()).map(|place| format!("AtomicU8::new({place})")).collect();
     write!(
         out,
-        "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n",
+        "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n",
         following.len(),
         following.join(", ")
     )?;
     for (place, field) in fields().enumerate() {
-        writeln!(out, "            {place} => {},", reader(&field)?)?;
+        let lead = format!("{:?}", format!("\"{}\":", member(&field)));
+        writeln!(out, "            {place} => Ok((named || value.is_led_by({lead})) && {}?),", reader(&field)?)?;
     }
     write!(
         out,

@@ -4,7 +4,6 @@
 //! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
-    const LEADS: &'static [&'static str] = &["\"type\":", "\"function\":"];
     fn place(name: &[u8]) -> Option<usize> {
         match name {
             b"type" => Some(0),
@@ -16,10 +15,10 @@ impl Object for ToolChoice {
         static FOLLOWING: [AtomicU8; 3] = [AtomicU8::new(0), AtomicU8::new(1), AtomicU8::new(2)];
         &FOLLOWING
     }
-    fn read(&mut self, place: usize, value: &mut Cursor<'_>) -> Read<bool> {
+    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {
         match place {
-            0 => read::name::<ToolType>(&mut self.r#type, value),
-            1 => read::object(&mut self.function, value),
+            0 => Ok((named || value.is_led_by("\"type\":")) && read::name::<ToolType>(&mut self.r#type, value)?),
+            1 => Ok((named || value.is_led_by("\"function\":")) && read::object(&mut self.function, value)?),
             _ => Ok(false),
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{task::spawn_blocking, time::Instant};
 
 /// A value made of files' contents. Cheap to clone; clones see the same value.
 #[derive(Debug)]
@@ -76,14 +76,19 @@ async fn keep<T: Send + Sync + 'static>(
         tokio::time::sleep(interval).await;
         let Some(value) = value.upgrade() else { return };
         let files = files.clone();
-        // Files may stand on a network; the threads that serve calls do not wait for it.
-        let Ok(now) = tokio::task::spawn_blocking(move || read(&files)).await else { return };
+        // Files may stand on a network; the threads that serve calls do not wait for it, nor for what is made of them.
+        let Ok(now) = spawn_blocking(move || read(&files)).await else { return };
         let now = now.inspect_err(|error| tracing::warn!(error, "{STAYS}"));
         let changed = now.ok().filter(|now| *now != contents);
         // What cannot be used is no reason not to renew. It is tried at each look: it may have failed for want of something else.
         let due = (made_at.elapsed() >= renewal).then(|| contents.clone());
+        if changed.is_none() && due.is_none() {
+            refused = None;
+        }
         for tried in changed.into_iter().chain(due) {
-            match make(&tried) {
+            let make = Arc::clone(&make);
+            let Ok((made, tried)) = spawn_blocking(move || (make(&tried), tried)).await else { return };
+            match made {
                 Ok(made) => {
                     value.store(Arc::new(made));
                     made_at = Instant::now();

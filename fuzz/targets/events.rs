@@ -14,6 +14,7 @@ use runs_gateway::{
     rest::sse::{Frame, Parser},
     v1::run_event::Payload,
 };
+use standard::Event;
 
 /// The limit that real streams are far below.
 const ENOUGH: usize = 1 << 20;
@@ -35,27 +36,28 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 });
 
 /// The frames of chunks that are all pushed before the first is read.
-fn unread(limit: usize, chunks: &[&[u8]]) -> Vec<Frame> {
+fn unread(limit: usize, chunks: &[&[u8]]) -> Vec<Event> {
     let mut parser = Parser::new(limit);
     for chunk in chunks {
         parser.push(chunk.to_vec().into());
     }
-    std::iter::from_fn(|| parser.next_frame().expect("within the limit")).collect()
+    std::iter::from_fn(|| parser.next_frame().expect("within the limit").map(Event::from)).collect()
 }
 
 /// Checks that a frame says something, and that what is not known is passed on as it came.
-fn check(frame: &Frame) {
-    match event(frame) {
+fn check(received: &Event) {
+    let Event { name, data, id } = received;
+    match event(Frame { event: name, data, id }) {
         Ok(None) => {}
         Ok(Some(event)) => {
             let payload = event.payload.expect("each has one");
             // Without a name, name and data may stand in the data.
             if let Payload::Unknown(unknown) = payload
-                && !frame.event.is_empty()
+                && !name.is_empty()
             {
-                assert_eq!(frame.data, [unknown.data.as_bytes(), &unknown.binary_data].concat());
+                assert_eq!(*data, [unknown.data.as_bytes(), &unknown.binary_data].concat());
             }
         }
-        Err(error) => status::check_interrupted(error, &String::from_utf8_lossy(&frame.data)),
+        Err(error) => status::check_interrupted(error, &String::from_utf8_lossy(data)),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What a frame says; `None` if it ends the stream.
-pub fn event(frame: &Frame) -> Result<Option<RunEvent>, Error> {
+pub fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Error> {
     match received(frame) {
         Received::Event(event) => Ok(Some(event)),
         Received::Done => Ok(None),

@@ -149,7 +149,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
             return Ok(None);
         }
     };
-    match received(&frame) {
+    match received(frame) {
         Received::Event(event) => Ok(Some(event)),
         // The upstream's word for the end of a stream is passed on only where it is true.
         Received::Done => {

@@ -138,7 +138,7 @@ impl Farewell {
         while let Some(open) = source.as_mut().filter(|_| !self.knows_run()) {
             match open.stream.next(self.streams.limits.idle).await {
                 Ok(Some(frame)) => {
-                    if let Received::Event(event) = received(&frame) {
+                    if let Received::Event(event) = received(frame) {
                         progress.sent(&event);
                     }
                 }

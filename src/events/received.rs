@@ -25,7 +25,7 @@ pub(super) enum Received {
 }
 
 /// Reads a frame.
-pub(super) fn received(frame: &Frame) -> Received {
+pub(super) fn received(frame: Frame<'_>) -> Received {
     let (name, data) = named(frame);
     match &*name {
         b"done" => return Received::Done,
@@ -43,25 +43,24 @@ pub(super) fn received(frame: &Frame) -> Received {
 }
 
 /// The event's name and data, wherever they stand.
-fn named(frame: &Frame) -> (Cow<'_, [u8]>, &[u8]) {
-    if !frame.event.is_empty() {
-        return (Cow::Borrowed(&frame.event), &frame.data);
+fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
+    let Frame { event, data, .. } = frame;
+    if !event.is_empty() {
+        return (Cow::Borrowed(event), data);
     }
-    let inside = json::text_member(&frame.data, "event").zip(json::member(&frame.data, "data"));
-    match inside {
+    match json::text_member(data, "event").zip(json::member(data, "data")) {
         // `done` has its data as a JSON string, which nobody reads.
         Some((name, data)) => (Cow::Owned(name.into_bytes()), data.as_bytes()),
-        None => (Cow::Borrowed(b""), &frame.data),
+        None => (Cow::Borrowed(b""), data),
     }
 }
 
 /// The type of an event of the REST API: `thread.run.created` is `THREAD_RUN_CREATED`.
 fn event_type(name: &[u8]) -> Option<RunEventType> {
-    let mut buffer = [0; 64];
-    let words = buffer.get_mut(..name.len())?;
-    words.copy_from_slice(name);
-    words.iter_mut().filter(|byte| **byte == b'.').for_each(|dot| *dot = b'_');
-    let kind = RunEventType::try_from(RunEventType::number(words)?).ok()?;
+    let mut words = [0; 64];
+    words.get_mut(..name.len())?.copy_from_slice(name);
+    let words = words.map(|byte| if byte == b'.' { b'_' } else { byte });
+    let kind = RunEventType::try_from(RunEventType::number(&words[..name.len()])?).ok()?;
     (kind < RunEventType::Heartbeat).then_some(kind)
 }
 

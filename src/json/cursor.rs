@@ -3,7 +3,7 @@
 //! Must hold: a value that was skipped or read was valid JSON to its last byte, as `serde_json` judges it (a property test compares the
 //! two); every method either moves past what it names or stops; nothing is allocated but for strings with escapes. A cursor that stopped is not read on.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, mem};
 
 use super::{MAX_DEPTH, MAX_UNFOLDED};
 
@@ -38,12 +38,6 @@ pub(super) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// The name in a lead (see [`Cursor::is_led_by`]). It has no escapes.
-    pub(super) fn in_lead(lead: &'a str) -> Self {
-        let raw = lead.strip_prefix('"').and_then(|rest| rest.strip_suffix("\":")).unwrap_or_default();
-        Self { raw, escaped: false }
-    }
-
     /// The string. `None` if an escape stands for half a surrogate pair: such a string has no UTF-8.
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
         if self.escaped { String::from_utf8(unescape(self.raw)).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(self.raw)) }
@@ -65,6 +59,8 @@ pub(crate) struct Cursor<'a> {
     at: usize,
     depth: u8,
     unfolded: usize,
+    /// A list or an object was entered, and nothing of it was looked for yet.
+    first: bool,
     /// What it stopped at.
     stop: Option<Malformed>,
 }
@@ -74,12 +70,13 @@ pub(crate) struct Cursor<'a> {
 pub(crate) struct Mark {
     at: usize,
     depth: u8,
+    unfolded: usize,
 }
 
 impl<'a> Cursor<'a> {
     pub(crate) fn new(text: &'a [u8]) -> Result<Self, Malformed> {
         let text = std::str::from_utf8(text).map_err(|error| Malformed { what: "not UTF-8", at: error.valid_up_to() })?;
-        Ok(Self { text, at: 0, depth: 0, unfolded: 0, stop: None })
+        Ok(Self { text, at: 0, depth: 0, unfolded: 0, first: false, stop: None })
     }
 
     #[cold]
@@ -124,12 +121,14 @@ impl<'a> Cursor<'a> {
 
     /// A place to go back to.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { at: self.at, depth: self.depth }
+        Mark { at: self.at, depth: self.depth, unfolded: self.unfolded }
     }
 
+    /// Goes back. Whatever was read since is to be dropped, and does not count any more.
     pub(crate) fn back(&mut self, mark: Mark) {
         self.at = mark.at;
         self.depth = mark.depth;
+        self.unfolded = mark.unfolded;
     }
 
     /// Accounts for memory that a list element takes beyond its text.
@@ -148,24 +147,25 @@ impl<'a> Cursor<'a> {
         }
         self.depth += 1;
         self.at += 1;
+        self.first = true;
         Ok(true)
     }
 
     /// Moves to the next element of the list that was entered; false, and the list is left, when there is none.
     pub(super) fn element(&mut self) -> Read<bool> {
-        self.next(b'[', b']')
+        self.next(b']')
     }
 
     /// Moves to the name of the next member of the object that was entered; false, and the object is left, when there is none.
     #[inline]
     pub(super) fn member(&mut self) -> Read<bool> {
-        self.next(b'{', b'}')
+        self.next(b'}')
     }
 
     /// Moves past the member's name that comes next, to its value, if what leads there is `"name":` as it stands in `lead`; otherwise false, and nothing
     /// moves but past white space: [`Self::name`] reads any name.
     #[inline]
-    pub(super) fn is_led_by(&mut self, lead: &str) -> bool {
+    pub(crate) fn is_led_by(&mut self, lead: &str) -> bool {
         self.peek();
         let found = self.text.as_bytes()[self.at..].starts_with(lead.as_bytes());
         if found {
@@ -188,9 +188,8 @@ impl<'a> Cursor<'a> {
     }
 
     #[inline]
-    fn next(&mut self, open: u8, close: u8) -> Read<bool> {
-        // The cursor stands right behind the opening bracket or behind a value, and no value ends in an opening bracket.
-        let first = self.text.as_bytes()[self.at - 1] == open;
+    fn next(&mut self, close: u8) -> Read<bool> {
+        let first = mem::take(&mut self.first);
         match self.peek() {
             b',' if !first => {
                 // An entry must follow: whoever reads it finds the end if none does.

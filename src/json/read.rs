@@ -40,22 +40,23 @@ fn string<'a>(value: &mut Cursor<'a>) -> Read<Option<Cow<'a, str>>> {
     if value.peek() == b'"' { Ok(value.string()?.text()) } else { Ok(None) }
 }
 
+/// Reads a value of which only a string or `null` can fit. Strings are most of what comes, and so are looked for first.
+fn set_text<T: Default>(field: &mut T, value: &mut Cursor<'_>, fit: impl FnOnce(Cow<'_, str>) -> Option<T>) -> Read<bool> {
+    if value.peek() != b'"' {
+        return Ok(null(field, value) || set(field, None));
+    }
+    let text = value.string()?.text();
+    Ok(set(field, text.and_then(fit)))
+}
+
 /// An id or a name. The empty string does not fit: it would read back as unset.
 pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read<bool> {
-    if null(field, value) {
-        return Ok(true);
-    }
-    let text = string(value)?.filter(|text| !text.is_empty());
-    Ok(set(field, text.map(Cow::into_owned)))
+    set_text(field, value, |text| if text.is_empty() { None } else { Some(text.into_owned()) })
 }
 
 /// Free text, where the empty string differs from nothing.
 pub(crate) fn optional_text(field: &mut Option<String>, value: &mut Cursor<'_>) -> Read<bool> {
-    if null(field, value) {
-        return Ok(true);
-    }
-    let text = string(value)?;
-    Ok(set(field, text.map(|text| Some(text.into_owned()))))
+    set_text(field, value, |text| Some(Some(text.into_owned())))
 }
 
 /// Any JSON value, kept as its text.
@@ -180,8 +181,10 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
     while value.element()? {
         value.unfold(size_of::<M>())?;
         let mark = value.mark();
-        // Most lists have one element, and `push` makes room for four.
-        field.reserve_exact(usize::from(field.is_empty()));
+        if field.is_empty() {
+            // Most lists have one element, and `push` makes room for four.
+            *field = Vec::with_capacity(1);
+        }
         field.push(M::default());
         let Some(message) = field.last_mut() else { break };
         if !message.read_value(value)? {
@@ -205,29 +208,27 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
     let mut last = 0;
     while value.member()? {
         let guess = usize::from(following[last].load(Ordering::Relaxed));
-        let lead = M::LEADS.get(guess).copied().filter(|lead| value.is_led_by(lead));
-        let (name, place) = if lead.is_some() {
-            (None, Some(guess))
-        } else {
-            let name = value.name()?;
-            (Some(name), M::place(&name.bytes()))
-        };
+        // Only as long as all fit: whatever comes after is noted by its name.
+        if extra.is_empty() {
+            let mark = value.mark();
+            if message.read(guess, false, value)? {
+                last = guess + 1;
+                continue;
+            }
+            value.back(mark);
+        }
+        let name = value.name()?;
+        let place = M::place(&name.bytes());
         let mark = value.mark();
         let held = match place {
             Some(place) => {
-                if place != guess {
-                    #[expect(clippy::cast_possible_truncation, reason = "no message has as many fields")]
-                    following[last].store(place as u8, Ordering::Relaxed);
-                }
+                #[expect(clippy::cast_possible_truncation, reason = "no message has as many fields")]
+                following[last].store(place as u8, Ordering::Relaxed);
                 last = place + 1;
-                message.read(place, value)?
+                message.read(place, true, value)?
             }
             None => false,
         };
-        if held && extra.is_empty() {
-            continue;
-        }
-        let name = name.unwrap_or_else(|| Token::in_lead(lead.unwrap_or_default()));
         if held {
             extra.held(name);
         } else {

@@ -5,30 +5,30 @@
 //! chunks that the event being read lies in. No I/O, and no panic on any input. Bytes are passed on as they came, UTF-8 or not: who reads
 //! the data judges it, and nothing is replaced.
 //!
-//! Where an event's data is one line within one chunk it is a slice of that chunk, which therefore lives as long as the frame does.
-//! Not a crate, since this is at the heart of the gateway and small: it needs the limit, the slices, and what was pending at the end.
+//! Where an event lies within one chunk, nothing of it is copied: its frame borrows from the chunk, which is let go as soon as it is read.
+//! Not a crate, since this is at the heart of the gateway and small: it needs the limit, the borrowing, and what was pending at the end.
 
 use std::{error::Error, fmt, mem, ops::Range};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use memchr::memchr2;
 
 /// One event.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Frame {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Frame<'a> {
     /// Its name; empty if the upstream gave none.
-    pub event: Bytes,
+    pub event: &'a [u8],
     /// Its data lines, joined by LF.
-    pub data: Bytes,
+    pub data: &'a [u8],
     /// The last id that the stream gave, by this event or an earlier one; empty if none.
-    pub id: Bytes,
+    pub id: &'a [u8],
 }
 
 /// What was left when a stream ended without the blank line that ends an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pending {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending<'a> {
     /// The event so far, a line that was not ended included. Without data it would not have been an event in any case.
-    pub frame: Frame,
+    pub frame: Frame<'a>,
     /// Its last line was ended. Otherwise that line, be it name or data, may have been cut anywhere.
     pub terminated: bool,
 }
@@ -56,7 +56,7 @@ impl Error for TooLong {}
 /// parser.push("event: thread.run.created\ndata: {\"id\":\"ru".into());
 /// assert_eq!(parser.next_frame(), Ok(None));
 /// parser.push("n_1\"}\n\n".into());
-/// assert_eq!(parser.next_frame().unwrap().unwrap().data, "{\"id\":\"run_1\"}");
+/// assert_eq!(parser.next_frame().unwrap().unwrap().data, b"{\"id\":\"run_1\"}");
 /// assert_eq!(parser.finish(), None);
 /// ```
 #[derive(Debug)]
@@ -66,9 +66,11 @@ pub struct Parser {
     chunk: Bytes,
     at: usize,
     /// The beginning of a line whose end is in a later chunk.
-    partial: BytesMut,
+    partial: Vec<u8>,
     /// The last line ended in CR: an LF that follows is the same line end.
     after_cr: bool,
+    /// The last line ended an event, which was given and is to be cleared.
+    ended: bool,
     lines: Lines,
 }
 
@@ -79,36 +81,47 @@ struct Lines {
     past_first: bool,
     /// There was a line other than comments.
     begun: bool,
-    event: Bytes,
-    data: Data,
-    id: Bytes,
+    event: Held,
+    data: Held,
+    id: Vec<u8>,
 }
 
+/// A part of the event that is being read.
 #[derive(Debug, Default)]
-enum Data {
+enum Held {
     #[default]
-    None,
-    Line(Bytes),
-    Lines(BytesMut),
+    Nothing,
+    /// Where it lies in the chunk.
+    Borrowed(Range<usize>),
+    Owned(Vec<u8>),
 }
 
 impl Parser {
     /// A parser at the beginning of a stream. `limit` bounds, in bytes, each line, and the name and data of each event with the line
     /// that is being read.
     pub fn new(limit: usize) -> Self {
-        Self { limit, chunk: Bytes::new(), at: 0, partial: BytesMut::new(), after_cr: false, lines: Lines::default() }
+        Self { limit, chunk: Bytes::new(), at: 0, partial: Vec::new(), after_cr: false, ended: false, lines: Lines::default() }
     }
 
     /// Takes the next bytes of the stream. If [`Self::next_frame`] was not called until it gave `None`, they are copied to what is left.
     pub fn push(&mut self, chunk: Bytes) {
+        self.lines.own(&self.chunk);
         let left = &self.chunk[self.at..];
         self.chunk = if left.is_empty() { chunk } else { [left, &chunk].concat().into() };
         self.at = 0;
     }
 
     /// The next event that is complete; `None` once all that was pushed is read. A stream that went beyond the limit stays failed.
-    pub fn next_frame(&mut self) -> Result<Option<Frame>, TooLong> {
-        loop {
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, TooLong> {
+        Ok(self.advance()?.then(|| self.frame()))
+    }
+
+    /// Reads on to the end of the next event, which then is [`Self::frame`]; false once all that was pushed is read.
+    pub(super) fn advance(&mut self) -> Result<bool, TooLong> {
+        if mem::take(&mut self.ended) {
+            self.lines.clear();
+        }
+        while !self.ended {
             if self.after_cr && self.at < self.chunk.len() {
                 self.after_cr = false;
                 self.at += usize::from(self.chunk[self.at] == b'\n');
@@ -124,61 +137,70 @@ impl Parser {
                 self.partial.extend_from_slice(&left[..length]);
             }
             if end.is_none() {
+                self.lines.own(&self.chunk);
                 self.chunk = Bytes::new();
                 self.at = 0;
-                return Ok(None);
+                return Ok(false);
             }
             let line = self.at..self.at + length;
             self.at = line.end + 1;
             self.after_cr = self.chunk[line.end] == b'\r';
             let blank = if self.partial.is_empty() {
-                self.lines.read(&self.chunk, line)
+                self.lines.read(&self.chunk[line.clone()], Some(line.start), &self.chunk)
             } else {
-                let line = mem::take(&mut self.partial).freeze();
-                self.lines.read(&line, 0..line.len())
+                self.lines.read(&mem::take(&mut self.partial), None, &self.chunk)
             };
-            if blank && let Some(frame) = self.lines.end() {
-                return Ok(Some(frame));
+            if blank {
+                self.ended = self.lines.end();
             }
         }
+        Ok(true)
+    }
+
+    /// The event whose end was reached.
+    pub(super) fn frame(&self) -> Frame<'_> {
+        let Lines { event, data, id, .. } = &self.lines;
+        Frame { event: event.of(&self.chunk), data: data.of(&self.chunk), id }
     }
 
     /// Ends the stream. The standard drops what is then pending (`Some` if there was more than comments after the last blank line), and
     /// after a cut that is right. But some services leave out the last blank line, or even the last line end; the caller knows whether the
     /// stream ended in good order, and whether what is pending makes sense.
-    pub fn finish(self) -> Option<Pending> {
-        let Self { chunk, at, partial, mut lines, .. } = self;
-        let terminated = partial.is_empty() && at == chunk.len();
-        let partial = partial.freeze();
-        lines.read(&partial, 0..partial.len());
-        let frame = Frame { event: lines.event, data: lines.data.joined().unwrap_or_default(), id: lines.id };
-        lines.begun.then_some(Pending { frame, terminated })
+    pub fn finish(&mut self) -> Option<Pending<'_>> {
+        if mem::take(&mut self.ended) {
+            self.lines.clear();
+        }
+        let terminated = self.partial.is_empty() && self.at == self.chunk.len();
+        self.lines.read(&mem::take(&mut self.partial), None, &self.chunk);
+        self.lines.begun.then(|| Pending { frame: self.frame(), terminated })
     }
 }
 
 impl Lines {
-    /// Reads the line that lies in `of`; true if it is the blank one that ends an event.
-    fn read(&mut self, of: &Bytes, mut at: Range<usize>) -> bool {
-        if !mem::replace(&mut self.past_first, true) && of[at.clone()].starts_with(b"\xEF\xBB\xBF") {
-            at.start += 3;
+    /// Reads a line, which lies in the chunk if it has a place there; true if it is the blank one that ends an event.
+    fn read(&mut self, mut line: &[u8], place: Option<usize>, chunk: &[u8]) -> bool {
+        let mut skipped = 0;
+        if !mem::replace(&mut self.past_first, true) && line.starts_with(b"\xEF\xBB\xBF") {
+            line = &line[3..];
+            skipped = 3;
         }
-        let line = &of[at.clone()];
         if line.is_empty() {
             return true;
         }
         // Names are short, and so found sooner byte by byte.
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
-        let value = match line.get(colon + 1) {
+        let begin = match line.get(colon + 1) {
             None => line.len(),
             Some(b' ') => colon + 2,
             Some(_) => colon + 1,
         };
         self.begun |= colon > 0;
+        let value = &line[begin..];
+        let place = place.map(|place| place + skipped + begin);
         match &line[..colon] {
-            b"data" => self.data.push(of.slice(at.start + value..at.end)),
-            b"event" => self.event = of.slice(at.start + value..at.end),
-            // Copied, since it outlives its chunk.
-            b"id" if !line[value..].contains(&0) => self.id = Bytes::copy_from_slice(&line[value..]),
+            b"data" => self.data.join(value, place, chunk),
+            b"event" => self.event = Held::new(value, place),
+            b"id" if !value.contains(&0) => self.id = value.to_vec(),
             // A comment, a field that the standard does not know, or `retry`: nothing here reconnects.
             _ => {}
         }
@@ -186,42 +208,63 @@ impl Lines {
     }
 
     /// Ends the event at its blank line. Without data it was none.
-    fn end(&mut self) -> Option<Frame> {
+    fn end(&mut self) -> bool {
         self.begun = false;
-        let event = mem::take(&mut self.event);
-        let data = mem::take(&mut self.data).joined()?;
-        Some(Frame { event, data, id: self.id.clone() })
+        let is_event = !matches!(self.data, Held::Nothing);
+        if !is_event {
+            self.clear();
+        }
+        is_event
+    }
+
+    fn clear(&mut self) {
+        self.event = Held::Nothing;
+        self.data = Held::Nothing;
+    }
+
+    /// Copies what lies in the chunk, which is let go.
+    fn own(&mut self, chunk: &[u8]) {
+        for held in [&mut self.event, &mut self.data] {
+            if let Held::Borrowed(_) = held {
+                *held = Held::Owned(held.of(chunk).to_vec());
+            }
+        }
     }
 }
 
-impl Data {
+impl Held {
+    fn new(value: &[u8], place: Option<usize>) -> Self {
+        place.map_or_else(|| Self::Owned(value.to_vec()), |place| Self::Borrowed(place..place + value.len()))
+    }
+
+    fn of<'a>(&'a self, chunk: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Nothing => &[],
+            Self::Borrowed(range) => &chunk[range.clone()],
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
-            Self::None => 0,
-            Self::Line(line) => line.len(),
-            Self::Lines(lines) => lines.len(),
+            Self::Nothing => 0,
+            Self::Borrowed(range) => range.len(),
+            Self::Owned(bytes) => bytes.len(),
         }
     }
 
-    fn push(&mut self, line: Bytes) {
+    /// Adds a line of data.
+    fn join(&mut self, value: &[u8], place: Option<usize>, chunk: &[u8]) {
         let mut lines = match mem::take(self) {
-            Self::None => {
-                *self = Self::Line(line);
+            Self::Nothing => {
+                *self = Self::new(value, place);
                 return;
             }
-            Self::Line(first) => BytesMut::from(&first[..]),
-            Self::Lines(lines) => lines,
+            Self::Borrowed(range) => chunk[range].to_vec(),
+            Self::Owned(lines) => lines,
         };
-        lines.extend_from_slice(b"\n");
-        lines.extend_from_slice(&line);
-        *self = Self::Lines(lines);
-    }
-
-    fn joined(self) -> Option<Bytes> {
-        match self {
-            Self::None => None,
-            Self::Line(line) => Some(line),
-            Self::Lines(lines) => Some(lines.freeze()),
-        }
+        lines.push(b'\n');
+        lines.extend_from_slice(value);
+        *self = Self::Owned(lines);
     }
 }

@@ -33,8 +33,9 @@ pub enum Opened {
 /// An event stream of the upstream. Dropping it closes its connection.
 pub struct EventStream {
     response: reqwest::Response,
-    /// `None` once the body is over.
-    parser: Option<Parser>,
+    parser: Parser,
+    /// The body came to its end.
+    over: bool,
     silence: Silence,
     exchange: Exchange,
 }
@@ -102,8 +103,8 @@ impl Client {
         caller.call.answered(id.as_deref());
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
-                let parser = Some(Parser::new(self.max_event_bytes));
-                Opened::Stream(Box::new(EventStream { response, parser, silence: Silence::default(), exchange }))
+                let parser = Parser::new(self.max_event_bytes);
+                Opened::Stream(Box::new(EventStream { response, parser, over: false, silence: Silence::default(), exchange }))
             }
             Head::Run(answer) => Opened::Run(answer),
         })
@@ -113,29 +114,29 @@ impl Client {
 impl EventStream {
     /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts as cut. Whatever it says breaks its
     /// silence, a comment too, and no time passes while nobody reads. May be dropped while it waits: nothing is lost.
-    pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame>, Cut> {
-        while let Some(parser) = &mut self.parser {
-            if let Some(frame) = parser.next_frame().map_err(|error| Cut(error.to_string()))? {
-                return Ok(Some(frame));
+    pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame<'_>>, Cut> {
+        while !self.parser.advance().map_err(|error| Cut(error.to_string()))? {
+            if self.over {
+                return Ok(None);
             }
             let Some(chunk) = self.silence.within(idle, self.response.chunk()).await else {
                 return Err(Cut(format!("the upstream said nothing for {idle:?}")));
             };
+            self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
-                Ok(Some(chunk)) => parser.push(chunk),
+                Ok(Some(chunk)) => self.parser.push(chunk),
                 // Some services leave out the last blank line. What is then pending counts if it is whole.
                 Ok(None) => {
-                    let pending = self.parser.take().and_then(Parser::finish).map(|pending| pending.frame);
-                    return Ok(pending.filter(|frame| frame.data == "[DONE]" || json::is_whole(&frame.data)));
+                    let pending = self.parser.finish().map(|pending| pending.frame);
+                    return Ok(pending.filter(|frame| frame.data == b"[DONE]" || json::is_whole(frame.data)));
                 }
                 Err(error) => {
-                    self.parser = None;
                     self.exchange.broke();
                     return Err(Cut(failure::why(&error)));
                 }
             }
         }
-        Ok(None)
+        Ok(Some(self.parser.frame()))
     }
 }
 

@@ -1,9 +1,24 @@
 //! The parser on chunks, and a slow one by the standard's own words to compare it with. Shared with the fuzz targets.
 
 use bytes::Bytes;
-use runs_gateway::rest::sse::{Frame, Parser, Pending, TooLong};
+use runs_gateway::rest::sse::{Frame, Parser, TooLong};
 
-pub(crate) type Outcome = (Vec<Frame>, Result<Option<Pending>, TooLong>);
+/// A frame that outlives its parser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) name: Vec<u8>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) id: Vec<u8>,
+}
+
+impl From<Frame<'_>> for Event {
+    fn from(frame: Frame<'_>) -> Self {
+        Self { name: frame.event.to_vec(), data: frame.data.to_vec(), id: frame.id.to_vec() }
+    }
+}
+
+/// The events of a stream, and what is pending at its end with whether its last line was ended.
+pub(crate) type Outcome = (Vec<Event>, Result<Option<(Event, bool)>, TooLong>);
 
 /// What the parser gives for a stream in chunks.
 pub(crate) fn parse<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
@@ -13,17 +28,14 @@ pub(crate) fn parse<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>
         parser.push(Bytes::copy_from_slice(chunk));
         loop {
             match parser.next_frame() {
-                Ok(Some(frame)) => frames.push(frame),
+                Ok(Some(frame)) => frames.push(frame.into()),
                 Ok(None) => break,
                 Err(error) => return (frames, Err(error)),
             }
         }
     }
-    (frames, Ok(parser.finish()))
-}
-
-pub(crate) fn frame(event: &[u8], data: &[u8]) -> Frame {
-    Frame { event: Bytes::copy_from_slice(event), data: Bytes::copy_from_slice(data), id: Bytes::new() }
+    let pending = parser.finish().map(|pending| (pending.frame.into(), pending.terminated));
+    (frames, Ok(pending))
 }
 
 /// Cuts a stream into chunks of the sizes given, over and over.
@@ -58,10 +70,10 @@ pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
 
     let (mut frames, mut begun) = (Vec::new(), false);
     let (mut event, mut data, mut id) = (Vec::new(), Vec::new(), Vec::new());
-    let frame = |event: &[u8], data: &[u8], id: &[u8]| Frame {
-        data: Bytes::copy_from_slice(data.strip_suffix(b"\n").unwrap_or(data)),
-        id: Bytes::copy_from_slice(id),
-        ..self::frame(event, b"")
+    let frame = |name: &[u8], data: &[u8], id: &[u8]| Event {
+        name: name.to_vec(),
+        data: data.strip_suffix(b"\n").unwrap_or(data).to_vec(),
+        id: id.to_vec(),
     };
     for (at, line) in lines.iter().enumerate() {
         let joined: &[u8] = data.strip_suffix(b"\n").unwrap_or(&data);
@@ -87,5 +99,5 @@ pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
             _ => {}
         }
     }
-    (frames, Ok(begun.then(|| Pending { frame: frame(&event, &data, &id), terminated })))
+    (frames, Ok(begun.then(|| (frame(&event, &data, &id), terminated))))
 }

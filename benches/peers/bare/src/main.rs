@@ -77,7 +77,7 @@ impl RunService for Bare {
             while let Some(chunk) = answer.chunk().await.map_err(unavailable)? {
                 parser.push(chunk);
                 while let Some(frame) = parser.next_frame().map_err(|error| Status::internal(error.to_string()))? {
-                    if let Some(event) = event(&frame)? {
+                    if let Some(event) = event(frame)? {
                         yield event;
                     }
                 }
@@ -93,15 +93,15 @@ async fn run(request: RequestBuilder) -> Result<Response<Run>, Status> {
 }
 
 /// The event of a frame, if it is one of those that this upstream sends.
-fn event(frame: &Frame) -> Result<Option<RunEvent>, Status> {
-    let (kind, payload) = match &*frame.event {
+fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Status> {
+    let (kind, payload) = match frame.event {
         b"thread.message.delta" => {
-            let delta: MessageDelta = decode(&frame.data).map_err(internal)?;
+            let delta: MessageDelta = decode(frame.data).map_err(internal)?;
             (RunEventType::ThreadMessageDelta, Payload::MessageDelta(Box::new(delta)))
         }
-        b"thread.run.created" => (RunEventType::ThreadRunCreated, Payload::Run(Box::new(decode(&frame.data).map_err(internal)?))),
+        b"thread.run.created" => (RunEventType::ThreadRunCreated, Payload::Run(Box::new(decode(frame.data).map_err(internal)?))),
         b"thread.run.completed" => {
-            (RunEventType::ThreadRunCompleted, Payload::Run(Box::new(decode(&frame.data).map_err(internal)?)))
+            (RunEventType::ThreadRunCompleted, Payload::Run(Box::new(decode(frame.data).map_err(internal)?)))
         }
         _ => return Ok(None),
     };
