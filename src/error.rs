@@ -279,7 +279,7 @@ impl Error {
             }
             Self::Draining => Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway ends this call{again}")),
             Self::Overloaded { what } => {
-                let message = format!("the gateway has as many {what} as it may have; call again later");
+                let message = format!("the gateway has as many {what} as it may have{again} later");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
             }
             Self::OutputsMissing { ids } => {
@@ -296,7 +296,8 @@ impl Error {
                 let resumable = !resume.run_id.is_empty() && (over || error.may_pass());
                 let hint = if resumable { "; resume by WatchRun or ConverseRun.attach" } else { "" };
                 // Calling again would be another run.
-                let message = format!("{}{hint}", verdict.message.trim_end_matches(again));
+                let message = verdict.message.trim_end_matches(" later").trim_end_matches(again);
+                let message = format!("{message}{hint}");
                 Verdict { message, ..verdict }
             }
         }

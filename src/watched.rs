@@ -29,8 +29,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
         Self(Arc::new(ArcSwap::from_pointee(value)))
     }
 
-    /// Reads `files` and makes a value of their contents with `make`; again, every `interval`, whenever a content has changed. Has to be
-    /// called in a runtime. What is wrong is told in words that hold nothing of the files.
+    /// Reads `files` and makes a value of their contents with `make`; again, every `interval` (never if that is zero), whenever a content has
+    /// changed. Has to be called in a runtime. What is wrong is told in words that hold nothing of the files.
     pub fn new(
         files: Vec<PathBuf>,
         interval: Duration,
@@ -39,7 +39,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
         Self::renewed(files, interval, Duration::MAX, make)
     }
 
-    /// The same, and the value is made anew at the age of `renewal` even if nothing has changed.
+    /// The same, and the value is made anew at the age of `renewal` (never if that is zero) even if nothing has changed.
     pub fn renewed(
         files: Vec<PathBuf>,
         interval: Duration,
@@ -48,8 +48,9 @@ impl<T: Send + Sync + 'static> Watched<T> {
     ) -> Result<Self, String> {
         let contents = read(&files)?;
         let value = Self::fixed(make(&contents)?);
+        let renewal = if renewal.is_zero() { Duration::MAX } else { renewal };
         // Without files there is nothing to look at before the renewal.
-        let interval = if files.is_empty() { renewal } else { interval };
+        let interval = if files.is_empty() || interval.is_zero() { renewal } else { interval };
         tokio::spawn(keep(Arc::downgrade(&value.0), files, contents, interval, renewal, Arc::new(make)));
         Ok(value)
     }

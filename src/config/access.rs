@@ -41,7 +41,7 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "RUNS_GATEWAY_WEB_ORIGINS", value_delimiter = ',')]
     web_origins: Vec<Origin>,
 
-    /// How often files of keys, certificates and tokens are looked at for changes.
+    /// How often files of keys, certificates and tokens are looked at for changes. 0s: never.
     #[arg(long, env = "RUNS_GATEWAY_RELOAD_INTERVAL", default_value = "5s")]
     reload_interval: Duration,
 }

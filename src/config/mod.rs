@@ -68,7 +68,7 @@ pub struct ServeArgs {
     gateway: GatewayArgs,
 
     /// Serve callers that the gateway cannot tell apart, with the gateway's own key, on an address that others can reach.
-    #[arg(long, env = "RUNS_GATEWAY_ALLOW_ANONYMOUS")]
+    #[arg(long, env = "RUNS_GATEWAY_ALLOW_ANONYMOUS", help_heading = "Access")]
     allow_anonymous: bool,
 
     #[command(flatten)]
@@ -239,6 +239,11 @@ impl TryFrom<ServeArgs> for Serve {
                     .to_owned(),
             ));
         }
+        if args.gateway.access.has_tokens() && args.gateway.forward_metadata.contains(&AUTHORIZATION) {
+            return Err(Invalid(
+                "--forward-metadata authorization would give the upstream the tokens of --tokens-file".to_owned(),
+            ));
+        }
         if let Some(name) = args.gateway.forward_metadata.iter().find(|name| has_key && **name == credential) {
             return Err(Invalid(format!("--forward-metadata {name} would replace the gateway's own key by the caller's")));
         }
@@ -319,6 +324,7 @@ mod tests {
             "--upstream-api-key k --listen [::]:1",
             "--upstream-api-key k --forward-metadata authorization",
             "--tokens-file tokens",
+            "--tokens-file tokens --upstream-profile azure --upstream-url https://h --upstream-api-key k --forward-metadata authorization",
             "--upstream-api-key k --tls-cert-file c",
             "--upstream-api-key k --tls-client-ca-file c",
             "--upstream-api-key k --web-origins *",

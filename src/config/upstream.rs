@@ -45,7 +45,7 @@ pub(super) struct UpstreamArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CLIENT_KEY_FILE", requires = "upstream_client_cert_file")]
     upstream_client_key_file: Option<PathBuf>,
 
-    /// The age at which connections to the upstream are not used for new requests any more, so that changed addresses are followed.
+    /// The age at which connections to the upstream are not used for new requests any more, so that changed addresses are followed. 0s: never.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_RENEWAL", default_value_t = RENEWAL.into())]
     upstream_renewal: humantime::Duration,
 

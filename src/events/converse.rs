@@ -1,7 +1,7 @@
 //! A conversation: a run, its events of all rounds, and the outputs of its tool calls, on one stream.
 //!
 //! Must hold: a submit is sent once a round. If its outcome is not known, the run is looked at: it is sent once more only if the run still asks
-//! for the same calls. The upstream's `done` after `requires_action` ends a round, not the conversation. While outputs are waited for, the
+//! for the same calls, by the rules of a unary submit (`rest/settle.rs`). The upstream's `done` after `requires_action` ends a round, not the conversation. While outputs are waited for, the
 //! shared poller watches the run, so that one that expires, is cancelled, or is answered by somebody else does not leave its caller waiting.
 //!
 //! Why a task of its own: the caller is heard while it does not read. It holds one event at most that the caller did not take.
@@ -51,7 +51,7 @@ impl Streams {
         let reader = Reader::new(self, &caller, Progress::new(resume, thread_id, run_id), options);
         let (events, mut sent) = mpsc::channel(1);
         let (begun, beginning) = oneshot::channel();
-        let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0 };
+        let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0, doubt: None };
         let conversation = self.detached.spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and not a stream.
         beginning.await.unwrap_or_else(|_| Err(aborted()))?;
@@ -80,6 +80,8 @@ struct Conversation {
     events: mpsc::Sender<RunEvent>,
     /// How often the outputs of this round were submitted.
     submits: u32,
+    /// Why the last submit of this round may not have been taken.
+    doubt: Option<Error>,
 }
 
 /// Where a conversation is.
@@ -225,6 +227,7 @@ impl Conversation {
 
     /// Passes on what the upstream streams, until it ends.
     async fn live(&mut self, first: Option<Box<RunEvent>>) -> Result<Phase, Ended> {
+        let streams = self.reader.source.is_some();
         if let Some(event) = first {
             self.send(*event).await?;
         }
@@ -240,7 +243,9 @@ impl Conversation {
         if self.reader.progress.is_told() {
             return Ok(Phase::Waiting);
         }
-        cut(&self.reader);
+        if streams {
+            cut(&self.reader);
+        }
         Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
     }
 
@@ -308,9 +313,12 @@ impl Conversation {
 
     /// Submits the outputs of a round.
     async fn submit(&mut self) -> Result<Phase, Ended> {
-        if self.submits == MAX_SUBMITS {
+        let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
+        let doubt = self.doubt.take();
+        let allowed = doubt.as_ref().is_none_or(|doubt| client.allows_submit(caller, doubt));
+        if self.submits == MAX_SUBMITS || !allowed {
             let what = "the run asks again for outputs that it was given".to_owned();
-            return Err(Error::Unusable { what, request_id: None }.into());
+            return Err(doubt.unwrap_or(Error::Unusable { what, request_id: None }).into());
         }
         self.submits += 1;
         let place = self.reader.streams.place()?;
@@ -321,7 +329,6 @@ impl Conversation {
             tool_outputs: Some(ToolOutputs { tool_outputs: self.desk.submit(), extra_json: String::new() }),
             options: None,
         };
-        let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
         let opened = self.desk.attend(&self.farewell, client.stream_submit_tool_outputs(caller, &request)).await?;
         self.reader.streams.touched(&request.thread_id, &request.run_id);
         match opened {
@@ -330,8 +337,13 @@ impl Conversation {
                 Ok(self.opened(opened, place))
             }
             // The run itself tells whether it has them.
-            Err(error) if error.is_unsettled() && self.submits < MAX_SUBMITS => {
+            Err(error) if error.is_unsettled() => {
+                let pause = async { error.is_state_conflict() || client.pause_in_doubt(caller, &error).await };
+                if !self.desk.attend(&self.farewell, unless_left(&self.events, pause)).await?? {
+                    return Err(error.into());
+                }
                 tracing::info!(error = %error.log(), "submitting failed; looking at the run");
+                self.doubt = Some(error);
                 Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
             }
             Err(error) => Err(error.into()),
@@ -369,6 +381,7 @@ impl Conversation {
             && self.desk.open_round(calls)?
         {
             self.submits = 0;
+            self.doubt = None;
         }
         Ok(())
     }

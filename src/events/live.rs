@@ -115,6 +115,7 @@ impl Streams {
 /// All events, from the first one (of an upstream that answered with the run alone) to the run's last state.
 fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
+        let streams = reader.source.is_some();
         if let Some(event) = first {
             reader.sends(&event);
             yield event;
@@ -125,6 +126,9 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
         }
         reader.source = None;
         if !reader.progress.is_told() {
+            if streams {
+                cut(&reader);
+            }
             for await event in rest(&mut reader) {
                 yield event?;
             }
@@ -161,10 +165,9 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
     }
 }
 
-/// What comes after the upstream's stream was cut: the run's changes by polling, what was missed, its last state.
+/// What comes after the upstream's stream, if that was cut or there was none: the run's changes by polling, what was missed, its last state.
 fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
-        cut(reader);
         let mut follow = follow(reader)?;
         loop {
             let (events, settled) = match follow.next(&reader.progress).await.map_err(|error| reader.interrupted(error))? {

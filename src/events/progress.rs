@@ -121,7 +121,11 @@ impl Progress {
             }
             Some(Payload::RunStep(step)) => {
                 self.knows(&step.thread_id, &step.run_id);
-                if !matches!(kind, T::ThreadRunStepCreated | T::ThreadRunStepInProgress) {
+                let ended = matches!(
+                    kind,
+                    T::ThreadRunStepCompleted | T::ThreadRunStepFailed | T::ThreadRunStepCancelled | T::ThreadRunStepExpired
+                );
+                if ended {
                     self.whole.insert(step.id.clone());
                 }
             }

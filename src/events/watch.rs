@@ -88,6 +88,9 @@ struct Shared {
     polls: Mutex<HashMap<Key, Poll>>,
     /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait in the order of asking.
     next_slot: tokio::sync::Mutex<Instant>,
+    /// Held by the one poller that waits for a slot without anybody having asked for this fetch. However many runs are watched, a new watcher, or
+    /// a run that was changed, has one of those before it at most.
+    routine: tokio::sync::Mutex<()>,
     /// Until when an identity was asked to wait.
     slowed: Mutex<HashMap<Identity, Instant>>,
     jitter: RandomState,
@@ -141,6 +144,7 @@ impl Watches {
             limits,
             polls: Mutex::default(),
             next_slot: tokio::sync::Mutex::new(Instant::now()),
+            routine: tokio::sync::Mutex::default(),
             slowed: Mutex::default(),
             jitter: RandomState::new(),
         }))
@@ -245,9 +249,11 @@ struct Poller {
 
 impl Poller {
     async fn run(mut self) {
+        let mut number = 0;
         loop {
-            self.turn().await;
-            let Some((number, steps)) = self.begin() else { return };
+            self.turn(number).await;
+            let Some((begun, steps)) = self.begin() else { return };
+            number = begun;
             let fetched = self.fetch(steps).await;
             let pause = match fetched {
                 Ok((snapshot, asked)) => self.succeeded(number, snapshot, asked),
@@ -257,9 +263,14 @@ impl Poller {
         }
     }
 
-    /// Waits until this fetch's turn has come, by the rate of all and by what this identity was asked to wait.
-    async fn turn(&self) {
+    /// Waits until the turn of the fetch after `number` has come, by the rate of all and by what this identity was asked to wait.
+    async fn turn(&self, number: u64) {
         loop {
+            let routine = tokio::select! {
+                biased;
+                () = self.wanted(number) => None,
+                routine = self.shared.routine.lock() => Some(routine),
+            };
             let mut next = self.shared.next_slot.lock().await;
             let now = Instant::now();
             if *next > now {
@@ -271,7 +282,7 @@ impl Poller {
                 *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
                 return;
             };
-            drop(next);
+            drop((next, routine));
             sleep_until(until).await;
         }
     }
@@ -356,7 +367,8 @@ impl Poller {
     fn bear(&mut self, number: u64, error: &Error) -> Option<Duration> {
         let limits = &self.shared.limits;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
-        if let Some(delay) = error.retry_delay() {
+        // What does not pass ends these watches, and is no reason to keep others waiting.
+        if let Some(delay) = error.retry_delay().filter(|_| error.may_pass()) {
             let until = Instant::now() + delay.min(limits.patience);
             let mut slowed = lock(&self.shared.slowed);
             slowed.retain(|_, until| *until > Instant::now());
@@ -379,18 +391,17 @@ impl Poller {
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.
     async fn rest(&self, number: u64, pause: Option<Duration>) {
-        let wanted = async {
-            loop {
-                if lock(&self.shared.polls).get(&self.key).is_none_or(|poll| poll.wanted > number) {
-                    break;
-                }
-                self.wake.notified().await;
-            }
-        };
         match pause {
             // The end of the pause is the usual case, no error.
-            Some(pause) => drop(timeout(pause, wanted).await),
-            None => wanted.await,
+            Some(pause) => drop(timeout(pause, self.wanted(number)).await),
+            None => self.wanted(number).await,
+        }
+    }
+
+    /// Waits until a fetch after `number` is wanted.
+    async fn wanted(&self, number: u64) {
+        while lock(&self.shared.polls).get(&self.key).is_some_and(|poll| poll.wanted <= number) {
+            self.wake.notified().await;
         }
     }
 }

@@ -157,7 +157,9 @@ async fn rejection(response: &mut reqwest::Response, effect: Effect, own_key: bo
         request_id = request_id.take().or(id);
         body
     });
-    let retry_after = retry_after.or_else(|| said_delay(&body.as_ref()?.message));
+    // Messages of other errors repeat what the caller wrote.
+    let says_delay = matches!(status, 429 | 503);
+    let retry_after = retry_after.or_else(|| said_delay(&body.as_ref().filter(|_| says_delay)?.message));
     Error::Rejected(Box::new(Rejection { status, body, request_id, retry_after, should_retry, effect, own_key, headers }))
 }
 

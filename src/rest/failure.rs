@@ -3,7 +3,7 @@
 //! Must hold: [`Outcome::Unsent`] and [`Outcome::Refused`] are said only where the upstream cannot have processed the request; everything that
 //! is not one of the known cases is [`Outcome::Unknown`]. Causes name no address: reqwest's own texts do.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, io, time::Duration};
 
 use crate::error::{Effect, Error, Outcome};
 
@@ -25,7 +25,11 @@ pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
         Outcome::Unknown => "the connection to the upstream was lost",
     };
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
-    let cause = chain().last().map_or_else(|| what.to_owned(), |why| format!("{what}: {why}"));
+    let cause = match chain().last() {
+        Some(why) if is_other_name(why) => format!("{what}: its certificate is for another name"),
+        Some(why) => format!("{what}: {why}"),
+        None => what.to_owned(),
+    };
     Error::Lost { outcome, effect, cause, timed_out: error.is_timeout(), request_id: None }
 }
 
@@ -47,6 +51,16 @@ fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error
 pub(super) fn timed_out(limit: Duration, effect: Effect) -> Error {
     let cause = format!("the upstream gave no answer within {limit:?}");
     Error::Lost { outcome: Outcome::Unknown, effect, cause, timed_out: true, request_id: None }
+}
+
+/// The TLS library's text would name both.
+fn is_other_name(why: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::{CertificateError as C, Error as E};
+    // I/O errors that are made of others do not name them as their sources.
+    if let Some(inner) = why.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        return is_other_name(inner);
+    }
+    matches!(why.downcast_ref(), Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })))
 }
 
 /// The peer says that it did not process the request: it refused the stream, or went away before it came to it.

@@ -5,7 +5,7 @@
 //! - A create or a submit is repeated only if the upstream cannot have processed it (unsent, refused, a 429 that is not a quota), or if the
 //!   upstream itself asks for it (`x-should-retry: true`). Everything else may be repeated where doing it twice is as doing it once.
 //! - Retries end together with the upstream's strength: every failure takes a token, ten answers give one back, and below half of the tokens
-//!   there are no retries. The tokens are the whole client's: what fails is the upstream, not a caller.
+//!   there are no retries. The tokens are the whole client's: what fails is the upstream, not a caller. (A 429 to a caller's own key takes none.)
 //! - No wait is begun that ends after the caller's deadline or after [`RetryLimits::total`]: the caller learns at once what it would learn then.
 //!   The upstream is never asked sooner than it wished. Nothing is held meanwhile: an attempt takes its own permit.
 //! - Where the caller retries by itself (a mesh, gRPC's own retries, a poller) the gateway does not: two loops multiply.
@@ -100,7 +100,7 @@ impl Retry {
     /// How long to wait before a request that failed is made again; `None` if it is not to be made again. A failure that the upstream could be
     /// relieved of takes its token in either case.
     fn pause(&self, caller: &Caller, error: &Error, number: u32, elapsed: Duration) -> Option<Duration> {
-        let allowed = is_repeatable(error) && self.failed();
+        let allowed = is_repeatable(error) && if is_callers(error) { self.is_strong() } else { self.failed() };
         if !allowed || caller.retries || number >= self.limits.retries {
             return None;
         }
@@ -143,6 +143,11 @@ impl Retry {
         *budget = (*budget + 1).min(self.full());
     }
 
+    /// Whether there are enough tokens for a retry.
+    fn is_strong(&self) -> bool {
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) > self.full() / 2
+    }
+
     /// Takes a token. Whether there are enough for a retry.
     fn failed(&self) -> bool {
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,6 +169,11 @@ fn is_repeatable(error: &Error) -> bool {
         },
         _ => false,
     }
+}
+
+/// Whether it is the caller of whom the upstream has had enough, by the credential, and not all of the gateway's callers.
+fn is_callers(error: &Error) -> bool {
+    matches!(error, Error::Rejected(rejection) if rejection.status == 429 && !rejection.own_key)
 }
 
 /// How long the upstream asks to wait. Zero is no wish: all at once again is what pauses are against.

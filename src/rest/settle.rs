@@ -30,7 +30,7 @@ impl Client {
     ) -> Result<Answer<Run>, Error> {
         match self.look_later(caller, request, &doubt).await {
             Some(answer) if !waits_for(&answer.message, request) => return Ok(answer),
-            Some(_) if self.retry.allows_submit(caller, &doubt) => {}
+            Some(_) if self.allows_submit(caller, &doubt) => {}
             _ => return Err(doubt),
         }
         tracing::debug!(error = %doubt.log(), "tool outputs did not arrive; sending them once more");
@@ -47,8 +47,23 @@ impl Client {
 
     /// The run after a while: what was lost on the way back may still be under way inside the upstream.
     async fn look_later(&self, caller: &Caller, request: &SubmitToolOutputsRequest, doubt: &Error) -> Option<Answer<Run>> {
-        sleep(self.retry.pause_in_doubt(caller, doubt)?).await;
+        if !self.pause_in_doubt(caller, doubt).await {
+            return None;
+        }
         self.look(caller, &request.thread_id, &request.run_id).await
+    }
+
+    /// Waits as long as is due before a run is looked at whose outputs were not taken, or not known to be. False, at once, if that would take too
+    /// long, or if one request is all there may be.
+    pub(crate) async fn pause_in_doubt(&self, caller: &Caller, doubt: &Error) -> bool {
+        let Some(pause) = self.retry.pause_in_doubt(caller, doubt) else { return false };
+        sleep(pause).await;
+        true
+    }
+
+    /// Whether outputs that were not taken may be sent once more.
+    pub(crate) fn allows_submit(&self, caller: &Caller, doubt: &Error) -> bool {
+        self.retry.allows_submit(caller, doubt)
     }
 
     /// Sends a cancellation. If a repeat of it is refused, finds out whether that is because an earlier attempt took effect.

@@ -37,7 +37,7 @@ use super::{
     connection::jittered,
     deadline,
     drain::Drain,
-    routes::{Routes, is_aside},
+    routes::{Routes, is_aside, is_asking_health},
     web::is_grpc,
 };
 use crate::{
@@ -120,6 +120,8 @@ pub(super) struct Calls {
     pub(super) max_age: Option<Duration>,
     /// One for each call that may be open, on all connections together.
     pub(super) places: Arc<Semaphore>,
+    /// The same for streams of health and reflection.
+    pub(super) asides: Arc<Semaphore>,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
@@ -167,10 +169,12 @@ where
 impl Calls {
     /// A place for one more call.
     fn place(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        if is_aside(path) {
-            return Ok(None);
-        }
-        Arc::clone(&self.places).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded { what: "calls" })
+        let (places, what) = match path {
+            path if is_asking_health(path) => return Ok(None),
+            path if is_aside(path) => (&self.asides, "streams of health and reflection"),
+            _ => (&self.places, "calls"),
+        };
+        Arc::clone(places).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded { what })
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         telemetry: server.telemetry.clone(),
         max_age: limits.call_age,
         places: Arc::clone(&server.places),
+        asides: Arc::clone(&server.asides),
         end: end.clone(),
         open: open.clone(),
     };

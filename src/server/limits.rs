@@ -14,7 +14,8 @@ pub struct Limits {
     /// Streams open at a time per connection. One more is refused, which callers know to be safe to repeat.
     pub streams: u32,
     /// Calls open at a time on all connections together, streams among them. One more is refused at once with a time to come back, and has done
-    /// nothing. Calls of health and reflection are not counted: they are answered when nothing else is.
+    /// nothing. Calls of health and reflection are not counted: they are answered when nothing else is. Their streams have places of their own, as many
+    /// as connections.
     pub calls: usize,
     /// Bytes that a caller may send ahead on one stream.
     pub stream_window: u32,

@@ -74,6 +74,7 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
         places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
+        asides: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
         limits,
     });
 
@@ -136,6 +137,8 @@ struct Server {
     routes: Arc<Routes>,
     /// One for each call that may be open.
     places: Arc<Semaphore>,
+    /// One for each stream of health or reflection that may be open: as many as connections.
+    asides: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.

@@ -54,10 +54,15 @@ impl fmt::Debug for Routes {
 /// What health speaks of: the server as a whole, and each service.
 const NAMES: [&str; 3] = ["", run_service_server::SERVICE_NAME, run_step_service_server::SERVICE_NAME];
 
-/// Whether a call of this path is one of health or reflection. They cost next to nothing, and whoever routes calls here has to get an answer
-/// when there is no place for any other.
+/// Whether a call of this path is one of health or reflection. Whoever routes calls here has to get an answer when there is no place for any
+/// other.
 pub(super) fn is_aside(path: &str) -> bool {
     ["/grpc.health.", "/grpc.reflection."].iter().any(|service| path.starts_with(service))
+}
+
+/// Whether it is one of those that are over at once: all but the streams.
+pub(super) fn is_asking_health(path: &str) -> bool {
+    ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"].contains(&path)
 }
 
 /// What [`grpc.health.v1.Health`](tonic_health) answers.

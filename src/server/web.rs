@@ -4,7 +4,8 @@
 //! done outside of a [`Calls`]' answer, so that a call that is cut says why here, too.
 //!
 //! Must hold: a page whose origin is not named reaches no handler and is told nothing, not even where its browser would not have asked first (a
-//! name that was made to point here); what is neither gRPC, gRPC-Web nor a preflight is refused, since a page may send `text/plain` unasked;
+//! name that was made to point here; `application/grpc` over HTTP/2 alone is served whatever its origin, as browsers ask first and other callers
+//! may name one); what is neither gRPC, gRPC-Web nor a preflight is refused, since a page may send `text/plain` unasked;
 //! preflights carry no credentials and need none; no more is buffered than a piece of a body; HTTP/1.1 has no pings, so that the rest of a request
 //! that has begun is waited for with a limit.
 //!

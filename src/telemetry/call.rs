@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    v1::{Run, RunEvent, run_event::Payload},
+    v1::{Run, RunEvent, RunEventType, run_event::Payload},
 };
 
 /// As much of a path that is not served as is logged, in characters.
@@ -40,7 +40,7 @@ struct Open {
     began: Instant,
     span: trace::Server,
     notes: Mutex<Notes>,
-    /// Events sent. Whoever sends them is the only one that writes it.
+    /// Events sent, but for heartbeats. Whoever sends them is the only one that writes it.
     events: AtomicU64,
 }
 
@@ -100,6 +100,10 @@ impl Call {
         let Some(open) = &self.0 else { return };
         let metrics = open.telemetry.metrics();
         metrics.sent(event.r#type());
+        // A sign of life is nothing that a caller waits for.
+        if event.r#type() == RunEventType::Heartbeat {
+            return;
+        }
         let before = open.events.load(Ordering::Relaxed);
         open.events.store(before + 1, Ordering::Relaxed);
         if before == 0 {

@@ -29,14 +29,15 @@ pub(super) struct Outcomes {
 #[derive(Default)]
 struct Counted {
     runs: HashSet<u64>,
-    order: VecDeque<u64>,
+    /// Them, the oldest first, and when each ended.
+    order: VecDeque<(u64, Option<i64>)>,
+    /// When the last of those that are not remembered any more ended.
+    forgotten: Option<i64>,
 }
 
 impl Default for Outcomes {
     fn default() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let since = i64::try_from(now).unwrap_or(i64::MAX) - SKEW;
-        Self { since, hasher: RandomState::new(), counted: Mutex::default() }
+        Self { since: now() - SKEW, hasher: RandomState::new(), counted: Mutex::default() }
     }
 }
 
@@ -47,7 +48,7 @@ impl Outcomes {
         let ended = times.into_iter().flatten().map(|time| time.seconds).max();
         // An expired run has none of them.
         let ended = ended.or([&run.expires_at, &run.created_at].into_iter().flatten().map(|time| time.seconds).next());
-        if ended.is_some_and(|ended| ended < self.since) || !self.is_new(run) {
+        if ended.is_some_and(|ended| ended < self.since) || !self.is_new(run, ended) {
             return;
         }
         metrics.run_ended(status, run.last_error.as_ref().map(|error| &*error.code));
@@ -60,19 +61,29 @@ impl Outcomes {
         }
     }
 
-    fn is_new(&self, run: &Run) -> bool {
+    fn is_new(&self, run: &Run, ended: Option<i64>) -> bool {
         let id = self.hasher.hash_one((&run.thread_id, &run.id));
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        if !counted.runs.insert(id) {
+        // It may be one of those: rather not counted than counted twice.
+        if ended.is_some() && ended <= counted.forgotten || !counted.runs.insert(id) {
             return false;
         }
-        counted.order.push_back(id);
-        if counted.order.len() > REMEMBERED {
-            let oldest = counted.order.pop_front();
-            oldest.map(|oldest| counted.runs.remove(&oldest));
+        counted.order.push_back((id, ended));
+        if counted.order.len() > REMEMBERED
+            && let Some((oldest, ended)) = counted.order.pop_front()
+        {
+            counted.runs.remove(&oldest);
+            // A clock that is ahead, or a run told by when it would have expired, keeps nobody from being counted.
+            counted.forgotten = counted.forgotten.max(ended.map(|ended| ended.min(now())));
         }
         true
     }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 /// The label of a status that ends a run; `None` for those that do not.
@@ -91,4 +102,29 @@ fn ending(status: RunStatus) -> Option<&'static str> {
             return None;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_counted_once_even_if_it_is_read_again_after_more_others_than_are_remembered() {
+        let (outcomes, metrics) = (Outcomes::default(), Metrics::new());
+        // One ends every second.
+        let see = |number: usize| {
+            let seconds = outcomes.since + i64::try_from(number).expect("few");
+            let completed_at = Some(Timestamp { seconds, nanos: 0 });
+            let status = RunStatus::Completed.into();
+            outcomes.saw(&Run { id: number.to_string(), status, completed_at, ..Run::default() }, &metrics);
+        };
+        let last = REMEMBERED + 1;
+        (0..=last).for_each(see);
+        // Two of them are forgotten, two are not.
+        [0, 1, 2, last].into_iter().for_each(see);
+        let sample = format!("runs_gateway_runs_ended_total{{error_code=\"\",status=\"completed\"}} {}\n", last + 1);
+        assert!(metrics.render().contains(&sample), "{}", metrics.render());
+    }
 }

@@ -6,7 +6,10 @@
 //!
 //! Without an exporter there are no spans: the caller's context is passed on as it came, and only its trace id is read, for the log.
 
-use std::fmt;
+use std::{
+    fmt, mem,
+    sync::{Mutex, PoisonError},
+};
 
 use http::{HeaderMap, Method as HttpMethod, StatusCode};
 use opentelemetry::{
@@ -73,10 +76,10 @@ impl Tracer {
     pub(super) fn server(&self, method: &Method, headers: &HeaderMap) -> Server {
         let traced = headers.contains_key("traceparent");
         if self.0.is_none() && !traced {
-            return Server(Context::new());
+            return Server::of(Context::new());
         }
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        let Some(Exporting { tracer, .. }) = &self.0 else { return Server(parent) };
+        let Some(Exporting { tracer, .. }) = &self.0 else { return Server::of(parent) };
         let attributes = vec![
             KeyValue::new("rpc.system", "grpc"),
             KeyValue::new("rpc.service", method.service.clone()),
@@ -85,7 +88,7 @@ impl Tracer {
         let name = format!("{}/{}", method.service, method.name);
         let span = SpanBuilder::from_name(name).with_kind(SpanKind::Server).with_attributes(attributes);
         let span = tracer.build_with_context(span, &parent);
-        Server(parent.with_span(span))
+        Server::of(parent.with_span(span))
     }
 
     /// A request to the upstream begins, for a call or, if there is no `parent`, for a poller.
@@ -99,7 +102,7 @@ impl Tracer {
         }
         let span = SpanBuilder::from_name(format!("{method} {route}")).with_kind(SpanKind::Client).with_attributes(attributes);
         let root = Context::new();
-        let parent = parent.map_or(&root, |parent| &parent.0);
+        let parent = parent.map_or(&root, |parent| &parent.context);
         let span = tracer.build_with_context(span, parent);
         Client(Some((parent.with_span(span), *propagates)))
     }
@@ -119,45 +122,53 @@ impl fmt::Debug for Tracer {
 }
 
 /// The span of a call; without an exporter, the context that the caller sent.
-pub(super) struct Server(Context);
+pub(super) struct Server {
+    context: Context,
+    /// What the run that was seen last is told by. Set at the end: the span would keep what is set before beside it, and has room for so much.
+    run: Mutex<Vec<KeyValue>>,
+}
 
 impl Server {
+    fn of(context: Context) -> Self {
+        Self { context, run: Mutex::default() }
+    }
+
     /// The trace that the call belongs to.
     pub(super) fn trace_id(&self) -> Option<String> {
-        let trace = self.0.span().span_context().trace_id();
+        let trace = self.context.span().span_context().trace_id();
         (trace != TraceId::INVALID).then(|| trace.to_string())
     }
 
     /// The run that the call is about.
     pub(super) fn saw(&self, run: &Run) {
-        let span = self.0.span();
-        if !span.is_recording() {
+        if !self.context.span().is_recording() {
             return;
         }
         let texts = [
-            ("gen_ai.conversation.id", &run.thread_id),
-            ("gen_ai.agent.id", &run.assistant_id),
-            ("gen_ai.response.id", &run.id),
-            ("gen_ai.request.model", &run.model),
+            ("gen_ai.operation.name", "invoke_agent"),
+            ("gen_ai.conversation.id", &*run.thread_id),
+            ("gen_ai.agent.id", &*run.assistant_id),
+            ("gen_ai.response.id", &*run.id),
+            ("gen_ai.request.model", &*run.model),
         ];
-        span.set_attribute(KeyValue::new("gen_ai.operation.name", "invoke_agent"));
-        span.set_attributes(
-            texts.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| KeyValue::new(name, text.clone())),
-        );
         let usage = run.usage.as_ref();
         let numbers = [
             ("gen_ai.usage.input_tokens", usage.and_then(|usage| usage.prompt_tokens)),
             ("gen_ai.usage.output_tokens", usage.and_then(|usage| usage.completion_tokens)),
         ];
-        span.set_attributes(numbers.into_iter().filter_map(|(name, number)| Some(KeyValue::new(name, number?))));
+        let texts = texts.into_iter().filter(|(_, text)| !text.is_empty());
+        let texts = texts.map(|(name, text)| KeyValue::new(name, text.to_owned()));
+        let numbers = numbers.into_iter().filter_map(|(name, number)| Some(KeyValue::new(name, number?)));
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = texts.chain(numbers).collect();
     }
 
     /// The call is over.
     pub(super) fn ended(&self, code: Code, error: Option<&str>) {
-        let span = self.0.span();
+        let span = self.context.span();
         if !span.is_recording() {
             return;
         }
+        span.set_attributes(mem::take(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner)));
         span.set_attribute(KeyValue::new("rpc.grpc.status_code", i64::from(i32::from(code))));
         span.set_attribute(KeyValue::new("rpc.response.status_code", code_name(code)));
         // Those that the conventions count as the server's own.

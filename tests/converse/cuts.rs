@@ -6,7 +6,10 @@ use tonic::Code;
 
 use crate::{
     harness::{Caller, DONE, Script, asks, assert_resumable, completes, error_info, outputs, refusal, run, state, within},
-    support::{gateway::spawn_gateway, upstream::Answer},
+    support::{
+        gateway::{spawn_gateway, spawn_retrying_gateway},
+        upstream::Answer,
+    },
 };
 
 const FAST: &[&str] = &[
@@ -23,6 +26,8 @@ const FAST: &[&str] = &[
     "--poll-patience",
     "300ms",
 ];
+
+const ONE_RETRY: [&str; 4] = ["--max-retries", "1", "--retry-pause", "1ms"];
 
 fn delta(text: &str) -> String {
     let content = json!([{ "index": 0, "type": "text", "text": { "value": text } }]);
@@ -173,15 +178,17 @@ type Failure = fn() -> Answer;
 
 #[tokio::test]
 async fn a_submit_of_unknown_outcome_is_decided_by_the_run() {
-    let failures: [(&str, Failure); 7] = [
+    let failures: [(&str, Failure); 6] = [
         ("a reset after the request", Answer::cut_before_answer),
         ("502", || refusal(502, "Bad gateway")),
         ("503", || refusal(503, "Busy")),
-        ("429", || refusal(429, "Slow down")),
         ("500", || refusal(500, "Oops")),
         ("no answer in time", Answer::never),
         ("an answer that is none", || Answer::new(200)),
     ];
+    let ids = |script: &Script| -> Vec<Value> {
+        script.submits().iter().map(|body| body["tool_outputs"][0]["tool_call_id"].clone()).collect()
+    };
     let waits = || run("requires_action", &["a"]);
     for (failure, fails) in failures {
         // The run went on: what it asks for next is another round.
@@ -191,13 +198,10 @@ async fn a_submit_of_unknown_outcome_is_decided_by_the_run() {
             (completes(), run("completed", &[])),
         ])
         .await;
-        let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
+        let gateway = spawn_retrying_gateway(&script.upstream.url(), &[FAST, &ONE_RETRY].concat()).await;
         let mut caller = Caller::start(&gateway).await;
         caller.say(outputs(&[("a", "1")]));
         caller.until("~run_requires_action").await;
-        let ids = |script: &Script| -> Vec<Value> {
-            script.submits().iter().map(|body| body["tool_outputs"][0]["tool_call_id"].clone()).collect()
-        };
         assert_eq!(ids(&script), ["a"], "{failure}, the run went on");
         caller.say(outputs(&[("b", "2")]));
         let (_, end) = caller.rest().await;
@@ -208,7 +212,7 @@ async fn a_submit_of_unknown_outcome_is_decided_by_the_run() {
 
         // The run still asks for the same call. The caller is not asked once more: it would run its tool twice.
         let script = Script::new([(asks(&["a"]), waits()), (fails(), waits()), (completes(), run("completed", &[]))]).await;
-        let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
+        let gateway = spawn_retrying_gateway(&script.upstream.url(), &[FAST, &ONE_RETRY].concat()).await;
         let mut caller = Caller::start(&gateway).await;
         caller.say(outputs(&[("a", "1")]));
         let (events, end) = caller.rest().await;
@@ -220,7 +224,7 @@ async fn a_submit_of_unknown_outcome_is_decided_by_the_run() {
 
         // And that fails, too. There is no third time.
         let script = Script::new([(asks(&["a"]), waits()), (fails(), waits()), (fails(), waits())]).await;
-        let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
+        let gateway = spawn_retrying_gateway(&script.upstream.url(), &[FAST, &ONE_RETRY].concat()).await;
         let mut caller = Caller::start(&gateway).await;
         caller.say(outputs(&[("a", "1")]));
         let (_, end) = caller.rest().await;
@@ -230,6 +234,45 @@ async fn a_submit_of_unknown_outcome_is_decided_by_the_run() {
         gateway.drain().await;
         script.finish();
     }
+}
+
+/// As for a unary submit: the upstream is asked no sooner than it wished and not again if it or a flag says so, and a conflict is the first attempt's
+/// late arrival.
+#[tokio::test]
+async fn a_submit_in_doubt_is_sent_again_by_the_rules_of_a_unary_one() {
+    let waits = || run("requires_action", &["a"]);
+    let completed = || run("completed", &[]);
+    let late = || refusal(400, "Runs in status \"in_progress\" do not accept tool outputs.");
+    let once = [
+        ("429 and a time", refusal(429, "Slow down").header("retry-after", "120"), &ONE_RETRY[..], "RATE_LIMIT_EXCEEDED"),
+        ("503 and a time", refusal(503, "Busy").header("retry-after", "120"), &ONE_RETRY, "OUTCOME_UNKNOWN"),
+        ("not to be retried", refusal(503, "Busy").header("x-should-retry", "false"), &ONE_RETRY, "OUTCOME_UNKNOWN"),
+        ("retries are off", refusal(503, "Busy"), &["--max-retries", "0"], "OUTCOME_UNKNOWN"),
+    ];
+    for (what, fails, flags, reason) in once {
+        let script = Script::new([(asks(&["a"]), waits()), (fails, waits())]).await;
+        let gateway = spawn_retrying_gateway(&script.upstream.url(), &[FAST, flags].concat()).await;
+        let mut caller = Caller::start(&gateway).await;
+        caller.say(outputs(&[("a", "1")]));
+        let (_, end) = within("no wait for what is asked too late", caller.rest()).await;
+        let status = end.expect_err(what);
+        assert_eq!(error_info(&status).0, reason, "{what}");
+        assert_resumable(&status, "THREAD_RUN_REQUIRES_ACTION");
+        assert_eq!(script.submits().len(), 1, "{what}");
+        gateway.drain().await;
+        script.finish();
+    }
+
+    let script = Script::new([(asks(&["a"]), waits()), (Answer::cut_before_answer(), waits()), (late(), completed())]).await;
+    let gateway = spawn_retrying_gateway(&script.upstream.url(), &[FAST, &ONE_RETRY].concat()).await;
+    let mut caller = Caller::start(&gateway).await;
+    caller.say(outputs(&[("a", "1")]));
+    let (events, end) = caller.rest().await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(events.last().map(String::as_str), Some("~run_completed"));
+    assert_eq!(script.submits().len(), 2);
+    gateway.drain().await;
+    script.finish();
 }
 
 #[tokio::test]

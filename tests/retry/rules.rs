@@ -127,6 +127,22 @@ async fn a_budget_that_is_used_up_is_given_back_by_answers() {
 }
 
 #[tokio::test]
+async fn a_caller_whose_own_key_is_limited_uses_up_nobodys_budget() {
+    for (flags, requests) in [(&[][..], 2), (&["--upstream-api-key", "sk-own"], 1)] {
+        let upstream = Upstream::answering(|_| Answer::json(429, "{}")).await;
+        let flags = [&QUICK[..], &["--retry-budget", "2", "--max-retries", "1"], flags].concat();
+        let gateway = spawn_retrying_gateway(&upstream.url(), &flags).await;
+        for _ in 0..5 {
+            Call::Get.on(gateway.channel()).await;
+        }
+        let before = upstream.requests().len();
+        Call::Get.on(gateway.channel()).await;
+        assert_eq!(upstream.requests().len() - before, requests, "{flags:?}");
+        gateway.drain().await;
+    }
+}
+
+#[tokio::test]
 async fn every_create_has_one_idempotency_key_for_all_its_attempts() {
     for call in Call::ONCE {
         let upstream = Upstream::answering(|_| Answer::json(429, "{}")).await;

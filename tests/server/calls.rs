@@ -199,6 +199,25 @@ async fn one_call_too_many_on_all_connections_is_refused_at_once_and_health_and_
 }
 
 #[tokio::test]
+async fn streams_of_health_and_reflection_are_as_many_as_connections_and_a_check_always_answers() {
+    let gateway = Gateway::start(Limits { connections: 2, ..Limits::default() }).await;
+    let mut health = HealthClient::new(gateway.channel().await);
+    let mut watches = Vec::new();
+    for _ in 0..2 {
+        watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    }
+    let refused = health.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("streams of health and reflection"), "{refused:?}");
+    let check = health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(check.into_inner().status(), ServingStatus::Serving);
+
+    // Leaving gives the place back, once the server has seen it.
+    drop(watches);
+    soon(async { while health.watch(HealthCheckRequest::default()).await.is_err() {} }).await;
+}
+
+#[tokio::test]
 async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_a_watch_of_health_goes_on() {
     let mut gateway = Gateway::start(Limits { call_age: Some(millis(400)), ..Limits::default() }).await;
     let mut health = HealthClient::new(gateway.channel().await);

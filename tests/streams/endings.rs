@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use runs_gateway::v1::{Gap, RunEvent, RunEventType, run_event::Payload};
+use runs_gateway::v1::{Gap, RunEvent, RunEventType, WatchRunRequest, run_event::Payload};
 use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::{
     script::{
-        FAST, create, done, error, event, hear, list, message, millis, name, next, polled, resume, resume_after, run, run_event,
-        step, verdict,
+        FAST, NEVER, create, done, error, event, hear, list, message, millis, name, next, polled, resume, resume_after, run,
+        run_event, step, verdict, watch,
     },
     support::{
         gateway::spawn_gateway,
@@ -209,6 +209,14 @@ fn other_endings() -> Vec<Ending> {
             ..Ending::default()
         },
         Ending {
+            given: "a cut before a step that the contract has no status for has come to its end",
+            then: Answer::cut,
+            polls: shown("in_progress", "pondering").into_iter().chain(shown("completed", "completed")).collect(),
+            sees: &["other*", "run.in_progress*", "gap*", "run.completed*"],
+            gap: missing(),
+            ..Ending::default()
+        },
+        Ending {
             given: "done without the run's last event",
             then: |answer| answer.bytes(done()),
             polls: shown("completed", "completed"),
@@ -294,6 +302,22 @@ async fn however_the_upstreams_stream_ends_the_caller_sees_the_runs_end_or_how_t
         }
         gateway.drain().await;
     }
+}
+
+/// There is no place for one more run to be polled. The run that was created goes on: calling again would make another.
+#[tokio::test]
+async fn a_cut_stream_that_cannot_be_followed_does_not_ask_its_caller_to_call_again() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[&NEVER[..], &["--max-polled-runs", "1"]].concat()).await;
+    upstream.push(polled("in_progress"));
+    let other = WatchRunRequest { run_id: "run_2".to_owned(), ..watch() };
+    let _watched = gateway.runs().watch_run(other).await.expect("a stream");
+    upstream.push(Answer::sse(begun()).cut());
+    let heard = hear(gateway.runs().stream_create_run(create()).await.expect("a stream").into_inner()).await;
+    assert_eq!(verdict(&heard.status), (Code::Unavailable, "GATEWAY_OVERLOADED".to_owned()));
+    assert!(!heard.status.message().contains("call again"), "{:?}", heard.status);
+    assert!(heard.status.message().ends_with("; resume by WatchRun or ConverseRun.attach"), "{:?}", heard.status);
+    gateway.drain().await;
 }
 
 #[tokio::test]

@@ -376,6 +376,48 @@ async fn what_cannot_pass_ends_the_watch_and_what_can_is_borne_for_a_time() {
 }
 
 #[tokio::test]
+async fn what_a_caller_writes_slows_nobody_though_the_upstream_repeats_it() {
+    const WORDS: &str = "try again in 3000 seconds x";
+    let upstream = Upstream::answering(|request| {
+        if request.target.contains("run_1") {
+            return polled("completed");
+        }
+        Answer::json(404, format!(r#"{{"error":{{"message":"No run found with id '{WORDS}'.","code":null}}}}"#))
+    })
+    .await;
+    let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+    let refused = soon(gateway.runs().watch_run(by("a", WORDS))).await.expect_err("no such run");
+    assert_eq!(refused.code(), Code::NotFound);
+    assert_eq!(hear(watched(&gateway, by("a", "run_1")).await).await.names(), ["run.completed*"]);
+    gateway.drain().await;
+}
+
+/// Forty runs are polled as often as the rate allows: each is one of forty. Who comes now is not the forty-first.
+#[tokio::test]
+async fn a_new_watcher_waits_for_one_routine_poll_at_most_however_many_runs_are_watched() {
+    let upstream = Upstream::answering(|_| polled("in_progress")).await;
+    let moment = millis(1);
+    let streams = streams(&upstream, PollLimits { rate: 100, floor: moment, ceiling: moment, ..PollLimits::default() });
+    let caller = Caller::default();
+    let watch = async |run_id: String| {
+        let request = WatchRunRequest { run_id, ..watch() };
+        soon(streams.watch_run(&caller, &request, SharedResume::default(), std::future::pending())).await.expect("a run")
+    };
+    let mut watched = Vec::new();
+    for number in 0..40 {
+        watched.push(watch(format!("run_{number}")).await);
+    }
+    // All of them have come round.
+    upstream.wait_for_requests(upstream.requests().len() + 40).await;
+    let before = upstream.requests().len();
+    watched.push(watch("run_new".to_owned()).await);
+    let requests = upstream.requests();
+    let waited = requests[before..].iter().take_while(|request| !request.target.ends_with("run_new")).count();
+    // One holds the slot, one waits for it, and one may have been sent and not yet seen.
+    assert!(waited <= 3, "{waited}");
+}
+
+#[tokio::test]
 async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     let upstream = Upstream::start().await;
     let streams = streams(&upstream, PollLimits { floor: millis(2), ceiling: millis(5), ..PollLimits::default() });

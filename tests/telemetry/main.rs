@@ -52,9 +52,13 @@ fn failed() -> String {
     run("failed", &format!(r#"{error},"usage":{{"prompt_tokens":30,"completion_tokens":5,"total_tokens":35}}"#))
 }
 
+/// An event of a stream.
+fn event(name: &str, data: &str) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
 /// An event stream of a run that is created, says something and fails.
 fn events() -> Answer {
-    let event = |name: &str, data: &str| format!("event: {name}\ndata: {data}\n\n");
     let delta = r#"{"id":"msg_1","object":"thread.message.delta","delta":{"content":[]}}"#;
     Answer::sse([
         event("thread.run.created", &run("queued", "")),

@@ -2,10 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use http::HeaderMap;
+use runs_gateway::{
+    telemetry::Telemetry,
+    v1::{RunEvent, RunEventType},
+};
 use tokio::sync::Notify;
 
 use crate::{
-    all, create, events, failed, get, run, runs, stream,
+    all, create, event, events, failed, get, run, runs, stream,
     support::{
         program::Running,
         upstream::{Answer, Upstream},
@@ -20,6 +25,10 @@ impl Scrape {
     async fn of(gateway: &Running) -> Self {
         let (status, text) = gateway.ask_admin("/metrics").await;
         assert_eq!(status, 200);
+        Self::read(&text)
+    }
+
+    fn read(text: &str) -> Self {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let sample = |line: &str| {
             let (name, value) = line.rsplit_once(' ').expect("a sample");
@@ -154,7 +163,7 @@ async fn a_cut_stream_and_a_shed_call_are_counted() {
     let upstream = Upstream::start().await;
     let flags = ["--upstream-url", &upstream.url(), "--max-live-streams", "1", "--poll-floor", "1ms"];
     let gateway = Running::start(&flags).await;
-    let event = format!("event: thread.run.created\ndata: {}\n\n", run("queued", ""));
+    let event = event("thread.run.created", &run("queued", ""));
     let cut = Arc::new(Notify::new());
     upstream.push(Answer::new(200).header("content-type", "text/event-stream").chunked().bytes(event).wait(&cut).cut());
     let live = runs(&gateway).stream_create_run(stream()).await;
@@ -171,4 +180,41 @@ async fn a_cut_stream_and_a_shed_call_are_counted() {
         ("runs_gateway_pollers", 0.0),
     ]);
     gateway.stop("-TERM").await;
+}
+
+#[tokio::test]
+async fn a_run_whose_upstream_does_not_stream_has_no_stream_that_is_cut() {
+    let upstream = Upstream::start().await;
+    let gateway = Running::start(&["--upstream-url", &upstream.url(), "--poll-floor", "1ms"]).await;
+    let cases = [
+        ("the run alone", Answer::json(200, run("queued", "")), 0.0),
+        ("a stream without its end", Answer::sse([event("thread.run.created", &run("queued", ""))]), 1.0),
+    ];
+    for (what, answer, cut) in cases {
+        upstream.push(answer);
+        upstream.push(Answer::json(200, run("completed", "")));
+        upstream.push(Answer::json(200, r#"{"data":[]}"#));
+        let events = all(runs(&gateway).stream_create_run(stream()).await).await;
+        assert_eq!(events.last().map(RunEvent::r#type), Some(RunEventType::ThreadRunCompleted), "{what}");
+        Scrape::of(&gateway).await.expect(&[("runs_gateway_upstream_streams_cut_total", cut)]);
+    }
+    gateway.stop("-TERM").await;
+}
+
+#[test]
+fn a_heartbeat_is_counted_but_is_no_first_event() {
+    let telemetry = Telemetry::default();
+    let call = telemetry.call("/runsgateway.v1.RunService/WatchRun", &HeaderMap::new());
+    let kinds = [
+        (RunEventType::Heartbeat, 0.0),
+        (RunEventType::ThreadRunCreated, 1.0),
+        (RunEventType::Heartbeat, 1.0),
+        (RunEventType::ThreadRunCompleted, 1.0),
+    ];
+    for (kind, first) in kinds {
+        call.sent(&RunEvent { r#type: kind.into(), ..RunEvent::default() });
+        Scrape::read(&telemetry.metrics().render())
+            .expect(&[(r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="WatchRun"}"#, first)]);
+    }
+    Scrape::read(&telemetry.metrics().render()).expect(&[(r#"runs_gateway_events_total{type="heartbeat"}"#, 2.0)]);
 }

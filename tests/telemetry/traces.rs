@@ -23,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    all, create, events, failed, get, runs, stream,
+    all, create, event, events, failed, get, run, runs, stream,
     support::{
         program::Running,
         upstream::{Answer, Upstream},
@@ -97,13 +97,16 @@ impl Collector {
     }
 }
 
+/// Attributes by key, of which each stands once.
 fn attributes(attributes: &[KeyValue]) -> HashMap<String, String> {
     let text = |attribute: &KeyValue| match attribute.value.as_ref().and_then(|value| value.value.as_ref()) {
         Some(Value::StringValue(text)) => text.clone(),
         Some(Value::IntValue(number)) => number.to_string(),
         other => format!("{other:?}"),
     };
-    attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
+    let by_key: HashMap<_, _> = attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect();
+    assert_eq!(by_key.len(), attributes.len(), "a key stands twice: {attributes:?}");
+    by_key
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -197,6 +200,27 @@ async fn a_stream_is_a_span_to_its_last_byte_and_a_failed_call_says_why() {
     assert_eq!(collector.resource()["service.name"], "my-gateway");
     let text = format!("{spans:?}");
     assert!(!text.contains("SECRET") && !text.contains("PROMPT"), "{text}");
+}
+
+#[tokio::test]
+async fn a_span_tells_its_run_once_however_often_it_was_seen_and_has_room_for_the_end() {
+    let collector = Collector::default();
+    let url = collector.start_grpc().await;
+    let upstream = Upstream::start().await;
+    let environment = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*url), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")];
+    let gateway = Running::start_in(&["--upstream-url", &upstream.url()], &environment).await;
+    let seen = (0..50).map(|_| event("thread.run.in_progress", &run("in_progress", "")));
+    upstream.push(Answer::sse(seen.chain([event("thread.run.failed", &failed()), event("done", "[DONE]")])));
+    assert_eq!(all(runs(&gateway).stream_create_run(stream()).await).await.len(), 52);
+    gateway.stop("-TERM").await;
+
+    let spans = collector.spans();
+    let call = spans.iter().find(|span| span.kind() == SpanKind::Server).expect("a span");
+    let said = attributes(&call.attributes);
+    for (name, value) in [("gen_ai.response.id", "run_1"), ("gen_ai.usage.output_tokens", "5"), ("rpc.grpc.status_code", "0")] {
+        assert_eq!(said.get(name).map(String::as_str), Some(value), "{name} in {said:?}");
+    }
+    assert_eq!(call.dropped_attributes_count, 0);
 }
 
 #[tokio::test]
