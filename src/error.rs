@@ -254,7 +254,7 @@ impl Error {
     /// The table.
     fn verdict(&self) -> Verdict {
         use ErrorReason as R;
-        let again = "; call again";
+        let (again, again_later) = ("; call again", "; call again later");
         match self {
             Self::Invalid { field, description } => {
                 Verdict::new(Code::InvalidArgument, R::InvalidField, format!("{field}: {description}"))
@@ -279,7 +279,7 @@ impl Error {
             }
             Self::Draining => Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway ends this call{again}")),
             Self::Overloaded { what } => {
-                let message = format!("the gateway has as many {what} as it may have{again} later");
+                let message = format!("the gateway has as many {what} as it may have{again_later}");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
             }
             Self::OutputsMissing { ids } => {
@@ -296,7 +296,7 @@ impl Error {
                 let resumable = !resume.run_id.is_empty() && (over || error.may_pass());
                 let hint = if resumable { "; resume by WatchRun or ConverseRun.attach" } else { "" };
                 // Calling again would be another run.
-                let message = verdict.message.trim_end_matches(" later").trim_end_matches(again);
+                let message = verdict.message.trim_end_matches(again_later).trim_end_matches(again);
                 let message = format!("{message}{hint}");
                 Verdict { message, ..verdict }
             }
