@@ -105,6 +105,7 @@ impl Parser {
 
     /// Takes the next bytes of the stream. If [`Self::next_frame`] was not called until it gave `None`, they are copied to what is left.
     pub fn push(&mut self, chunk: Bytes) {
+        self.forget();
         self.lines.own(&self.chunk);
         let left = &self.chunk[self.at..];
         self.chunk = if left.is_empty() { chunk } else { [left, &chunk].concat().into() };
@@ -118,9 +119,7 @@ impl Parser {
 
     /// Reads on to the end of the next event, which then is [`Self::frame`]; false once all that was pushed is read.
     pub(super) fn advance(&mut self) -> Result<bool, TooLong> {
-        if mem::take(&mut self.ended) {
-            self.lines.clear();
-        }
+        self.forget();
         while !self.ended {
             if self.after_cr && self.at < self.chunk.len() {
                 self.after_cr = false;
@@ -157,6 +156,13 @@ impl Parser {
         Ok(true)
     }
 
+    /// Lets go of the event that was given.
+    fn forget(&mut self) {
+        if mem::take(&mut self.ended) {
+            self.lines.clear();
+        }
+    }
+
     /// The event whose end was reached.
     pub(super) fn frame(&self) -> Frame<'_> {
         let Lines { event, data, id, .. } = &self.lines;
@@ -167,9 +173,7 @@ impl Parser {
     /// after a cut that is right. But some services leave out the last blank line, or even the last line end; the caller knows whether the
     /// stream ended in good order, and whether what is pending makes sense.
     pub fn finish(&mut self) -> Option<Pending<'_>> {
-        if mem::take(&mut self.ended) {
-            self.lines.clear();
-        }
+        self.forget();
         let terminated = self.partial.is_empty() && self.at == self.chunk.len();
         self.lines.read(&mem::take(&mut self.partial), None, &self.chunk);
         self.lines.begun.then(|| Pending { frame: self.frame(), terminated })
