@@ -1,8 +1,9 @@
 //! A conversation: a run, its events of all rounds, and the outputs of its tool calls, on one stream.
 //!
 //! Must hold: a submit is sent once a round. If its outcome is not known, the run is looked at: it is sent once more only if the run still asks
-//! for the same calls, by the rules of a unary submit (`rest/settle.rs`). The upstream's `done` after `requires_action` ends a round, not the conversation. While outputs are waited for, the
-//! shared poller watches the run, so that one that expires, is cancelled, or is answered by somebody else does not leave its caller waiting.
+//! for the same calls, by the rules of a unary submit (`rest/settle.rs`). The upstream's `done` after `requires_action` ends a round, not the
+//! conversation. While outputs are waited for, the shared poller watches the run, so that one that expires, is cancelled, or is answered by
+//! somebody else does not leave its caller waiting.
 //!
 //! Why a task of its own: the caller is heard while it does not read. It holds one event at most that the caller did not take.
 

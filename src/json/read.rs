@@ -208,8 +208,8 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
     let mut last = 0;
     while value.member()? {
         let guess = usize::from(following[last].load(Ordering::Relaxed));
-        // Only as long as all fit: whatever comes after is noted by its name.
-        if extra.is_empty() {
+        // After a member that did not fit all are told by their names: one may be its duplicate.
+        if extra.unfit.is_empty() {
             let mark = value.mark();
             if message.read(guess, false, value)? {
                 last = guess + 1;

@@ -158,8 +158,8 @@ async fn rejection(response: &mut reqwest::Response, effect: Effect, own_key: bo
         body
     });
     // Messages of other errors repeat what the caller wrote.
-    let says_delay = matches!(status, 429 | 503);
-    let retry_after = retry_after.or_else(|| said_delay(&body.as_ref().filter(|_| says_delay)?.message));
+    let said = body.as_ref().filter(|_| matches!(status, 429 | 503)).and_then(|body| said_delay(&body.message));
+    let retry_after = retry_after.or(said);
     Error::Rejected(Box::new(Rejection { status, body, request_id, retry_after, should_retry, effect, own_key, headers }))
 }
 
