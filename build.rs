@@ -1,7 +1,9 @@
-//! Compiles the contract: message types and service stubs (tonic-build), the descriptor that reflection serves, the JSON codec (`build/codec.rs`), and
-//! the protobuf encoder (`build/wire.rs`).
+//! Compiles the contract: message types and service stubs (tonic-build), the descriptor that
+//! reflection serves, the JSON codec (`build/codec.rs`), and the protobuf encoder
+//! (`build/wire.rs`).
 //!
-//! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no part of the descriptor.
+//! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no
+//! part of the descriptor.
 //!
 //! Must hold: nothing but cargo is needed. The protobuf compiler is protox, a Rust library.
 
@@ -24,8 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     fs::write(out.join("protos.rs"), embedded()?)?;
-    // Encoded by protox, not by prost: prost would drop comments' neighbours that it does not know, custom options among them.
-    fs::write(out.join("descriptor.bin"), compile(&[CONTRACT])?.encode_file_descriptor_set())?;
+    // Encoded by protox, not by prost: prost would drop comments' neighbours that it does not know,
+    // custom options among them.
+    fs::write(
+        out.join("descriptor.bin"),
+        compile(&[CONTRACT])?.encode_file_descriptor_set(),
+    )?;
     let compiler = compile(&[CONTRACT, INTERNAL])?;
     let mut config = tonic_build::Config::new();
     config.enable_type_names();
@@ -43,14 +49,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed("RunEvent.payload.unknown")
         .codec_path("crate::service::BoundedCodec")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
-    fs::write(out.join("codec.rs"), codec::generate(&compiler.descriptor_pool())?)?;
-    fs::write(out.join("wire.rs"), wire::generate(&compiler.descriptor_pool())?)?;
+    fs::write(
+        out.join("codec.rs"),
+        codec::generate(&compiler.descriptor_pool())?,
+    )?;
+    fs::write(
+        out.join("wire.rs"),
+        wire::generate(&compiler.descriptor_pool())?,
+    )?;
     Ok(())
 }
 
 fn compile(directories: &[&str]) -> Result<protox::Compiler, Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(INCLUDES)?;
-    compiler.include_source_info(true).include_imports(true).open_files(files(directories)?)?;
+    compiler
+        .include_source_info(true)
+        .include_imports(true)
+        .open_files(files(directories)?)?;
     Ok(compiler)
 }
 
@@ -69,8 +84,14 @@ fn files(directories: &[&str]) -> io::Result<Vec<PathBuf>> {
 fn embedded() -> Result<String, Box<dyn Error>> {
     let entries = files(&[CONTRACT])?.into_iter().map(|file| {
         let path = file.strip_prefix(INCLUDES[0])?;
-        let (path, source) = (path.display().to_string(), fs::canonicalize(file)?.display().to_string());
+        let (path, source) = (
+            path.display().to_string(),
+            fs::canonicalize(file)?.display().to_string(),
+        );
         Ok(format!("({path:?}, include_str!({source:?})),\n"))
     });
-    Ok(format!("[\n{}]", entries.collect::<Result<String, Box<dyn Error>>>()?))
+    Ok(format!(
+        "[\n{}]",
+        entries.collect::<Result<String, Box<dyn Error>>>()?
+    ))
 }

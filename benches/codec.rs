@@ -1,5 +1,5 @@
-//! How long a run of 2.7 kB takes to be read and to be written: with tools, a function's schema, a required action and usage, laid out with
-//! white space as services send it.
+//! How long a run of 2.7 kB takes to be read and to be written: with tools, a function's schema, a
+//! required action and usage, laid out with white space as services send it.
 //!
 //! Each poll and each event of a stream pays this once. `cargo bench --bench codec`.
 
@@ -18,7 +18,9 @@ fn codec(criterion: &mut Criterion) {
     assert_eq!(run.extra_json, "", "the contract names all of the run");
     let mut group = criterion.benchmark_group("run");
     group.throughput(Throughput::Bytes(RUN.len() as u64));
-    group.bench_function("decode", |bencher| bencher.iter(|| decode::<Run>(black_box(RUN))));
+    group.bench_function("decode", |bencher| {
+        bencher.iter(|| decode::<Run>(black_box(RUN)))
+    });
     group.bench_function("encode", |bencher| bencher.iter(|| encode(black_box(&run))));
     group.finish();
 }

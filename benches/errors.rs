@@ -1,6 +1,8 @@
-//! How long the error path takes: from the upstream's error body to an error, and from that to the gRPC status with its details.
+//! How long the error path takes: from the upstream's error body to an error, and from that to the
+//! gRPC status with its details.
 //!
-//! An upstream that is down or limits its callers makes every call take this path, at the worst time. `cargo bench --bench errors`.
+//! An upstream that is down or limits its callers makes every call take this path, at the worst
+//! time. `cargo bench --bench errors`.
 
 use std::hint::black_box;
 
@@ -33,8 +35,12 @@ fn errors(criterion: &mut Criterion) {
     for (name, body, code) in BODIES {
         let error: Error = error_event(body.as_bytes());
         assert_eq!(error.status().code(), code, "{name}");
-        group.bench_function(format!("{name}/read"), |bencher| bencher.iter(|| error_event(black_box(body.as_bytes()))));
-        group.bench_function(format!("{name}/status"), |bencher| bencher.iter(|| black_box(&error).status()));
+        group.bench_function(format!("{name}/read"), |bencher| {
+            bencher.iter(|| error_event(black_box(body.as_bytes())))
+        });
+        group.bench_function(format!("{name}/status"), |bencher| {
+            bencher.iter(|| black_box(&error).status())
+        });
     }
     group.finish();
 }

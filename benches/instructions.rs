@@ -1,7 +1,8 @@
-//! Instructions of the hot paths, for where seconds are too noisy to tell a change: the same on every run but for a few, whatever else the machine does.
+//! Instructions of the hot paths, for where seconds are too noisy to tell a change: the same on
+//! every run but for a few, whatever else the machine does.
 //!
-//! Each case is counted by callgrind with ten rounds and with sixty; the difference, over fifty, is what one takes without start-up.
-//! `cargo bench --bench instructions [CASE]`; needs valgrind.
+//! Each case is counted by callgrind with ten rounds and with sixty; the difference, over fifty, is
+//! what one takes without start-up. `cargo bench --bench instructions [CASE]`; needs valgrind.
 
 use std::{env, hint::black_box, process::Command};
 
@@ -24,43 +25,71 @@ const ERROR: &str = r#"{"error":{"message":"Rate limit reached. Please try again
 type Case = (&'static str, fn(rounds: u64));
 
 const CASES: [Case; 6] = [
-    ("run decode", |rounds| (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))))),
+    ("run decode", |rounds| {
+        (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))))
+    }),
     ("run encode", |rounds| {
         let run: Run = decode(RUN).expect("the run is read");
         (0..rounds).for_each(|_| drop(black_box(encode(black_box(&run)))));
     }),
-    ("delta decode", |rounds| (0..rounds).for_each(|_| drop(black_box(decode::<MessageDelta>(black_box(DELTA.as_bytes())))))),
+    ("delta decode", |rounds| {
+        (0..rounds).for_each(|_| {
+            drop(black_box(decode::<MessageDelta>(black_box(
+                DELTA.as_bytes(),
+            ))))
+        })
+    }),
     ("event framing", |rounds| {
         let event = Bytes::from(format!("event: thread.message.delta\ndata: {DELTA}\n\n"));
         let mut parser = Parser::new(4 << 20);
         for _ in 0..rounds {
             parser.push(event.clone());
-            assert!(black_box(parser.next_frame()).expect("within the limit").is_some());
+            assert!(
+                black_box(parser.next_frame())
+                    .expect("within the limit")
+                    .is_some()
+            );
         }
     }),
     ("a call's metrics", |rounds| {
         let (telemetry, headers) = (Telemetry::default(), HeaderMap::new());
         for _ in 0..rounds {
             let call = telemetry.call("/runsgateway.v1.RunService/GetRun", &headers);
-            let mut exchange = telemetry.exchange(&call, &Method::GET, "/threads/{thread_id}/runs/{run_id}", 0);
+            let mut exchange = telemetry.upstream_request(
+                &call,
+                &Method::GET,
+                "/threads/{thread_id}/runs/{run_id}",
+                0,
+            );
             exchange.answered(StatusCode::OK);
             exchange.ended(&Ok::<(), Error>(()));
             drop(exchange);
             call.ended(Code::Ok);
         }
     }),
-    ("error to status", |rounds| (0..rounds).for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())))),
+    ("error to status", |rounds| {
+        (0..rounds).for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())))
+    }),
 ];
 
 fn main() {
     // cargo adds a flag of its own.
-    let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     if let [name, rounds] = &words[..] {
         let (_, case) = CASES.iter().find(|(case, _)| case == name).expect("a case");
         return case(rounds.parse().expect("a number"));
     }
-    for (name, _) in CASES.iter().filter(|(name, _)| words.first().is_none_or(|word| name.starts_with(&**word))) {
-        println!("{name:16} {:>8} instructions", (counted(name, 60) - counted(name, 10)) / 50);
+    for (name, _) in CASES
+        .iter()
+        .filter(|(name, _)| words.first().is_none_or(|word| name.starts_with(&**word)))
+    {
+        println!(
+            "{name:16} {:>8} instructions",
+            (counted(name, 60) - counted(name, 10)) / 50
+        );
     }
 }
 
@@ -68,9 +97,14 @@ fn main() {
 fn counted(name: &str, rounds: u64) -> u64 {
     let program = env::current_exe().expect("this program");
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program).args([name, &rounds.to_string()]);
+    valgrind
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args([name, &rounds.to_string()]);
     let said = valgrind.output().expect("valgrind is installed").stderr;
     let said = String::from_utf8_lossy(&said);
-    let collected = said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+    let collected = said
+        .lines()
+        .find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
     collected.unwrap_or_else(|| panic!("{said}"))
 }

@@ -1,4 +1,5 @@
-//! Framing's throughput: events of some 300 bytes, as a run's message deltas are, by how they arrive.
+//! Framing's throughput: events of some 300 bytes, as a run's message deltas are, by how they
+//! arrive.
 
 #![allow(missing_docs, reason = "criterion's macros write public functions")]
 
@@ -35,7 +36,11 @@ fn framing(criterion: &mut Criterion) {
     let events: Vec<String> = (0..EVENTS).map(event).collect();
     let whole = events.concat();
     let each: Vec<Bytes> = events.into_iter().map(Bytes::from).collect();
-    let chunks: Vec<Bytes> = whole.as_bytes().chunks(16 << 10).map(Bytes::copy_from_slice).collect();
+    let chunks: Vec<Bytes> = whole
+        .as_bytes()
+        .chunks(16 << 10)
+        .map(Bytes::copy_from_slice)
+        .collect();
 
     let mut group = criterion.benchmark_group("sse");
     group.throughput(Throughput::Bytes(whole.len() as u64));

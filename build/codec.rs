@@ -1,20 +1,29 @@
-//! Writes the JSON codec of every message that mirrors JSON, in terms of the rules in `src/json`: for each field what leads to it, and one line each way.
+//! Writes the JSON codec of every message that mirrors JSON, in terms of the rules in `src/json`:
+//! for each field what leads to it, and one line each way.
 //!
-//! Must hold: what a message looks like as JSON is derived from its descriptor and from the two tables below, and from nothing else.
-//! A field that no rule covers fails the build. `build/sample.rs` shows what comes out for one message.
+//! Must hold: what a message looks like as JSON is derived from its descriptor and from the two
+//! tables below, and from nothing else. A field that no rule covers fails the build.
+//! `build/sample.rs` shows what comes out for one message.
 
 use std::{error::Error, fmt::Write as _};
 
-use prost_reflect::{Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{
+    Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor,
+};
 
 /// The last field of every message that mirrors a JSON object.
 const EXTRA: (&str, u32) = ("extra_json", 1000);
 
-/// Fields that stand for the whole value instead of a member of it: the JSON is a bare string or list, not an object.
-const BARE: [(&str, &[&str]); 3] =
-    [("ToolChoice", &["mode"]), ("ResponseFormat", &["mode"]), ("MessageContent", &["text", "parts"])];
+/// Fields that stand for the whole value instead of a member of it: the JSON is a bare string or
+/// list, not an object.
+const BARE: [(&str, &[&str]); 3] = [
+    ("ToolChoice", &["mode"]),
+    ("ResponseFormat", &["mode"]),
+    ("MessageContent", &["text", "parts"]),
+];
 
-/// Members that services send even when they are empty (`required` in the schema, plus what recordings always have), by message.
+/// Members that services send even when they are empty (`required` in the schema, plus what
+/// recordings always have), by message.
 const ALWAYS: [(&str, &[&str]); 14] = [
     (
         "Run",
@@ -43,10 +52,31 @@ const ALWAYS: [(&str, &[&str]); 14] = [
             "usage",
         ],
     ),
-    ("RunStep", &["cancelled_at", "completed_at", "expired_at", "expires_at", "failed_at", "last_error", "metadata", "usage"]),
+    (
+        "RunStep",
+        &[
+            "cancelled_at",
+            "completed_at",
+            "expired_at",
+            "expires_at",
+            "failed_at",
+            "last_error",
+            "metadata",
+            "usage",
+        ],
+    ),
     (
         "ThreadMessage",
-        &["assistant_id", "attachments", "completed_at", "content", "incomplete_at", "incomplete_details", "metadata", "run_id"],
+        &[
+            "assistant_id",
+            "attachments",
+            "completed_at",
+            "content",
+            "incomplete_at",
+            "incomplete_details",
+            "metadata",
+            "run_id",
+        ],
     ),
     ("ThreadResource", &["metadata", "tool_resources"]),
     ("ListRunsResponse", &["data", "first_id", "last_id"]),
@@ -75,10 +105,14 @@ const ALWAYS: [(&str, &[&str]); 14] = [
     ("ApiError", &["code", "param"]),
 ];
 
-/// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module that defines them.
+/// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module
+/// that defines them.
 pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
-    for descriptor in pool.all_enums().filter(|it| it.full_name().starts_with("runsgateway.")) {
+    for descriptor in pool
+        .all_enums()
+        .filter(|it| it.full_name().starts_with("runsgateway."))
+    {
         let names = names(&descriptor)?;
         write!(
             out,
@@ -97,9 +131,15 @@ pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
         }
         write!(out, "            _ => None,\n        }}\n    }}\n}}\n\n")?;
     }
-    for message in pool.all_messages().filter(|it| it.full_name().starts_with("runsgateway.") && !it.is_map_entry()) {
+    for message in pool
+        .all_messages()
+        .filter(|it| it.full_name().starts_with("runsgateway.") && !it.is_map_entry())
+    {
         let bare = row(&BARE, message.name());
-        if message.get_field_by_name(EXTRA.0).is_some_and(|field| field.number() == EXTRA.1) {
+        if message
+            .get_field_by_name(EXTRA.0)
+            .is_some_and(|field| field.number() == EXTRA.1)
+        {
             object(&mut out, &message, bare)?;
         } else if !bare.is_empty() {
             bare_only(&mut out, &message, bare)?;
@@ -108,17 +148,30 @@ pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
     Ok(out)
 }
 
-fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Result<(), Box<dyn Error>> {
+fn object(
+    out: &mut String,
+    message: &MessageDescriptor,
+    bare: &[&str],
+) -> Result<(), Box<dyn Error>> {
     let name = message.name();
     let always = row(&ALWAYS, name);
-    let fields = || message.fields().filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()));
-    write!(out, "impl Object for {name} {{\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n")?;
+    let fields = || {
+        message
+            .fields()
+            .filter(|field| field.name() != EXTRA.0 && !bare.contains(&field.name()))
+    };
+    write!(
+        out,
+        "impl Object for {name} {{\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n"
+    )?;
     for (place, field) in fields().enumerate() {
         writeln!(out, "            b\"{}\" => Some({place}),", member(&field))?;
     }
     writeln!(out, "            _ => None,\n        }}\n    }}")?;
     // To begin with, each is followed by the next.
-    let following: Vec<_> = (0..=fields().count()).map(|place| format!("AtomicU8::new({place})")).collect();
+    let following: Vec<_> = (0..=fields().count())
+        .map(|place| format!("AtomicU8::new({place})"))
+        .collect();
     write!(
         out,
         "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n",
@@ -127,14 +180,22 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     )?;
     for (place, field) in fields().enumerate() {
         let lead = format!("{:?}", format!("\"{}\":", member(&field)));
-        writeln!(out, "            {place} => Ok((named || value.is_led_by({lead})) && {}?),", reader(&field)?)?;
+        writeln!(
+            out,
+            "            {place} => Ok((named || value.is_led_by({lead})) && {}?),",
+            reader(&field)?
+        )?;
     }
     write!(
         out,
         "            _ => Ok(false),\n        }}\n    }}\n    fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation> {{\n"
     )?;
     for field in fields() {
-        let empty = if always.contains(&member(&field)) { "Empty::Written" } else { "Empty::Omitted" };
+        let empty = if always.contains(&member(&field)) {
+            "Empty::Written"
+        } else {
+            "Empty::Omitted"
+        };
         writeln!(out, "        {}?;", writer(message, &field, empty)?)?;
     }
     write!(
@@ -143,7 +204,10 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
         EXTRA.0
     )?;
 
-    write!(out, "impl Value for {name} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n")?;
+    write!(
+        out,
+        "impl Value for {name} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n"
+    )?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
@@ -158,12 +222,23 @@ fn object(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Resul
     Ok(())
 }
 
-fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Result<(), Box<dyn Error>> {
-    write!(out, "impl Value for {} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n", message.name())?;
+fn bare_only(
+    out: &mut String,
+    message: &MessageDescriptor,
+    bare: &[&str],
+) -> Result<(), Box<dyn Error>> {
+    write!(
+        out,
+        "impl Value for {} {{\n    fn read_value(&mut self, value: &mut Cursor<'_>) -> Read<bool> {{\n",
+        message.name()
+    )?;
     for field in bare {
         bare_reader(out, message, field)?;
     }
-    write!(out, "        Ok(false)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n")?;
+    write!(
+        out,
+        "        Ok(false)\n    }}\n    fn write_value(&self, out: &mut Writer<'_>) -> Result<(), Violation> {{\n"
+    )?;
     for field in bare {
         bare_writer(out, message, field)?;
     }
@@ -172,17 +247,33 @@ fn bare_only(out: &mut String, message: &MessageDescriptor, bare: &[&str]) -> Re
 }
 
 /// Reads the bare form `field`, or goes back for the next form.
-fn bare_reader(out: &mut String, message: &MessageDescriptor, field: &str) -> Result<(), Box<dyn Error>> {
-    let field = message.get_field_by_name(field).ok_or(format!("{}.{field} is not there", message.name()))?;
+fn bare_reader(
+    out: &mut String,
+    message: &MessageDescriptor,
+    field: &str,
+) -> Result<(), Box<dyn Error>> {
+    let field = message
+        .get_field_by_name(field)
+        .ok_or(format!("{}.{field} is not there", message.name()))?;
     writeln!(out, "        let mark = value.mark();")?;
-    writeln!(out, "        if {}? {{\n            return Ok(true);\n        }}", reader(&field)?)?;
+    writeln!(
+        out,
+        "        if {}? {{\n            return Ok(true);\n        }}",
+        reader(&field)?
+    )?;
     writeln!(out, "        value.back(mark);")?;
     Ok(())
 }
 
 /// Writes the bare form `field` if it is set, and nothing else may be.
-fn bare_writer(out: &mut String, message: &MessageDescriptor, field: &str) -> Result<(), Box<dyn Error>> {
-    let field = message.get_field_by_name(field).ok_or(format!("{}.{field} is not there", message.name()))?;
+fn bare_writer(
+    out: &mut String,
+    message: &MessageDescriptor,
+    field: &str,
+) -> Result<(), Box<dyn Error>> {
+    let field = message
+        .get_field_by_name(field)
+        .ok_or(format!("{}.{field} is not there", message.name()))?;
     let place = format!("self.{}", rust_name(&field));
     let write = match (field.kind(), shape(&field)) {
         (Kind::Enum(names), Shape::Plain) => format!("out.bare_name::<{}>({place})", names.name()),
@@ -190,7 +281,12 @@ fn bare_writer(out: &mut String, message: &MessageDescriptor, field: &str) -> Re
         (Kind::Message(_), Shape::List) => format!("out.bare_objects(&{place})"),
         _ => return Err(format!("no rule for the bare form {}", field.full_name()).into()),
     };
-    let others = message.fields().filter(|other| *other != field).map(|other| is_set(&other)).collect::<Vec<_>>().join(" || ");
+    let others = message
+        .fields()
+        .filter(|other| *other != field)
+        .map(|other| is_set(&other))
+        .collect::<Vec<_>>()
+        .join(" || ");
     writeln!(out, "        if {} {{", is_set(&field))?;
     writeln!(
         out,
@@ -222,62 +318,102 @@ fn reader(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
         (Kind::Int32, Shape::Optional) => "integer::<i32>",
         (Kind::Int64, Shape::Optional) => "integer::<i64>",
         (Kind::Double, Shape::Optional) => "number",
-        (Kind::Message(it), Shape::Optional) if it.full_name() == "google.protobuf.Timestamp" => "time",
+        (Kind::Message(it), Shape::Optional) if it.full_name() == "google.protobuf.Timestamp" => {
+            "time"
+        }
         (Kind::Message(_), Shape::Optional) => "object",
         (Kind::Message(_), Shape::List) => "objects",
-        (Kind::Enum(names), Shape::Plain) => return Ok(format!("read::name::<{}>({place}, value)", names.name())),
+        (Kind::Enum(names), Shape::Plain) => {
+            return Ok(format!("read::name::<{}>({place}, value)", names.name()));
+        }
         _ => return Err(format!("no rule for {}", field.full_name()).into()),
     };
     Ok(format!("read::{rule}({place}, value)"))
 }
 
 /// The expression that writes a field of `self` as a member.
-fn writer(message: &MessageDescriptor, field: &FieldDescriptor, empty: &str) -> Result<String, Box<dyn Error>> {
+fn writer(
+    message: &MessageDescriptor,
+    field: &FieldDescriptor,
+    empty: &str,
+) -> Result<String, Box<dyn Error>> {
     let name = member(field);
     let place = format!("self.{}", rust_name(field));
     let rule = match (field.kind(), shape(field)) {
         (Kind::Enum(tags), Shape::Plain) if name == "type" => {
-            return Ok(format!("out.tag::<{}>({place}, &[{}])", tags.name(), payloads(message, &tags)?));
+            return Ok(format!(
+                "out.tag::<{}>({place}, &[{}])",
+                tags.name(),
+                payloads(message, &tags)?
+            ));
         }
-        (Kind::Enum(names), Shape::Plain) => return Ok(format!("out.name::<{}>(\"{name}\", {place}, {empty})", names.name())),
+        (Kind::Enum(names), Shape::Plain) => {
+            return Ok(format!(
+                "out.name::<{}>(\"{name}\", {place}, {empty})",
+                names.name()
+            ));
+        }
         (Kind::Int32 | Kind::Int64, Shape::Optional) => {
-            return Ok(format!("out.integer(\"{name}\", {place}.map(i64::from), {empty})"));
+            return Ok(format!(
+                "out.integer(\"{name}\", {place}.map(i64::from), {empty})"
+            ));
         }
         (Kind::Bool | Kind::Double, Shape::Optional) => {
-            let rule = if field.kind() == Kind::Bool { "flag" } else { "number" };
+            let rule = if field.kind() == Kind::Bool {
+                "flag"
+            } else {
+                "number"
+            };
             return Ok(format!("out.{rule}(\"{name}\", {place}, {empty})"));
         }
         _ if field.is_map() => "map",
         (Kind::String, Shape::Plain) if field.name().ends_with("_json") => "json",
         (Kind::String, Shape::Plain) => "text",
-        (Kind::String, Shape::Optional) => return Ok(format!("out.optional_text(\"{name}\", {place}.as_deref(), {empty})")),
+        (Kind::String, Shape::Optional) => {
+            return Ok(format!(
+                "out.optional_text(\"{name}\", {place}.as_deref(), {empty})"
+            ));
+        }
         (Kind::String, Shape::List) => "texts",
         (Kind::Message(it), Shape::Optional) if it.full_name() == "google.protobuf.Timestamp" => {
             return Ok(format!("out.time(\"{name}\", {place}.as_ref(), {empty})"));
         }
-        (Kind::Message(_), Shape::Optional) => return Ok(format!("out.object(\"{name}\", {place}.as_ref(), {empty})")),
+        (Kind::Message(_), Shape::Optional) => {
+            return Ok(format!("out.object(\"{name}\", {place}.as_ref(), {empty})"));
+        }
         (Kind::Message(_), Shape::List) => "objects",
         _ => return Err(format!("no rule for {}", field.full_name()).into()),
     };
     Ok(format!("out.{rule}(\"{name}\", &{place}, {empty})"))
 }
 
-/// The fields that a `type` may name, each with whether it is set: a missing type is inferred when exactly one is.
+/// The fields that a `type` may name, each with whether it is set: a missing type is inferred when
+/// exactly one is.
 fn payloads(message: &MessageDescriptor, tags: &EnumDescriptor) -> Result<String, Box<dyn Error>> {
     let payload = |(name, number): (String, i32)| {
         let field = message.get_field_by_name(&name)?;
         Some(format!("({number}, {})", is_set(&field)))
     };
-    Ok(names(tags)?.into_iter().filter_map(payload).collect::<Vec<_>>().join(", "))
+    Ok(names(tags)?
+        .into_iter()
+        .filter_map(payload)
+        .collect::<Vec<_>>()
+        .join(", "))
 }
 
 /// The JSON strings of an enum, and their numbers. The zero value has none.
 fn names(of: &EnumDescriptor) -> Result<Vec<(String, i32)>, String> {
     let prefix = format!("{}_", shouting(of.name()));
-    let values = of.values().filter(|value| value.number() != 0).map(|value| {
-        let name = value.name().strip_prefix(&prefix).ok_or(format!("{} lacks the prefix {prefix}", value.name()))?;
-        Ok((name.to_ascii_lowercase(), value.number()))
-    });
+    let values = of
+        .values()
+        .filter(|value| value.number() != 0)
+        .map(|value| {
+            let name = value
+                .name()
+                .strip_prefix(&prefix)
+                .ok_or(format!("{} lacks the prefix {prefix}", value.name()))?;
+            Ok((name.to_ascii_lowercase(), value.number()))
+        });
     values.collect()
 }
 
@@ -298,7 +434,11 @@ fn shape(field: &FieldDescriptor) -> Shape {
 
 /// The JSON member: the field's own name, or an explicit `json_name`.
 fn member(field: &FieldDescriptor) -> &str {
-    if field.name().ends_with("_json") { field.json_name() } else { field.name() }
+    if field.name().ends_with("_json") {
+        field.json_name()
+    } else {
+        field.name()
+    }
 }
 
 pub(crate) fn rust_name(field: &FieldDescriptor) -> String {
@@ -309,7 +449,10 @@ pub(crate) fn rust_name(field: &FieldDescriptor) -> String {
 }
 
 fn row<'a>(table: &'a [(&str, &'a [&'a str])], message: &str) -> &'a [&'a str] {
-    table.iter().find(|(name, _)| *name == message).map_or(&[], |(_, fields)| fields)
+    table
+        .iter()
+        .find(|(name, _)| *name == message)
+        .map_or(&[], |(_, fields)| fields)
 }
 
 /// `RunStatus` as `RUN_STATUS`.

@@ -1,7 +1,8 @@
-//! What `build/codec.rs` writes for one message, `ToolChoice`: a JSON string (`mode`) or an object (all other fields). For reading only, it is
-//! not compiled; the lines that are stand in `OUT_DIR`.
+//! What `build/codec.rs` writes for one message, `ToolChoice`: a JSON string (`mode`) or an object
+//! (all other fields). For reading only, it is not compiled; the lines that are stand in `OUT_DIR`.
 //!
-//! Must hold: a test compares the two. After a change of the generator look at `git diff` here: RENEW_SAMPLE=1 cargo test --test codec sample
+//! Must hold: a test compares the two. After a change of the generator look at `git diff` here:
+//! RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
     fn place(name: &[u8]) -> Option<usize> {

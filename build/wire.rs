@@ -1,6 +1,8 @@
-//! Writes which fields each message of the contract has, in the order of their numbers, for `src/wire.rs`.
+//! Writes which fields each message of the contract has, in the order of their numbers, for
+//! `src/wire.rs`.
 //!
-//! Must hold: all of it is derived from the descriptor. A field whose Rust type has no rule there fails the build.
+//! Must hold: all of it is derived from the descriptor. A field whose Rust type has no rule there
+//! fails the build.
 
 use std::{error::Error, fmt::Write as _};
 
@@ -8,11 +10,19 @@ use prost_reflect::{DescriptorPool, MessageDescriptor, OneofDescriptor};
 
 use crate::codec::rust_name;
 
-/// The protobuf encoder of all messages in the contract's package, as Rust text to be included in `src/wire.rs`.
+/// The protobuf encoder of all messages in the contract's package, as Rust text to be included in
+/// `src/wire.rs`.
 pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
-    for message in pool.all_messages().filter(|it| it.package_name() == "runsgateway.v1" && !it.is_map_entry()) {
-        writeln!(out, "impl Wire for {} {{\n    fn write(&self, out: &mut Out) {{", message.name())?;
+    for message in pool
+        .all_messages()
+        .filter(|it| it.package_name() == "runsgateway.v1" && !it.is_map_entry())
+    {
+        writeln!(
+            out,
+            "impl Wire for {} {{\n    fn write(&self, out: &mut Out) {{",
+            message.name()
+        )?;
         fields(&mut out, &message)?;
         writeln!(out, "    }}\n}}\n")?;
     }
@@ -24,8 +34,16 @@ fn fields(out: &mut String, message: &MessageDescriptor) -> Result<(), Box<dyn E
     fields.sort_by_key(prost_reflect::FieldDescriptor::number);
     let mut written: Vec<OneofDescriptor> = Vec::new();
     for field in fields {
-        match field.containing_oneof().filter(|oneof| !oneof.is_synthetic()) {
-            None => writeln!(out, "        self.{}.put({}, out);", rust_name(&field), field.number())?,
+        match field
+            .containing_oneof()
+            .filter(|oneof| !oneof.is_synthetic())
+        {
+            None => writeln!(
+                out,
+                "        self.{}.put({}, out);",
+                rust_name(&field),
+                field.number()
+            )?,
             Some(oneof) if written.contains(&oneof) => {}
             Some(oneof) => {
                 one_of(out, message, &oneof)?;
@@ -36,12 +54,26 @@ fn fields(out: &mut String, message: &MessageDescriptor) -> Result<(), Box<dyn E
     Ok(())
 }
 
-/// The one member that is set, where the first of them would stand. prost does the same, and a message's members follow one another here.
-fn one_of(out: &mut String, message: &MessageDescriptor, oneof: &OneofDescriptor) -> Result<(), Box<dyn Error>> {
-    writeln!(out, "        match &self.{} {{\n            None => {{}}", oneof.name())?;
+/// The one member that is set, where the first of them would stand. prost does the same, and a
+/// message's members follow one another here.
+fn one_of(
+    out: &mut String,
+    message: &MessageDescriptor,
+    oneof: &OneofDescriptor,
+) -> Result<(), Box<dyn Error>> {
+    writeln!(
+        out,
+        "        match &self.{} {{\n            None => {{}}",
+        oneof.name()
+    )?;
     let path = format!("{}::{}", snake(message.name()), camel(oneof.name()));
     for field in oneof.fields() {
-        writeln!(out, "            Some({path}::{}(it)) => out.message({}, it),", camel(field.name()), field.number())?;
+        writeln!(
+            out,
+            "            Some({path}::{}(it)) => out.message({}, it),",
+            camel(field.name()),
+            field.number()
+        )?;
     }
     writeln!(out, "        }}")?;
     Ok(())

@@ -1,7 +1,9 @@
-//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/version`, over HTTP/1.1, for probes, scrapers and people with curl.
+//! The admin port: `/metrics`, `/healthz`, `/readyz`, `/version`, over HTTP/1.1, for probes,
+//! scrapers and people with curl.
 //!
-//! Must hold: it answers as long as the process lives, the drain included, and says the truth: `/healthz` that the process runs, `/readyz` that it
-//! takes calls, which a draining one does not. Neither follows the upstream: a fleet must not drain because an upstream blinks.
+//! Must hold: it answers as long as the process lives, the drain included, and says the truth:
+//! `/healthz` that the process runs, `/readyz` that it takes calls, which a draining one does not.
+//! Neither follows the upstream: a fleet must not drain because an upstream blinks.
 //!
 //! It has no access control and so no secrets: it listens on loopback unless told otherwise.
 
@@ -33,7 +35,13 @@ const CONNECTION_TIME: Duration = Duration::from_secs(60);
 /// How long a request's head may take to come.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
-const VERSION: &str = concat!("{\"name\":\"", env!("CARGO_PKG_NAME"), "\",\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}\n");
+const VERSION: &str = concat!(
+    "{\"name\":\"",
+    env!("CARGO_PKG_NAME"),
+    "\",\"version\":\"",
+    env!("CARGO_PKG_VERSION"),
+    "\"}\n"
+);
 
 /// Takes the admin port. `None` if it need not be had and cannot.
 pub async fn listen(admin: Admin) -> Result<Option<TcpListener>, String> {
@@ -43,7 +51,9 @@ pub async fn listen(admin: Admin) -> Result<Option<TcpListener>, String> {
     };
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
-        Err(error) if needed => Err(format!("cannot listen on {address} (--admin-listen): {error}")),
+        Err(error) if needed => Err(format!(
+            "cannot listen on {address} (--admin-listen): {error}"
+        )),
         Err(error) => {
             tracing::warn!(%address, %error, "no admin port: give this gateway one of its own by --admin-listen");
             Ok(None)
@@ -51,8 +61,13 @@ pub async fn listen(admin: Admin) -> Result<Option<TcpListener>, String> {
     }
 }
 
-/// Serves until its future is dropped. `draining` is cancelled when the gateway takes no more calls.
-pub async fn serve(listener: TcpListener, telemetry: Telemetry, draining: CancellationToken) -> Infallible {
+/// Serves until its future is dropped. `draining` is cancelled when the gateway takes no more
+/// calls.
+pub async fn serve(
+    listener: TcpListener,
+    telemetry: Telemetry,
+    draining: CancellationToken,
+) -> Infallible {
     let routes = TowerToHyperService::new(routes(telemetry, draining));
     let connections = TaskTracker::new();
     loop {
@@ -76,9 +91,18 @@ pub async fn serve(listener: TcpListener, telemetry: Telemetry, draining: Cancel
 }
 
 fn routes(telemetry: Telemetry, draining: CancellationToken) -> Router {
-    let metrics = move || async move { ([("content-type", PROMETHEUS_TEXT)], telemetry.metrics().render()) };
+    let metrics = move || async move {
+        (
+            [("content-type", PROMETHEUS_TEXT)],
+            telemetry.metrics().render(),
+        )
+    };
     let ready = move || async move {
-        if draining.is_cancelled() { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } else { (StatusCode::OK, "ready\n") }
+        if draining.is_cancelled() {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+        } else {
+            (StatusCode::OK, "ready\n")
+        }
     };
     let version = || async { ([("content-type", "application/json")], VERSION) };
     Router::new()

@@ -5,13 +5,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin, config, rest, server,
+    admin, config,
+    reloadable::Reloadable,
+    rest, server,
     service::Gateway,
     telemetry::{Telemetry, Tracer},
-    watched::Watched,
 };
 
-/// A gateway that is ready to serve. Made apart from [`App::serve`], so that what is wrong with the configuration is known before a port is taken.
+/// A gateway that is ready to serve. Made apart from [`App::serve`], so that what is wrong with the
+/// configuration is known before a port is taken.
 #[derive(Debug)]
 pub struct App {
     telemetry: Telemetry,
@@ -19,20 +21,37 @@ pub struct App {
     max_request_bytes: usize,
     limits: server::Limits,
     access: server::Access,
-    tls: Option<Watched<ServerConfig>>,
+    tls: Option<Reloadable<ServerConfig>>,
     web: Option<server::Web>,
 }
 
 impl App {
-    /// Prepares the gateway: reads the files that the configuration names. The upstream need not be there. Has to be called in a runtime.
+    /// Prepares the gateway: reads the files that the configuration names. The upstream need not be
+    /// there. Has to be called in a runtime.
     pub fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
-        let propagates = config.forward_metadata.iter().any(|name| name == "traceparent");
-        let tracer = config.telemetry.traces.map(|traces| Tracer::exporting(&traces, &config.upstream.base, propagates));
-        let telemetry = Telemetry::new(tracer.transpose().map_err(config::Invalid::new)?.unwrap_or_else(Tracer::off));
-        let client = rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let propagates = config
+            .forward_metadata
+            .iter()
+            .any(|name| name == "traceparent");
+        let tracer = config
+            .telemetry
+            .traces
+            .map(|traces| Tracer::exporting(&traces, &config.upstream.base, propagates));
+        let telemetry = Telemetry::new(
+            tracer
+                .transpose()
+                .map_err(config::Invalid::new)?
+                .unwrap_or_else(Tracer::off),
+        );
+        let client =
+            rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
         let forwarded = config.forwarded();
         Ok(Self {
-            web: server::Web::new(config.access.web_origins.clone(), &forwarded, &rest::SHOWN_HEADERS),
+            web: server::Web::new(
+                config.access.web_origins.clone(),
+                &forwarded,
+                &rest::SHOWN_HEADERS,
+            ),
             telemetry,
             gateway: Gateway::new(client, config.streams.clone(), forwarded),
             max_request_bytes: config.max_request_bytes,
@@ -48,8 +67,14 @@ impl App {
         })
     }
 
-    /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is served meanwhile.
-    pub async fn serve(self, listener: TcpListener, admin: Option<TcpListener>, shutdown: CancellationToken) {
+    /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is
+    /// served meanwhile.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+        shutdown: CancellationToken,
+    ) {
         let services = server::Routes::default()
             .with(self.gateway.run_service(self.max_request_bytes))
             .with(self.gateway.run_step_service(self.max_request_bytes));
@@ -57,7 +82,15 @@ impl App {
         let detached = self.gateway.detached();
         let telemetry = self.telemetry;
         let (access, tls, web) = (self.access, self.tls, self.web);
-        let served = server::Served { routes, health, access, tls, web, telemetry: telemetry.clone(), detached };
+        let served = server::Served {
+            routes,
+            health,
+            access,
+            tls,
+            web,
+            telemetry: telemetry.clone(),
+            detached,
+        };
         let administer = async {
             match admin {
                 Some(admin) => admin::serve(admin, telemetry.clone(), shutdown.clone()).await,

@@ -1,6 +1,8 @@
-//! `runs-gateway demo`: what a newcomer sees first. A real gRPC client holds a conversation with a tool call, and says what it does.
+//! `runs-gateway demo`: what a newcomer sees first. A real gRPC client holds a conversation with a
+//! tool call, and says what it does.
 //!
-//! Must hold: nothing is staged. What is printed is what came over the socket, when it came; if it is not what was expected, the demo fails.
+//! Must hold: nothing is staged. What is printed is what came over the socket, when it came; if it
+//! is not what was expected, the demo fails.
 
 use std::{
     error::Error,
@@ -19,8 +21,9 @@ use crate::{
     dev::Dev,
     embedded,
     v1::{
-        ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent, MessageInput, MessageRole, Run,
-        RunEvent, RunEventType, RunStatus, RunStep, SortOrder, ThreadAndRunSpec, ThreadSpec, Tool, run_event::Payload,
+        ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent,
+        MessageInput, MessageRole, Run, RunEvent, RunEventType, RunStatus, RunStep, SortOrder,
+        ThreadAndRunSpec, ThreadSpec, Tool, run_event::Payload,
         run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
     },
 };
@@ -36,18 +39,45 @@ const PARAMETERS: &str = r#"{"type":"object","properties":{"city":{"type":"strin
 
 /// Runs the demo. Fails if anything comes out otherwise than it should.
 pub async fn run() -> Result<(), Failure> {
-    let cli = Cli::try_parse_from(["runs-gateway", "dev", "--listen", "127.0.0.1:0", "--rest-listen", "127.0.0.1:0"])?;
-    let Command::Dev(args) = cli.command else { return Err("the command is dev".into()) };
+    let cli = Cli::try_parse_from([
+        "runs-gateway",
+        "dev",
+        "--listen",
+        "127.0.0.1:0",
+        "--rest-listen",
+        "127.0.0.1:0",
+    ])?;
+    let Command::Dev(args) = cli.command else {
+        return Err("the command is dev".into());
+    };
     let dev = Dev::start((*args).into(), CancellationToken::new()).await?;
-    say(NOTE, "", &format!("gRPC  {}  the gateway: runsgateway.v1.RunService and RunStepService", dev.grpc))?;
-    say(NOTE, "", &format!("REST  {}  its upstream, the embedded Runs API: a built-in model, no key, no network", dev.rest))?;
+    say(
+        NOTE,
+        "",
+        &format!(
+            "gRPC  {}  the gateway: runsgateway.v1.RunService and RunStepService",
+            dev.grpc
+        ),
+    )?;
+    say(
+        NOTE,
+        "",
+        &format!(
+            "REST  {}  its upstream, the embedded Runs API: a built-in model, no key, no network",
+            dev.rest
+        ),
+    )?;
     let mut runs = RunServiceClient::connect(format!("http://{}", dev.grpc)).await?;
     let mut steps = RunStepServiceClient::connect(format!("http://{}", dev.grpc)).await?;
 
     let run = converse(&runs).await?;
     list_steps(&mut steps, &run).await?;
     miss(&mut runs, &run).await?;
-    say(NOTE, "", "the same from your language: runs-gateway dev, and the README")?;
+    say(
+        NOTE,
+        "",
+        "the same from your language: runs-gateway dev, and the README",
+    )?;
     dev.end().await;
     Ok(())
 }
@@ -65,8 +95,16 @@ async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
         let _ = say(NOTE, "", "   upstream: POST /threads/{thread_id}/runs/{run_id}/submit_tool_outputs");
         output
     });
-    say(SENT, "->", &format!("ConverseRun start: a thread with {QUESTION:?}, and a tool, get_weather(city)"))?;
-    say(NOTE, "", "   upstream: POST /threads/runs with stream: true; each server-sent event becomes one typed RunEvent")?;
+    say(
+        SENT,
+        "->",
+        &format!("ConverseRun start: a thread with {QUESTION:?}, and a tool, get_weather(city)"),
+    )?;
+    say(
+        NOTE,
+        "",
+        "   upstream: POST /threads/runs with stream: true; each server-sent event becomes one typed RunEvent",
+    )?;
     let mut line = Line::default();
     let mut shown = Ok(());
     let heed = |event| {
@@ -76,7 +114,11 @@ async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
     };
     let run = conversation.start(start(), heed).await?;
     shown?;
-    if run.status() == RunStatus::Completed { Ok(run) } else { Err(format!("the run ended as {:?}", run.status()).into()) }
+    if run.status() == RunStatus::Completed {
+        Ok(run)
+    } else {
+        Err(format!("the run ended as {:?}", run.status()).into())
+    }
 }
 
 /// Shows an event. Those that are left out are left out here, to keep this short, and nowhere else.
@@ -85,12 +127,19 @@ fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
     let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
     let told = match &event.payload {
         Some(Payload::MessageDelta(_)) => return line.add(name, &text(event)),
-        Some(Payload::Run(_)) if kind == RunEventType::ThreadRunRequiresAction => "the run waits for its caller".to_owned(),
+        Some(Payload::Run(_)) if kind == RunEventType::ThreadRunRequiresAction => {
+            "the run waits for its caller".to_owned()
+        }
         Some(Payload::Run(run)) => {
             let usage = run.usage.as_ref().and_then(|usage| usage.total_tokens);
-            usage.map_or_else(|| run.id.clone(), |tokens| format!("{}, {tokens} tokens", run.id))
+            usage.map_or_else(
+                || run.id.clone(),
+                |tokens| format!("{}, {tokens} tokens", run.id),
+            )
         }
-        Some(Payload::RunStep(step)) if kind == RunEventType::ThreadRunStepCompleted => describe(step),
+        Some(Payload::RunStep(step)) if kind == RunEventType::ThreadRunStepCompleted => {
+            describe(step)
+        }
         _ => return Ok(()),
     };
     line.end()?;
@@ -100,7 +149,10 @@ fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
 fn start() -> ConverseStart {
     let question = MessageInput {
         role: MessageRole::User.into(),
-        content: Some(MessageContent { text: Some(QUESTION.to_owned()), parts: Vec::new() }),
+        content: Some(MessageContent {
+            text: Some(QUESTION.to_owned()),
+            parts: Vec::new(),
+        }),
         ..MessageInput::default()
     };
     let get_weather = FunctionDefinition {
@@ -111,12 +163,21 @@ fn start() -> ConverseStart {
     };
     let spec = ThreadAndRunSpec {
         assistant_id: embedded::ASSISTANT.to_owned(),
-        thread: Some(ThreadSpec { messages: vec![question], ..ThreadSpec::default() }),
-        tools: vec![Tool { function: Some(get_weather), ..Tool::default() }],
+        thread: Some(ThreadSpec {
+            messages: vec![question],
+            ..ThreadSpec::default()
+        }),
+        tools: vec![Tool {
+            function: Some(get_weather),
+            ..Tool::default()
+        }],
         metadata: [("embedded.delay_ms".to_owned(), "30".to_owned())].into(),
         ..ThreadAndRunSpec::default()
     };
-    ConverseStart { thread_and_run: Some(spec), ..ConverseStart::default() }
+    ConverseStart {
+        thread_and_run: Some(spec),
+        ..ConverseStart::default()
+    }
 }
 
 async fn list_steps(steps: &mut RunStepServiceClient<Channel>, run: &Run) -> Result<(), Failure> {
@@ -135,28 +196,74 @@ async fn list_steps(steps: &mut RunStepServiceClient<Channel>, run: &Run) -> Res
 
 /// An error, and what it carries.
 async fn miss(runs: &mut RunServiceClient<Channel>, run: &Run) -> Result<(), Failure> {
-    say(SENT, "->", "GetRun of a run that is not there: errors say what to do next")?;
-    let request = GetRunRequest { thread_id: run.thread_id.clone(), run_id: "run_nowhere".to_owned() };
-    let status = runs.get_run(request).await.err().ok_or("a run that is not there was found")?;
+    say(
+        SENT,
+        "->",
+        "GetRun of a run that is not there: errors say what to do next",
+    )?;
+    let request = GetRunRequest {
+        thread_id: run.thread_id.clone(),
+        run_id: "run_nowhere".to_owned(),
+    };
+    let status = runs
+        .get_run(request)
+        .await
+        .err()
+        .ok_or("a run that is not there was found")?;
     let details = status.get_error_details();
-    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
-    let request_id = details.request_info().map(|info| info.request_id.as_str()).unwrap_or_default();
-    say(CAME, "<-", &format!("{:?}, reason {reason}, upstream request {request_id}: {}", status.code(), status.message()))?;
+    let reason = details
+        .error_info()
+        .map(|info| info.reason.as_str())
+        .unwrap_or_default();
+    let request_id = details
+        .request_info()
+        .map(|info| info.request_id.as_str())
+        .unwrap_or_default();
+    say(
+        CAME,
+        "<-",
+        &format!(
+            "{:?}, reason {reason}, upstream request {request_id}: {}",
+            status.code(),
+            status.message()
+        ),
+    )?;
     Ok(())
 }
 
 fn describe(step: &RunStep) -> String {
     let details = step.step_details.as_ref();
-    let calls = details.iter().flat_map(|details| &details.tool_calls).filter_map(|call| call.function.as_ref());
-    let calls: Vec<_> = calls.map(|call| format!("{}({}) gave {:?}", call.name, call.arguments(), call.output())).collect();
-    if calls.is_empty() { "a message".to_owned() } else { calls.join(", ") }
+    let calls = details
+        .iter()
+        .flat_map(|details| &details.tool_calls)
+        .filter_map(|call| call.function.as_ref());
+    let calls: Vec<_> = calls
+        .map(|call| {
+            format!(
+                "{}({}) gave {:?}",
+                call.name,
+                call.arguments(),
+                call.output()
+            )
+        })
+        .collect();
+    if calls.is_empty() {
+        "a message".to_owned()
+    } else {
+        calls.join(", ")
+    }
 }
 
 /// The text that an event adds to a message.
 fn text(event: &RunEvent) -> String {
-    let Some(Payload::MessageDelta(delta)) = &event.payload else { return String::new() };
+    let Some(Payload::MessageDelta(delta)) = &event.payload else {
+        return String::new();
+    };
     let parts = delta.delta.iter().flat_map(|delta| &delta.content);
-    parts.filter_map(|part| part.text.as_ref()).map(crate::v1::TextContent::value).collect()
+    parts
+        .filter_map(|part| part.text.as_ref())
+        .map(crate::v1::TextContent::value)
+        .collect()
 }
 
 /// A line of text that grows as it comes.
@@ -177,11 +284,19 @@ impl Line {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.begun) { writeln!(anstream::stdout()) } else { Ok(()) }
+        if std::mem::take(&mut self.begun) {
+            writeln!(anstream::stdout())
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn say(style: Style, arrow: &str, text: &str) -> io::Result<()> {
     let mut out = anstream::stdout().lock();
-    if arrow.is_empty() { writeln!(out, "{style}{text}{style:#}") } else { writeln!(out, "{style}{arrow}{style:#} {text}") }
+    if arrow.is_empty() {
+        writeln!(out, "{style}{text}{style:#}")
+    } else {
+        writeln!(out, "{style}{arrow}{style:#} {text}")
+    }
 }

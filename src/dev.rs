@@ -1,4 +1,5 @@
-//! The gateway and the embedded Runs API in one process, joined by a socket like any gateway and upstream.
+//! The gateway and the embedded Runs API in one process, joined by a socket like any gateway and
+//! upstream.
 
 use std::{error::Error, net::SocketAddr};
 
@@ -22,9 +23,14 @@ pub struct Dev {
 
 impl Dev {
     /// Starts both. They serve until `shutdown`.
-    pub async fn start(config: config::Dev, shutdown: CancellationToken) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub async fn start(
+        config: config::Dev,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let bind = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| format!("cannot listen on {address}: {error}"))
         };
         let rest_listener = bind(config.rest_listen).await?;
         let rest = rest_listener.local_addr()?;
@@ -36,14 +42,25 @@ impl Dev {
         let listener = bind(serve.listen).await?;
         let grpc = listener.local_addr()?;
         let admin_listener = admin::listen(serve.telemetry.admin).await?;
-        let admin = admin_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let admin = admin_listener
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()?;
         let tasks = TaskTracker::new();
-        // The upstream outlives the gateway, which may have to ask it about the streams that it ends.
+        // The upstream outlives the gateway, which may have to ask it about the streams that it
+        // ends.
         let upstream_shutdown = CancellationToken::new();
         tasks.spawn({
             let upstream_shutdown = upstream_shutdown.clone();
             async move {
-                if let Err(error) = embedded::serve(rest_listener, limits, embedded::Clock::real(), upstream_shutdown).await {
+                if let Err(error) = embedded::serve(
+                    rest_listener,
+                    limits,
+                    embedded::Clock::real(),
+                    upstream_shutdown,
+                )
+                .await
+                {
                     tracing::error!(%error, "the embedded API ended");
                 }
             }
@@ -56,7 +73,13 @@ impl Dev {
             }
         });
         tasks.close();
-        Ok(Self { grpc, rest, admin, tasks, shutdown })
+        Ok(Self {
+            grpc,
+            rest,
+            admin,
+            tasks,
+            shutdown,
+        })
     }
 
     /// Waits until both have ended after the shutdown.

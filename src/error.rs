@@ -1,15 +1,20 @@
 //! One error, and the only mapping from errors to gRPC status.
 //!
-//! The table, from what happened to what a caller is told, is `Error::verdict`. Behind it stand three ideas:
+//! The table, from what happened to what a caller is told, is `Error::verdict`. Behind it stand
+//! three ideas:
 //!
-//! - **Meshes repeat UNAVAILABLE.** It is said only where repeating is harmless: the request was never sent or was refused, or doing it twice
-//!   is the same as doing it once. A create or a submit whose fate is not known is UNKNOWN, reason `OUTCOME_UNKNOWN`, with a pushback of -1.
-//! - **An error tells what to do next**: the field to mend (`BadRequest`), the time to wait (`RetryInfo`, `grpc-retry-pushback-ms`), whom to
-//!   ask (`RequestInfo`), and one reason of a documented set (`ErrorInfo`, `proto/runsgateway/v1/error_reason.proto`).
-//! - **What the caller is told and what the log is told are two texts.** The caller gets the upstream's message. The log ([`Error::log`]) gets
-//!   codes, ids and causes, never a message, a body, a URL or a key.
+//! - **Meshes repeat UNAVAILABLE.** It is said only where repeating is harmless: the request was
+//!   never sent or was refused, or doing it twice is the same as doing it once. A create or a
+//!   submit whose fate is not known is UNKNOWN, reason `OUTCOME_UNKNOWN`, with a pushback of -1.
+//! - **An error tells what to do next**: the field to mend (`BadRequest`), the time to wait
+//!   (`RetryInfo`, `grpc-retry-pushback-ms`), whom to ask (`RequestInfo`), and one reason of a
+//!   documented set (`ErrorInfo`, `proto/runsgateway/v1/error_reason.proto`).
+//! - **What the caller is told and what the log is told are two texts.** The caller gets the
+//!   upstream's message. The log ([`Error::log`]) gets codes, ids and causes, never a message, a
+//!   body, a URL or a key.
 //!
-//! Must hold: status and details together take at most 4 KiB, since clients bound the metadata they accept (grpc-java: 8 KiB).
+//! Must hold: status and details together take at most 4 KiB, since clients bound the metadata they
+//! accept (grpc-java: 8 KiB).
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -29,7 +34,8 @@ pub use rejection::{ErrorBody, Rejection};
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "runsgateway.v1";
 
-/// The longest text of an upstream that is passed on, in bytes after percent-encoding: it stands in a status up to three times.
+/// The longest text of an upstream that is passed on, in bytes after percent-encoding: it stands in
+/// a status up to three times.
 const MAX_MESSAGE: usize = 600;
 
 /// The longest code, type, parameter name or request id of an upstream that is passed on, in bytes.
@@ -40,16 +46,16 @@ const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// What doing an upstream request twice would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub enum Idempotency {
     /// The same as doing it once: reads, `CancelRun`, `ModifyRun`.
-    Repeatable,
+    Idempotent,
     /// Harm: creates and submits.
-    Once,
+    NonIdempotent,
 }
 
 /// How far a request got that has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Delivery {
     /// Not a byte of it was sent.
     Unsent,
     /// The upstream said that it did not process it.
@@ -73,9 +79,9 @@ pub enum Error {
     /// There is no answer, or not all of it.
     Lost {
         /// How far the request got.
-        outcome: Outcome,
+        delivery: Delivery,
         /// What repeating it would do.
-        effect: Effect,
+        idempotency: Idempotency,
         /// Why, in words that hold no secret and no address of the upstream.
         cause: String,
         /// The upstream was silent for longer than the gateway waits.
@@ -123,7 +129,10 @@ pub enum Error {
 impl Error {
     /// A field that is wrong.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Self::Invalid { field: field.into(), description: description.into() }
+        Self::Invalid {
+            field: field.into(),
+            description: description.into(),
+        }
     }
 
     /// The same error, of a request that has this id at the upstream.
@@ -139,17 +148,25 @@ impl Error {
     #[must_use]
     pub fn within(self, parent: &str) -> Self {
         match self {
-            Self::Invalid { field, description } => Self::Invalid { field: format!("{parent}.{field}"), description },
+            Self::Invalid { field, description } => Self::Invalid {
+                field: format!("{parent}.{field}"),
+                description,
+            },
             other => other,
         }
     }
 
     /// Whether the same call may succeed later without anybody doing something about it.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
-            Self::Rejected(rejection) => matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota(),
-            Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded { .. } | Self::Draining => true,
-            Self::Interrupted { error, .. } => error.may_pass(),
+            Self::Rejected(rejection) => {
+                matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota()
+            }
+            Self::Lost { .. }
+            | Self::Unusable { .. }
+            | Self::Overloaded { .. }
+            | Self::Draining => true,
+            Self::Interrupted { error, .. } => error.is_transient(),
             Self::Invalid { .. }
             | Self::NotAdmitted
             | Self::DeadlineExceeded
@@ -158,20 +175,28 @@ impl Error {
         }
     }
 
-    /// Whether a write that failed so may be due now, or may have been done: reading the resource tells.
+    /// Whether a write that failed so may be due now, or may have been done: reading the resource
+    /// tells.
     pub fn is_unsettled(&self) -> bool {
         match self {
-            Self::Rejected(rejection) => self.may_pass() || rejection.is_state_conflict(),
+            Self::Rejected(rejection) => self.is_transient() || rejection.is_state_conflict(),
             Self::Lost { .. } | Self::Unusable { .. } => true,
             _ => false,
         }
     }
 
     /// Whether a create or a submit that failed so may have taken effect nevertheless.
-    pub fn is_in_doubt(&self) -> bool {
+    pub fn outcome_unknown(&self) -> bool {
         match self {
-            Self::Lost { outcome, effect, .. } => *outcome == Outcome::Unknown && *effect == Effect::Once,
-            Self::Rejected(rejection) => matches!(rejection.status, 408 | 500 | 502..) && rejection.effect == Effect::Once,
+            Self::Lost {
+                delivery,
+                idempotency,
+                ..
+            } => *delivery == Delivery::Unknown && *idempotency == Idempotency::NonIdempotent,
+            Self::Rejected(rejection) => {
+                matches!(rejection.status, 408 | 500 | 502..)
+                    && rejection.idempotency == Idempotency::NonIdempotent
+            }
             _ => false,
         }
     }
@@ -184,7 +209,9 @@ impl Error {
     /// How long the upstream asks to wait before the next request.
     pub fn retry_delay(&self) -> Option<Duration> {
         match self {
-            Self::Rejected(rejection) if rejection.status == 429 => Some(rejection.retry_after.unwrap_or(DEFAULT_RETRY_DELAY)),
+            Self::Rejected(rejection) if rejection.status == 429 => {
+                Some(rejection.retry_after.unwrap_or(DEFAULT_RETRY_DELAY))
+            }
             Self::Rejected(rejection) => rejection.retry_after,
             _ => None,
         }
@@ -206,7 +233,12 @@ impl Error {
 
     /// The status that the caller gets, with its details.
     pub fn status(&self) -> Status {
-        let Verdict { code, reason, message, retry } = self.verdict();
+        let Verdict {
+            code,
+            reason,
+            message,
+            retry,
+        } = self.verdict();
         let message = cut(&message, MAX_MESSAGE);
         let mut details = ErrorDetails::new();
         let mut metadata = MetadataMap::new();
@@ -219,7 +251,8 @@ impl Error {
         };
         match cause {
             Self::Invalid { field, description } => {
-                details.add_bad_request_violation(cut(field, MAX_WORD), cut(description, MAX_MESSAGE));
+                details
+                    .add_bad_request_violation(cut(field, MAX_WORD), cut(description, MAX_MESSAGE));
             }
             Self::Rejected(rejection) => {
                 info.extend(rejection.info());
@@ -230,11 +263,21 @@ impl Error {
                     details.set_request_info(cut(id, MAX_WORD), "");
                 }
                 if reason == ErrorReason::InsufficientQuota {
-                    details.add_quota_failure_violation("upstream", "the quota of the upstream's account is used up");
+                    details.add_quota_failure_violation(
+                        "upstream",
+                        "the quota of the upstream's account is used up",
+                    );
                 }
                 metadata = MetadataMap::from_headers(rejection.headers.clone());
             }
-            Self::Lost { request_id: Some(id), .. } | Self::Unusable { request_id: Some(id), .. } => {
+            Self::Lost {
+                request_id: Some(id),
+                ..
+            }
+            | Self::Unusable {
+                request_id: Some(id),
+                ..
+            } => {
                 details.set_request_info(cut(id, MAX_WORD), "");
             }
             _ => {}
@@ -244,7 +287,11 @@ impl Error {
             Retry::Never => insert(&mut metadata, "grpc-retry-pushback-ms", "-1"),
             Retry::After(delay) => {
                 details.set_retry_info(Some(delay));
-                insert(&mut metadata, "grpc-retry-pushback-ms", &delay.as_millis().to_string());
+                insert(
+                    &mut metadata,
+                    "grpc-retry-pushback-ms",
+                    &delay.as_millis().to_string(),
+                );
             }
         }
         details.set_error_info(reason_name(reason), DOMAIN, info);
@@ -256,47 +303,93 @@ impl Error {
         use ErrorReason as R;
         let (again, again_later) = ("; call again", "; call again later");
         match self {
-            Self::Invalid { field, description } => {
-                Verdict::new(Code::InvalidArgument, R::InvalidField, format!("{field}: {description}"))
-            }
+            Self::Invalid { field, description } => Verdict::new(
+                Code::InvalidArgument,
+                R::InvalidField,
+                format!("{field}: {description}"),
+            ),
             Self::Rejected(rejection) => rejection.verdict(),
-            Self::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, .. } => Verdict::unknown(cause),
-            Self::Lost { timed_out: true, cause, outcome: Outcome::Unknown, .. } => {
-                Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone())
-            }
-            Self::Lost { cause, .. } => Verdict::new(Code::Unavailable, R::UpstreamUnavailable, format!("{cause}{again}")),
-            Self::Unusable { what, .. } => {
-                Verdict::new(Code::Internal, R::UnusableAnswer, format!("the upstream's answer cannot be used: {what}"))
-            }
+            Self::Lost {
+                delivery: Delivery::Unknown,
+                idempotency: Idempotency::NonIdempotent,
+                cause,
+                ..
+            } => Verdict::unknown(cause),
+            Self::Lost {
+                timed_out: true,
+                cause,
+                delivery: Delivery::Unknown,
+                ..
+            } => Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone()),
+            Self::Lost { cause, .. } => Verdict::new(
+                Code::Unavailable,
+                R::UpstreamUnavailable,
+                format!("{cause}{again}"),
+            ),
+            Self::Unusable { what, .. } => Verdict::new(
+                Code::Internal,
+                R::UnusableAnswer,
+                format!("the upstream's answer cannot be used: {what}"),
+            ),
             Self::DeadlineExceeded => {
-                let message =
-                    "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
-                Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, message.to_owned())
+                let message = "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
+                Verdict::new(
+                    Code::DeadlineExceeded,
+                    R::DeadlineExceeded,
+                    message.to_owned(),
+                )
             }
             Self::NotAdmitted => {
                 let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
-                Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message.to_owned())
+                Verdict::new(
+                    Code::Unauthenticated,
+                    R::CallerNotAdmitted,
+                    message.to_owned(),
+                )
             }
-            Self::Draining => Verdict::new(Code::Unavailable, R::GatewayDraining, format!("the gateway ends this call{again}")),
+            Self::Draining => Verdict::new(
+                Code::Unavailable,
+                R::GatewayDraining,
+                format!("the gateway ends this call{again}"),
+            ),
             Self::Overloaded { what } => {
                 let message = format!("the gateway has as many {what} as it may have{again_later}");
-                Verdict::new(Code::Unavailable, R::GatewayOverloaded, message).retry(Retry::After(DEFAULT_RETRY_DELAY))
+                Verdict::new(Code::Unavailable, R::GatewayOverloaded, message)
+                    .retry(Retry::After(DEFAULT_RETRY_DELAY))
             }
             Self::OutputsMissing { ids } => {
-                let message = format!("the run waits for outputs of {}, and the caller has closed its side", ids.join(", "));
+                let message = format!(
+                    "the run waits for outputs of {}, and the caller has closed its side",
+                    ids.join(", ")
+                );
                 Verdict::new(Code::FailedPrecondition, R::OutputsMissing, message)
             }
             Self::OutputsTooLarge { limit } => {
-                let message = format!("tool outputs of more than {limit} bytes are held for this conversation");
-                Verdict::new(Code::ResourceExhausted, R::OutputsTooLarge, message).retry(Retry::Never)
+                let message = format!(
+                    "tool outputs of more than {limit} bytes are held for this conversation"
+                );
+                Verdict::new(Code::ResourceExhausted, R::OutputsTooLarge, message)
+                    .retry(Retry::Never)
             }
             Self::Interrupted { error, resume } => {
                 let verdict = error.verdict();
-                let over = matches!(**error, Self::DeadlineExceeded | Self::OutputsMissing { .. } | Self::OutputsTooLarge { .. });
-                let resumable = !resume.run_id.is_empty() && (over || error.may_pass());
-                let hint = if resumable { "; resume by WatchRun or ConverseRun.attach" } else { "" };
+                let over = matches!(
+                    **error,
+                    Self::DeadlineExceeded
+                        | Self::OutputsMissing { .. }
+                        | Self::OutputsTooLarge { .. }
+                );
+                let resumable = !resume.run_id.is_empty() && (over || error.is_transient());
+                let hint = if resumable {
+                    "; resume by WatchRun or ConverseRun.attach"
+                } else {
+                    ""
+                };
                 // Calling again would be another run.
-                let message = verdict.message.trim_end_matches(again_later).trim_end_matches(again);
+                let message = verdict
+                    .message
+                    .trim_end_matches(again_later)
+                    .trim_end_matches(again);
                 let message = format!("{message}{hint}");
                 Verdict { message, ..verdict }
             }
@@ -307,16 +400,33 @@ impl Error {
 impl Resume {
     /// The part of an `ErrorInfo` that says how to resume.
     fn info(&self) -> impl Iterator<Item = (String, String)> {
-        let last_event = self.last_event.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
-        let last_event = if self.last_event == RunEventType::Unspecified { "" } else { last_event };
-        let pairs = [("thread_id", &*self.thread_id), ("run_id", &*self.run_id), ("last_event", last_event)];
-        pairs.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)))
+        let last_event = self
+            .last_event
+            .as_str_name()
+            .trim_start_matches("RUN_EVENT_TYPE_");
+        let last_event = if self.last_event == RunEventType::Unspecified {
+            ""
+        } else {
+            last_event
+        };
+        let pairs = [
+            ("thread_id", &*self.thread_id),
+            ("run_id", &*self.run_id),
+            ("last_event", last_event),
+        ];
+        pairs
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)))
     }
 }
 
 impl From<Violation> for Error {
     fn from(violation: Violation) -> Self {
-        Self::Invalid { field: violation.field, description: violation.description }
+        Self::Invalid {
+            field: violation.field,
+            description: violation.description,
+        }
     }
 }
 
@@ -339,11 +449,18 @@ enum Retry {
 
 impl Verdict {
     fn new(code: Code, reason: ErrorReason, message: String) -> Self {
-        Self { code, reason, message, retry: Retry::Unsaid }
+        Self {
+            code,
+            reason,
+            message,
+            retry: Retry::Unsaid,
+        }
     }
 
     fn unknown(cause: &str) -> Self {
-        let message = format!("it is not known whether the call took effect ({cause}); look before doing it again");
+        let message = format!(
+            "it is not known whether the call took effect ({cause}); look before doing it again"
+        );
         Self::new(Code::Unknown, ErrorReason::OutcomeUnknown, message).retry(Retry::Never)
     }
 
@@ -358,16 +475,24 @@ struct Log<'a>(&'a Error);
 impl fmt::Display for Log<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            // The description is the gateway's own; the path may hold nothing but field names and indices.
+            // The description is the gateway's own; the path may hold nothing but field names and
+            // indices.
             Error::Invalid { field, .. } => write!(out, "invalid field {}", cut(field, MAX_WORD)),
             Error::Rejected(rejection) => {
                 write!(out, "upstream status {}", rejection.status)?;
                 if let Some(body) = &rejection.body {
-                    write!(out, ", code {:?}, type {:?}", cut(&body.code, MAX_WORD), cut(&body.r#type, MAX_WORD))?;
+                    write!(
+                        out,
+                        ", code {:?}, type {:?}",
+                        cut(&body.code, MAX_WORD),
+                        cut(&body.r#type, MAX_WORD)
+                    )?;
                 }
                 Ok(())
             }
-            Error::Lost { outcome, cause, .. } => write!(out, "no answer ({outcome:?}): {cause}"),
+            Error::Lost {
+                delivery, cause, ..
+            } => write!(out, "no answer ({delivery:?}): {cause}"),
             Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
@@ -375,7 +500,12 @@ impl fmt::Display for Log<'_> {
             Error::Overloaded { what } => write!(out, "overloaded: {what}"),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),
             Error::OutputsTooLarge { limit } => write!(out, "more than {limit} bytes of outputs"),
-            Error::Interrupted { error, resume } => write!(out, "{} (run {:?})", error.log(), cut(&resume.run_id, MAX_WORD)),
+            Error::Interrupted { error, resume } => write!(
+                out,
+                "{} (run {:?})",
+                error.log(),
+                cut(&resume.run_id, MAX_WORD)
+            ),
         }
     }
 }
@@ -392,11 +522,16 @@ fn insert(metadata: &mut MetadataMap, key: &'static str, value: &str) {
     }
 }
 
-/// As much of a text as takes `limit` bytes after percent-encoding, which triples what is not plain ASCII.
+/// As much of a text as takes `limit` bytes after percent-encoding, which triples what is not plain
+/// ASCII.
 fn cut(text: &str, limit: usize) -> String {
     let mut used = 0;
     for (at, letter) in text.char_indices() {
-        used += if matches!(letter, ' '..='~') && letter != '%' { 1 } else { 3 * letter.len_utf8() };
+        used += if matches!(letter, ' '..='~') && letter != '%' {
+            1
+        } else {
+            3 * letter.len_utf8()
+        };
         if used > limit {
             return format!("{}…", &text[..at]);
         }

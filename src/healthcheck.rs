@@ -1,9 +1,12 @@
-//! A question to a running gateway: does it serve? For container probes where there is no shell and no other client.
+//! A question to a running gateway: does it serve? For container probes where there is no shell and
+//! no other client.
 
 use std::{error::Error, fs, time::Duration};
 
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::config::HealthcheckArgs;
 
@@ -21,18 +24,39 @@ pub async fn run(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Syn
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    let scheme = if args.tls_ca_file.is_some() { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?.connect_timeout(TIME).timeout(TIME);
+    let scheme = if args.tls_ca_file.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+        .connect_timeout(TIME)
+        .timeout(TIME);
     if let Some(ca) = &args.tls_ca_file {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let pem = fs::read(ca).map_err(|error| format!("{}: {error}", ca.display()))?;
-        endpoint =
-            endpoint.tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)).domain_name(args.tls_name))?;
+        endpoint = endpoint.tls_config(
+            ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(pem))
+                .domain_name(args.tls_name),
+        )?;
     }
-    let channel = endpoint.connect().await.map_err(|error| format!("{address}: {}", innermost(&error)))?;
-    let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-    let status = answer.map_err(|status| format!("{address}: {:?}: {}", status.code(), status.message()))?.into_inner().status();
-    if status == ServingStatus::Serving { Ok(()) } else { Err(format!("{address}: {}", status.as_str_name()).into()) }
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| format!("{address}: {}", innermost(&error)))?;
+    let answer = HealthClient::new(channel)
+        .check(HealthCheckRequest::default())
+        .await;
+    let status = answer
+        .map_err(|status| format!("{address}: {:?}: {}", status.code(), status.message()))?
+        .into_inner()
+        .status();
+    if status == ServingStatus::Serving {
+        Ok(())
+    } else {
+        Err(format!("{address}: {}", status.as_str_name()).into())
+    }
 }
 
 /// The cause that says why.

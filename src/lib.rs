@@ -13,8 +13,8 @@
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
 //! | [`telemetry`] | metrics, traces, one log line per call |
 //! | [`admin`] | the admin port: metrics, health, version |
-//! | [`watched`] | what is read from files that may change: certificates, keys, tokens |
-//! | `noted` | which task a pending future will wake, so that it is not asked for nothing |
+//! | [`reloadable`] | what is read from files that may change: certificates, keys, tokens |
+//! | `registered_waker` | which task a pending future will wake, so that it is not asked for nothing |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
@@ -23,10 +23,10 @@
 //!
 //! What must stay true, wherever it is cut:
 //!
-//! - **Nothing is lost.** What a message cannot hold is in its `extra_json`; an event that is not known is passed on whole; a stream that is cut
-//!   is mended or says how to resume.
-//! - **Nothing is done twice.** A create or a submit is sent again only if it was certainly not done; if its fate is not known, that is what the
-//!   caller is told.
+//! - **Nothing is lost.** What a message cannot hold is in its `extra_json`; an event that is not
+//!   known is passed on whole; a stream that is cut is mended or says how to resume.
+//! - **Nothing is done twice.** A create or a submit is sent again only if it was certainly not
+//!   done; if its fate is not known, that is what the caller is told.
 //! - **Nothing is unbounded.** Every queue, buffer, wait and count has a limit, and a flag.
 //! - **Nothing secret is written.** Keys, prompts and bodies are in no log and no error.
 
@@ -42,11 +42,11 @@ pub mod error;
 pub mod events;
 pub mod healthcheck;
 pub mod json;
-mod noted;
+mod registered_waker;
+pub mod reloadable;
 pub mod rest;
 pub mod server;
 pub mod service;
 pub mod telemetry;
 pub mod v1;
-pub mod watched;
 pub mod wire;

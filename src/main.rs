@@ -1,7 +1,7 @@
 //! The binary: parse, init, exit code.
 //!
-//! Exit codes: 0 after a drain or a finished command; 1 when what was asked for failed; 2 for bad flags or a bad configuration, with one line on
-//! standard error that says what to change.
+//! Exit codes: 0 after a drain or a finished command; 1 when what was asked for failed; 2 for bad
+//! flags or a bad configuration, with one line on standard error that says what to change.
 
 use std::{
     error::Error,
@@ -33,12 +33,14 @@ use tracing_subscriber::filter::ParseError;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Tasks that run before sockets and timers are looked at again, as long as there are tasks to run. An event takes three (the upstream's connection,
-/// the call, the caller's connection): after tokio's 61 a system call would be made for every twenty events.
+/// Tasks that run before sockets and timers are looked at again, as long as there are tasks to run.
+/// An event takes three (the upstream's connection, the call, the caller's connection): after
+/// tokio's 61 a system call would be made for every twenty events.
 const EVENT_INTERVAL: u32 = 512;
 
-/// Sockets that are taken up at a time, before what they have brought is done. With tokio's 1,024 a thousand calls go through each of their steps
-/// together, and the memory of each has left the cache when its turn comes.
+/// Sockets that are taken up at a time, before what they have brought is done. With tokio's 1,024 a
+/// thousand calls go through each of their steps together, and the memory of each has left the
+/// cache when its turn comes.
 const EVENTS: usize = 32;
 
 /// As long as threads that are blocked are waited for at the end.
@@ -47,7 +49,12 @@ const LEFT_OVER: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+        Err(error)
+            if !error.use_stderr()
+                || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            error.exit()
+        }
         Err(error) => return bad_usage(error.to_string().trim_start_matches("error: ")),
     };
     let done = match cli.command {
@@ -64,8 +71,12 @@ fn main() -> ExitCode {
             start(&telemetry.log, telemetry.log_format, threads, dev(config))
         }
         Command::Demo => start("warn", LogFormat::Auto, None, demo::run()),
-        Command::Healthcheck(args) => start("warn", LogFormat::Auto, Some(1), healthcheck::run(args)),
-        Command::Proto { out } => write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into()),
+        Command::Healthcheck(args) => {
+            start("warn", LogFormat::Auto, Some(1), healthcheck::run(args))
+        }
+        Command::Proto { out } => {
+            write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,9 +113,14 @@ fn start(
         }
         None => runtime::Builder::new_multi_thread(),
     };
-    let runtime = builder.event_interval(EVENT_INTERVAL).max_io_events_per_tick(EVENTS).enable_all().build()?;
+    let runtime = builder
+        .event_interval(EVENT_INTERVAL)
+        .max_io_events_per_tick(EVENTS)
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(work);
-    // Looking up a name, or reading a file of a volume that hangs, cannot be cut short, and is nothing to wait for.
+    // Looking up a name, or reading a file of a volume that hangs, cannot be cut short, and is
+    // nothing to wait for.
     runtime.shutdown_timeout(LEFT_OVER);
     log::flush();
     done
@@ -112,8 +128,9 @@ fn start(
 
 async fn serve(config: Serve) -> Result<(), Failure> {
     let app = App::new(&config)?;
-    let listener =
-        TcpListener::bind(config.listen).await.map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
     let admin = admin::listen(config.telemetry.admin).await?;
     // Whoever started the gateway on port 0 reads the port here.
     writeln!(io::stderr(), "grpc listening on {}", listener.local_addr()?)?;
@@ -136,13 +153,18 @@ async fn dev(config: Dev) -> Result<(), Failure> {
 }
 
 fn say_admin(address: Option<SocketAddr>) -> io::Result<()> {
-    address.map_or(Ok(()), |address| writeln!(io::stderr(), "admin listening on {address}"))
+    address.map_or(Ok(()), |address| {
+        writeln!(io::stderr(), "admin listening on {address}")
+    })
 }
 
 /// Cancelled by the first signal to end. The second one ends the process at once.
 fn shutdown() -> io::Result<CancellationToken> {
     let shutdown = CancellationToken::new();
-    let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::spawn({
         let shutdown = shutdown.clone();
         async move {
@@ -177,7 +199,13 @@ fn write_contract(out: &Path) -> io::Result<()> {
 
 /// One line about what to change. clap's usage and hints come after the first one.
 fn bad_usage(message: &str) -> ExitCode {
-    let mut lines = message.lines().map(str::trim).take_while(|line| !line.is_empty());
-    eprintln!("runs-gateway: {}; see --help", lines.by_ref().collect::<Vec<_>>().join(" "));
+    let mut lines = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty());
+    eprintln!(
+        "runs-gateway: {}; see --help",
+        lines.by_ref().collect::<Vec<_>>().join(" ")
+    );
     ExitCode::from(2)
 }

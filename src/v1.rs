@@ -1,4 +1,5 @@
-//! The contract (`proto/runsgateway/v1`) in Rust: messages, clients and servers as tonic-build generates them.
+//! The contract (`proto/runsgateway/v1`) in Rust: messages, clients and servers as tonic-build
+//! generates them.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 

@@ -1,16 +1,19 @@
 //! Contract messages as protobuf.
 //!
-//! Must hold: byte for byte what prost writes (a property test compares the two). Not prost, which asks every message for its length before it writes it, and
-//! so for the length of what lies in it once for each level above: a fifth of the work of a text delta, by callgrind (bulk events, thin LTO). Here a message is written behind one
-//! byte for its length, and moved if that does not fit.
+//! Must hold: byte for byte what prost writes (a property test compares the two). Not prost, which
+//! asks every message for its length before it writes it, and so for the length of what lies in it
+//! once for each level above: a fifth of the work of a text delta, by callgrind (bulk events, thin
+//! LTO). Here a message is written behind one byte for its length, and moved if that does not fit.
 //!
-//! What a message's fields are is generated (`build/wire.rs`); how a field is written follows from its Rust type.
+//! What a message's fields are is generated (`build/wire.rs`); how a field is written follows from
+//! its Rust type.
 
 use std::{cell::RefCell, collections::BTreeMap};
 
 use prost_types::{Duration, Timestamp};
 
-/// A message of the contract, or one of protobuf's own that lies in them. Sealed: implementations are the generator's and this file's.
+/// A message of the contract, or one of protobuf's own that lies in them. Sealed: implementations
+/// are the generator's and this file's.
 #[expect(private_interfaces, reason = "sealed")]
 pub trait Wire {
     #[doc(hidden)]
@@ -90,11 +93,13 @@ impl Out {
         }
     }
 
-    /// Puts `length` where one byte was left for it at `start`, and what was written behind that as far back as it takes.
+    /// Puts `length` where one byte was left for it at `start`, and what was written behind that as
+    /// far back as it takes.
     fn widen(&mut self, start: usize, length: usize) {
         let width = length.ilog2() as usize / 7 + 1;
         self.0.resize(self.0.len() + width - 1, 0);
-        self.0.copy_within(start + 1..=start + length, start + width);
+        self.0
+            .copy_within(start + 1..=start + length, start + width);
         for (at, byte) in self.0[start..start + width].iter_mut().enumerate() {
             let more = if at + 1 < width { 0x80 } else { 0 };
             #[expect(clippy::cast_possible_truncation, reason = "seven bits")]
@@ -252,7 +257,13 @@ impl Wire for Duration {
 }
 
 mod generated {
-    #![allow(clippy::all, clippy::pedantic, private_interfaces, unused_variables, reason = "generated")]
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        private_interfaces,
+        unused_variables,
+        reason = "generated"
+    )]
 
     use super::{Field as _, Out, Wire};
     use crate::v1::*;

@@ -1,7 +1,8 @@
 //! `docs/reference.md` is the contract's comments, on one page.
 //!
-//! Must hold: the page is what this writes from the contract; if it is not, the test says how to renew it. It is written here, and not by a
-//! plugin of the compiler, since the descriptor with its comments is in the binary anyway, for reflection.
+//! Must hold: the page is what this writes from the contract; if it is not, the test says how to
+//! renew it. It is written here, and not by a plugin of the compiler, since the descriptor with its
+//! comments is in the binary anyway, for reflection.
 
 use std::{
     env,
@@ -11,8 +12,8 @@ use std::{
 };
 
 use prost_reflect::{
-    DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor, ServiceDescriptor,
-    prost_types::source_code_info::Location,
+    DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
+    ServiceDescriptor, prost_types::source_code_info::Location,
 };
 use runs_gateway::v1;
 
@@ -30,13 +31,19 @@ fn the_reference_says_what_the_contract_says() {
         fs::write(&path, &page).expect("docs/ can be written to");
     }
     let there = fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == page, "docs/reference.md is not current: UPDATE_REFERENCE=1 cargo test --test reference");
+    assert!(
+        there == page,
+        "docs/reference.md is not current: UPDATE_REFERENCE=1 cargo test --test reference"
+    );
 }
 
 fn page() -> Result<String, fmt::Error> {
     let pool = DescriptorPool::decode(v1::DESCRIPTOR).expect("a descriptor set");
     let mut page = INTRODUCTION.to_owned();
-    for service in pool.services().filter(|service| service.package_name() == PACKAGE) {
+    for service in pool
+        .services()
+        .filter(|service| service.package_name() == PACKAGE)
+    {
         add_service(&mut page, &service)?;
     }
     for file in pool.files().filter(|file| file.package_name() == PACKAGE) {
@@ -58,10 +65,20 @@ fn page() -> Result<String, fmt::Error> {
 }
 
 fn add_service(page: &mut String, service: &ServiceDescriptor) -> fmt::Result {
-    write!(page, "\n## {}\n\n{}", service.name(), comment(&service.parent_file(), service.path()))?;
+    write!(
+        page,
+        "\n## {}\n\n{}",
+        service.name(),
+        comment(&service.parent_file(), service.path())
+    )?;
     for method in service.methods() {
-        let streamed =
-            |message: &MessageDescriptor, streams| format!("{}{}", if streams { "stream of " } else { "" }, link(message.name()));
+        let streamed = |message: &MessageDescriptor, streams| {
+            format!(
+                "{}{}",
+                if streams { "stream of " } else { "" },
+                link(message.name())
+            )
+        };
         let input = streamed(&method.input(), method.is_client_streaming());
         let output = streamed(&method.output(), method.is_server_streaming());
         write!(page, "\n### {}\n\n{input} → {output}\n\n", method.name())?;
@@ -72,30 +89,56 @@ fn add_service(page: &mut String, service: &ServiceDescriptor) -> fmt::Result {
 
 fn add_enum(page: &mut String, kind: &EnumDescriptor) -> fmt::Result {
     let file = kind.parent_file();
-    write!(page, "\n### {}\n\n{}\n| value | number | |\n|---|---|---|\n", kind.name(), comment(&file, kind.path()))?;
+    write!(
+        page,
+        "\n### {}\n\n{}\n| value | number | |\n|---|---|---|\n",
+        kind.name(),
+        comment(&file, kind.path())
+    )?;
     for value in kind.values() {
-        writeln!(page, "| `{}` | {} | {} |", value.name(), value.number(), cell(&comment(&file, value.path())))?;
+        writeln!(
+            page,
+            "| `{}` | {} | {} |",
+            value.name(),
+            value.number(),
+            cell(&comment(&file, value.path()))
+        )?;
     }
     Ok(())
 }
 
 fn add_message(page: &mut String, message: &MessageDescriptor) -> fmt::Result {
     let file = message.parent_file();
-    write!(page, "\n### {}\n\n{}", message.name(), comment(&file, message.path()))?;
+    write!(
+        page,
+        "\n### {}\n\n{}",
+        message.name(),
+        comment(&file, message.path())
+    )?;
     if message.fields().len() == 0 {
         return Ok(());
     }
     page.push_str("\n| field | number | type | |\n|---|---|---|---|\n");
     for field in message.fields() {
         let said = cell(&comment(&file, field.path()));
-        writeln!(page, "| `{}` | {} | {} | {said} |", field.name(), field.number(), type_of(&field))?;
+        writeln!(
+            page,
+            "| `{}` | {} | {} | {said} |",
+            field.name(),
+            field.number(),
+            type_of(&field)
+        )?;
     }
     Ok(())
 }
 
 fn type_of(field: &FieldDescriptor) -> String {
     if let Some(entry) = field.kind().as_message().filter(|_| field.is_map()) {
-        return format!("map of {} to {}", kind(&entry.map_entry_key_field()), kind(&entry.map_entry_value_field()));
+        return format!(
+            "map of {} to {}",
+            kind(&entry.map_entry_key_field()),
+            kind(&entry.map_entry_value_field())
+        );
     }
     let prefix = match field.containing_oneof() {
         Some(_) if field.field_descriptor_proto().proto3_optional() => "optional ".to_owned(),
@@ -108,7 +151,9 @@ fn type_of(field: &FieldDescriptor) -> String {
 
 fn kind(field: &FieldDescriptor) -> String {
     match field.kind() {
-        Kind::Message(message) if message.package_name() != PACKAGE => format!("`{}`", message.full_name()),
+        Kind::Message(message) if message.package_name() != PACKAGE => {
+            format!("`{}`", message.full_name())
+        }
         Kind::Message(message) => link(message.name()),
         Kind::Enum(kind) => link(kind.name()),
         scalar => format!("{scalar:?}"),
@@ -121,14 +166,20 @@ fn link(name: &str) -> String {
 
 /// The comment above what is at `path` in a file, with a line break at its end.
 fn comment(file: &FileDescriptor, path: &[i32]) -> String {
-    let info = file.file_descriptor_proto().source_code_info.as_ref().expect("comments");
+    let info = file
+        .file_descriptor_proto()
+        .source_code_info
+        .as_ref()
+        .expect("comments");
     let text = info
         .location
         .iter()
         .find(|location| location.path == path)
         .and_then(|location: &Location| location.leading_comments.clone());
     let text = text.unwrap_or_default();
-    text.lines().flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"]).collect()
+    text.lines()
+        .flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"])
+        .collect()
 }
 
 /// A comment as it may stand in a table.

@@ -15,12 +15,17 @@ use tokio::{
 const GET: &str = "GET /threads/t/runs/r?include[]=a%2Fb&x HTTP/1.1\r\nhost: test\r\n\r\n";
 
 async fn connect(upstream: &Upstream) -> TcpStream {
-    TcpStream::connect(upstream.address()).await.expect("a listening upstream")
+    TcpStream::connect(upstream.address())
+        .await
+        .expect("a listening upstream")
 }
 
 async fn ask(upstream: &Upstream) -> TcpStream {
     let mut stream = connect(upstream).await;
-    stream.write_all(GET.as_bytes()).await.expect("an open connection");
+    stream
+        .write_all(GET.as_bytes())
+        .await
+        .expect("an open connection");
     stream
 }
 
@@ -32,11 +37,20 @@ async fn hear(stream: &mut TcpStream, expected: &str) {
 }
 
 async fn hear_close(stream: &mut TcpStream) {
-    assert_eq!(stream.read(&mut [0; 1]).await.expect("an end in good order"), 0);
+    assert_eq!(
+        stream
+            .read(&mut [0; 1])
+            .await
+            .expect("an end in good order"),
+        0
+    );
 }
 
 async fn hear_reset(stream: &mut TcpStream) {
-    assert_eq!(stream.read(&mut [0; 1]).await.expect_err("a reset").kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        stream.read(&mut [0; 1]).await.expect_err("a reset").kind(),
+        ErrorKind::ConnectionReset
+    );
 }
 
 const EVENTS: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -59,7 +73,10 @@ async fn says_the_bytes_that_are_scripted() {
     let mut stream = connect(&upstream).await;
     for (answer, expected) in cases {
         upstream.push(answer);
-        stream.write_all(GET.as_bytes()).await.expect("a kept connection");
+        stream
+            .write_all(GET.as_bytes())
+            .await
+            .expect("a kept connection");
         hear(&mut stream, &expected).await;
     }
     hear_close(&mut stream).await;
@@ -71,7 +88,12 @@ async fn says_each_chunk_when_the_test_says_so() {
     let upstream = Upstream::start().await;
     let (waited, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (live, chunks) = mpsc::channel(1);
-    upstream.push(Answer::sse(["one"]).wait(&go_on).bytes("two").step(Step::Stream(chunks)));
+    upstream.push(
+        Answer::sse(["one"])
+            .wait(&go_on)
+            .bytes("two")
+            .step(Step::Stream(chunks)),
+    );
     let mut stream = ask(&upstream).await;
     hear(&mut stream, &format!("{EVENTS}3\r\none\r\n")).await;
 
@@ -90,14 +112,17 @@ async fn says_each_chunk_when_the_test_says_so() {
     go_on.notify_one();
     waited.notified().await;
     assert!(settled(waited.notified()).await.is_none());
-    live.send(Bytes::from("three")).await.expect("a listening client");
+    live.send(Bytes::from("three"))
+        .await
+        .expect("a listening client");
     waited.notified().await;
     assert!(!hearing.is_finished());
     drop(live);
     hearing.await.expect("the end of the body");
 }
 
-/// What a future gives, unless it is still pending after everything else in this one-threaded runtime had many turns.
+/// What a future gives, unless it is still pending after everything else in this one-threaded
+/// runtime had many turns.
 async fn settled<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::select! { biased; value = future => Some(value), () = async { for _ in 0..1000 { tokio::task::yield_now().await } } => None }
 }
@@ -121,7 +146,9 @@ async fn ends_connections_as_scripted() {
     let (live, chunks) = mpsc::channel(1);
     upstream.push(Answer::sse_with(chunks).cut());
     let mut cut = ask(&upstream).await;
-    live.send(Bytes::from("a")).await.expect("a listening client");
+    live.send(Bytes::from("a"))
+        .await
+        .expect("a listening client");
     hear(&mut cut, &begun).await;
     drop(live);
     hear_reset(&mut cut).await;
@@ -144,7 +171,10 @@ async fn ends_kept_connections_as_scripted() {
     upstream.push(Answer::new(200).then_close());
     let mut second_last = ask(&upstream).await;
     hear(&mut second_last, empty).await;
-    second_last.write_all(GET.as_bytes()).await.expect("a kept connection");
+    second_last
+        .write_all(GET.as_bytes())
+        .await
+        .expect("a kept connection");
     hear(&mut second_last, empty).await;
     hear_close(&mut second_last).await;
 
@@ -162,7 +192,11 @@ async fn ends_kept_connections_as_scripted() {
     stale.write_all(b"G").await.expect("a kept connection");
     hear_reset(&mut stale).await;
 
-    assert_eq!(upstream.requests().len(), 4, "what came after the last answer is not a request");
+    assert_eq!(
+        upstream.requests().len(),
+        4,
+        "what came after the last answer is not a request"
+    );
 }
 
 #[tokio::test]
@@ -201,11 +235,32 @@ async fn records_requests_exactly() {
         stream.write_all(byte).await.expect("an open connection");
     }
     let seen = upstream.wait_for_requests(2).await;
-    let headers = |of: usize| seen[of].headers.iter().map(|(name, value)| (name.as_str(), &value[..])).collect::<Vec<_>>();
-    assert_eq!((seen[0].method.as_str(), seen[0].target.as_str(), seen[0].text()), ("POST", "/a?b=%20&c", "\r\n{}"));
-    let expected: [(&str, &[u8]); 4] = [("host", b"test"), ("x-twice", b"1"), ("x-twice", b"2"), ("content-length", b"4")];
+    let headers = |of: usize| {
+        seen[of]
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), &value[..]))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (
+            seen[0].method.as_str(),
+            seen[0].target.as_str(),
+            seen[0].text()
+        ),
+        ("POST", "/a?b=%20&c", "\r\n{}")
+    );
+    let expected: [(&str, &[u8]); 4] = [
+        ("host", b"test"),
+        ("x-twice", b"1"),
+        ("x-twice", b"2"),
+        ("content-length", b"4"),
+    ];
     assert_eq!(headers(0), expected);
-    assert_eq!((seen[1].target.as_str(), seen[1].text()), ("/b", "abc0123456789"));
+    assert_eq!(
+        (seen[1].target.as_str(), seen[1].text()),
+        ("/b", "abc0123456789")
+    );
     assert_eq!(seen[1].header("transfer-encoding"), Some("chunked"));
     assert_eq!((seen[0].connection, seen[1].connection), (0, 0));
     assert!(seen[0].at <= seen[1].at);
@@ -213,41 +268,78 @@ async fn records_requests_exactly() {
     let mut second = ask(&upstream).await;
     hear(&mut second, "HTTP/1.1 200 OK\r\n").await;
     let third = &upstream.wait_for_requests(3).await[2];
-    assert_eq!((third.target.as_str(), third.connection), ("/threads/t/runs/r?include[]=a%2Fb&x", 1));
+    assert_eq!(
+        (third.target.as_str(), third.connection),
+        ("/threads/t/runs/r?include[]=a%2Fb&x", 1)
+    );
 }
 
 #[tokio::test]
 async fn serves_the_client_that_the_gateway_uses() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client");
     let upstream = Upstream::start().await;
     upstream.push(Answer::json(201, r#"{"id":"run_1"}"#));
     upstream.push(Answer::sse(["event: a\n", "data: b\n\n"]));
     upstream.push(Answer::raw("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort").close());
 
-    let created = client.post(format!("{}/threads/t/runs", upstream.url())).body("{}").send().await.expect("an answer");
-    assert_eq!((created.status().as_u16(), created.text().await.expect("a body").as_str()), (201, r#"{"id":"run_1"}"#));
+    let created = client
+        .post(format!("{}/threads/t/runs", upstream.url()))
+        .body("{}")
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (
+            created.status().as_u16(),
+            created.text().await.expect("a body").as_str()
+        ),
+        (201, r#"{"id":"run_1"}"#)
+    );
     let events = client.get(upstream.url()).send().await.expect("an answer");
-    assert_eq!(events.text().await.expect("a body"), "event: a\ndata: b\n\n");
+    assert_eq!(
+        events.text().await.expect("a body"),
+        "event: a\ndata: b\n\n"
+    );
     let short = client.get(upstream.url()).send().await.expect("a head");
     short.bytes().await.expect_err("a body that is too short");
 
-    let [created, ..] = &upstream.requests()[..] else { panic!("three requests were sent") };
-    assert_eq!((created.method.as_str(), created.target.as_str(), created.text()), ("POST", "/threads/t/runs", "{}"));
+    let [created, ..] = &upstream.requests()[..] else {
+        panic!("three requests were sent")
+    };
+    assert_eq!(
+        (
+            created.method.as_str(),
+            created.target.as_str(),
+            created.text()
+        ),
+        ("POST", "/threads/t/runs", "{}")
+    );
 }
 
 #[tokio::test]
 #[should_panic(expected = "unscripted request: GET /threads/t/runs/r?include[]=a%2Fb&x")]
 async fn an_unscripted_request_fails_the_test() {
     let upstream = Upstream::start().await;
-    hear(&mut ask(&upstream).await, "HTTP/1.1 500 Internal Server Error\r\n").await;
+    hear(
+        &mut ask(&upstream).await,
+        "HTTP/1.1 500 Internal Server Error\r\n",
+    )
+    .await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "the handler panicked on GET /threads/t/runs/r")]
 async fn a_handler_that_panics_fails_the_test() {
     let upstream = Upstream::answering(|request| panic!("no route for {}", request.target)).await;
-    hear(&mut ask(&upstream).await, "HTTP/1.1 500 Internal Server Error\r\n").await;
+    hear(
+        &mut ask(&upstream).await,
+        "HTTP/1.1 500 Internal Server Error\r\n",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -264,6 +356,9 @@ async fn an_unused_answer_fails_the_test() {
 async fn garbage_fails_the_test() {
     let upstream = Upstream::start().await;
     let mut stream = connect(&upstream).await;
-    stream.write_all(b"\0\0\0\0").await.expect("an open connection");
+    stream
+        .write_all(b"\0\0\0\0")
+        .await
+        .expect("an open connection");
     upstream.closed(0).await;
 }

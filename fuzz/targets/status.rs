@@ -14,8 +14,17 @@ const MAX_LOG: usize = 2048;
 pub(crate) fn check(error: &Error) {
     let status = error.status();
     // As it goes out: the message percent-encoded, the details in base64.
-    let message: usize =
-        status.message().bytes().map(|byte| if matches!(byte, b' '..=b'~') && byte != b'%' { 1 } else { 3 }).sum();
+    let message: usize = status
+        .message()
+        .bytes()
+        .map(|byte| {
+            if matches!(byte, b' '..=b'~') && byte != b'%' {
+                1
+            } else {
+                3
+            }
+        })
+        .sum();
     let size = message + status.details().len().div_ceil(3) * 4;
     assert!(size <= MAX_STATUS, "a status of {size} bytes");
     let log = error.log().to_string();
@@ -26,6 +35,13 @@ pub(crate) fn check(error: &Error) {
 #[allow(dead_code, reason = "not every target has streams")]
 pub(crate) fn check_interrupted(error: Error, id: &str) {
     check(&error);
-    let resume = Resume { thread_id: id.to_owned(), run_id: id.to_owned(), last_event: RunEventType::ThreadRunStepInProgress };
-    check(&Error::Interrupted { error: Arc::new(error), resume });
+    let resume = Resume {
+        thread_id: id.to_owned(),
+        run_id: id.to_owned(),
+        last_event: RunEventType::ThreadRunStepInProgress,
+    };
+    check(&Error::Interrupted {
+        error: Arc::new(error),
+        resume,
+    });
 }

@@ -7,15 +7,16 @@ use humantime::Duration;
 
 use super::Invalid;
 use crate::{
+    reloadable::Reloadable,
     server::{self, Origin, TlsFiles, Tokens},
-    watched::Watched,
 };
 
 /// The flags.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Access")]
 pub(super) struct AccessArgs {
-    /// A file of tokens that admit callers: SHA-256 hashes, one a line, as `printf %s TOKEN | sha256sum` prints them.
+    /// A file of tokens that admit callers: SHA-256 hashes, one a line, as `printf %s TOKEN |
+    /// sha256sum` prints them.
     #[arg(long, env = "RUNS_GATEWAY_TOKENS_FILE")]
     tokens_file: Option<PathBuf>,
 
@@ -27,17 +28,29 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "RUNS_GATEWAY_TLS_KEY_FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
 
-    /// The CA that signs clients' certificates, PEM. With it, callers must show a certificate (or a token, if there is a file of tokens).
-    #[arg(long, env = "RUNS_GATEWAY_TLS_CLIENT_CA_FILE", requires = "tls_cert_file")]
+    /// The CA that signs clients' certificates, PEM. With it, callers must show a certificate (or a
+    /// token, if there is a file of tokens).
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_TLS_CLIENT_CA_FILE",
+        requires = "tls_cert_file"
+    )]
     tls_client_ca_file: Option<PathBuf>,
 
-    /// A name that admits a client certificate: a DNS or URI subject alternative name, such as `spiffe://domain/service`, or the common name.
-    /// May be given more than once. Without any, every certificate of the CA is admitted.
-    #[arg(long = "allowed-client", env = "RUNS_GATEWAY_ALLOWED_CLIENTS", value_delimiter = ',', requires = "tls_client_ca_file")]
+    /// A name that admits a client certificate: a DNS or URI subject alternative name, such as
+    /// `spiffe://domain/service`, or the common name. May be given more than once. Without any,
+    /// every certificate of the CA is admitted.
+    #[arg(
+        long = "allowed-client",
+        env = "RUNS_GATEWAY_ALLOWED_CLIENTS",
+        value_delimiter = ',',
+        requires = "tls_client_ca_file"
+    )]
     allowed_clients: Vec<String>,
 
-    /// Pages that may call by gRPC-Web, by their origins, such as `https://app.example,http://localhost:5173`. HTTP/1.1 is then served, too. `*`: any
-    /// page, which is every page that anybody opens who can reach the gateway.
+    /// Pages that may call by gRPC-Web, by their origins, such as
+    /// `https://app.example,http://localhost:5173`. HTTP/1.1 is then served, too. `*`: any page,
+    /// which is every page that anybody opens who can reach the gateway.
     #[arg(long, env = "RUNS_GATEWAY_WEB_ORIGINS", value_delimiter = ',')]
     web_origins: Vec<Origin>,
 
@@ -85,23 +98,39 @@ impl AccessConfig {
     /// Reads what it names. Has to be called in a runtime.
     pub fn open(&self) -> Result<server::Access, Invalid> {
         let watch = |path: PathBuf| {
-            Watched::new(vec![path], self.reload_interval, |contents| Tokens::parse(contents.first().map_or(&[], Vec::as_slice)))
+            Reloadable::new(vec![path], self.reload_interval, |contents| {
+                Tokens::parse(contents.first().map_or(&[], Vec::as_slice))
+            })
         };
-        let tokens = self.tokens_file.clone().map(watch).transpose().map_err(Invalid)?;
-        Ok(server::Access { tokens, clients: self.clients.clone() })
+        let tokens = self
+            .tokens_file
+            .clone()
+            .map(watch)
+            .transpose()
+            .map_err(Invalid)?;
+        Ok(server::Access {
+            tokens,
+            clients: self.clients.clone(),
+        })
     }
 }
 
 impl From<AccessArgs> for AccessConfig {
     fn from(args: AccessArgs) -> Self {
-        let clients = args.tls_client_ca_file.is_some().then(|| args.allowed_clients.into());
-        let tls = args.tls_cert_file.zip(args.tls_key_file).map(|(certificate, key)| TlsFiles {
-            certificate,
-            key,
-            client_ca: args.tls_client_ca_file,
-            client_optional: args.tokens_file.is_some(),
-            http1: !args.web_origins.is_empty(),
-        });
+        let clients = args
+            .tls_client_ca_file
+            .is_some()
+            .then(|| args.allowed_clients.into());
+        let tls = args
+            .tls_cert_file
+            .zip(args.tls_key_file)
+            .map(|(certificate, key)| TlsFiles {
+                certificate,
+                key,
+                client_ca: args.tls_client_ca_file,
+                client_optional: args.tokens_file.is_some(),
+                http1: !args.web_origins.is_empty(),
+            });
         Self {
             tokens_file: args.tokens_file,
             clients,

@@ -6,9 +6,13 @@ use clap::Args;
 use http::HeaderName;
 use humantime::Duration;
 
-use super::{access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs, telemetry::TelemetryArgs};
+use super::{
+    access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs,
+    telemetry::TelemetryArgs,
+};
 
-/// Headers that say how a message stands on its connection. Whoever sets them from outside makes another request of it than was meant.
+/// Headers that say how a message stands on its connection. Whoever sets them from outside makes
+/// another request of it than was meant.
 pub(super) const FRAMING: [&str; 11] = [
     "connection",
     "content-encoding",
@@ -30,7 +34,8 @@ pub(super) struct GatewayArgs {
     #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
     pub(super) listen: SocketAddr,
 
-    /// Metadata of callers that is passed on to the upstream as headers, by name. All other metadata stays here.
+    /// Metadata of callers that is passed on to the upstream as headers, by name. All other
+    /// metadata stays here.
     #[arg(
         long,
         env = "RUNS_GATEWAY_FORWARD_METADATA",
@@ -83,5 +88,9 @@ pub(super) struct GatewayArgs {
 /// The name of metadata that may be passed on.
 fn forwardable(name: &str) -> Result<HeaderName, String> {
     let name = HeaderName::try_from(name).map_err(|_| "not the name of a header")?;
-    if FRAMING.contains(&name.as_str()) { Err("the gateway sets it".to_owned()) } else { Ok(name) }
+    if FRAMING.contains(&name.as_str()) {
+        Err("the gateway sets it".to_owned())
+    } else {
+        Ok(name)
+    }
 }

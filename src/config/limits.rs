@@ -1,4 +1,5 @@
-//! The flags of the server's limits. What each means, and why its default is right for most, stands with [`Limits`].
+//! The flags of the server's limits. What each means, and why its default is right for most, stands
+//! with [`Limits`].
 
 use clap::Args;
 use humantime::Duration;
@@ -17,7 +18,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_STREAMS_PER_CONNECTION", default_value_t = Limits::default().streams)]
     max_streams_per_connection: u32,
 
-    /// Calls open at a time on all connections together; one more is refused with a time to come back.
+    /// Calls open at a time on all connections together; one more is refused with a time to come
+    /// back.
     #[arg(long, env = "RUNS_GATEWAY_MAX_CALLS", default_value_t = Limits::default().calls)]
     max_calls: usize,
 
@@ -77,7 +79,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_STREAM_AGE", default_value_t = Limits::default().call_age.unwrap_or_default().into())]
     max_stream_age: Duration,
 
-    /// Time from a shutdown signal until no more connections and calls are taken. Health says `NOT_SERVING` meanwhile.
+    /// Time from a shutdown signal until no more connections and calls are taken. Health says
+    /// `NOT_SERVING` meanwhile.
     #[arg(long, env = "RUNS_GATEWAY_DRAIN_DELAY", default_value_t = Limits::default().drain_delay.into())]
     drain_delay: Duration,
 
@@ -88,7 +91,8 @@ pub(super) struct LimitArgs {
 
 impl From<LimitArgs> for Limits {
     fn from(args: LimitArgs) -> Self {
-        let unless_zero = |duration: Duration| Some(*duration).filter(|duration| !duration.is_zero());
+        let unless_zero =
+            |duration: Duration| Some(*duration).filter(|duration| !duration.is_zero());
         Self {
             connections: args.max_connections,
             handshake: *args.handshake_timeout,

@@ -1,9 +1,11 @@
 //! The command line and the environment, as typed configuration. Nothing else reads either.
 //!
-//! Every flag of `serve` is also an environment variable: `--upstream-url` is `RUNS_GATEWAY_UPSTREAM_URL`. A flag wins.
+//! Every flag of `serve` is also an environment variable: `--upstream-url` is
+//! `RUNS_GATEWAY_UPSTREAM_URL`. A flag wins.
 //!
-//! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever can reach the port unless that was asked for by
-//! name. What is wrong is one line, which never holds a key.
+//! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever
+//! can reach the port unless that was asked for by name. What is wrong is one line, which never
+//! holds a key.
 
 mod access;
 mod embedded_args;
@@ -47,11 +49,13 @@ pub struct Cli {
 pub enum Command {
     /// Run the gateway.
     Serve(Box<ServeArgs>),
-    /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers come from a built-in model.
+    /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers
+    /// come from a built-in model.
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
     Demo,
-    /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with 1 if not.
+    /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with
+    /// 1 if not.
     Healthcheck(HealthcheckArgs),
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
@@ -67,7 +71,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     gateway: GatewayArgs,
 
-    /// Serve callers that the gateway cannot tell apart, with the gateway's own key, on an address that others can reach.
+    /// Serve callers that the gateway cannot tell apart, with the gateway's own key, on an address
+    /// that others can reach.
     #[arg(long, env = "RUNS_GATEWAY_ALLOW_ANONYMOUS", help_heading = "Access")]
     allow_anonymous: bool,
 
@@ -81,7 +86,8 @@ pub struct DevArgs {
     #[command(flatten)]
     gateway: GatewayArgs,
 
-    /// Address to open the embedded Runs API on for other clients, such as the official SDKs. Port 0 takes a free port.
+    /// Address to open the embedded Runs API on for other clients, such as the official SDKs. Port
+    /// 0 takes a free port.
     #[arg(long, env = "RUNS_GATEWAY_REST_LISTEN", default_value = "127.0.0.1:0")]
     rest_listen: SocketAddr,
 
@@ -92,7 +98,8 @@ pub struct DevArgs {
 /// The flags of `healthcheck`.
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
-    /// The gateway's address. By default the one that `serve` would listen on, from the same variable.
+    /// The gateway's address. By default the one that `serve` would listen on, from the same
+    /// variable.
     #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
     pub addr: SocketAddr,
 
@@ -167,7 +174,12 @@ struct Credentials {
 
 impl Serve {
     fn new(gateway: GatewayArgs, base: Url, headers: HeaderMap, credentials: Credentials) -> Self {
-        let Credentials { auth, key, files, renewal } = credentials;
+        let Credentials {
+            auth,
+            key,
+            files,
+            renewal,
+        } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
         Self {
             listen: gateway.listen,
@@ -199,12 +211,23 @@ impl Serve {
         }
     }
 
-    /// Metadata that is passed on to the upstream: what is configured, and the caller's credential if the gateway has no key of its own.
+    /// Metadata that is passed on to the upstream: what is configured, and the caller's credential
+    /// if the gateway has no key of its own.
     pub fn forwarded(&self) -> Vec<HeaderName> {
         let credential = (!self.upstream.has_own_key()).then(|| self.upstream.auth.header());
-        // What a flag says of every request, no caller changes: it may be the project that pays. (Values given by flags are marked as sensitive.)
-        let is_fixed = |name: &HeaderName| self.upstream.headers.get(name).is_some_and(HeaderValue::is_sensitive);
-        let passed_on = self.forward_metadata.iter().filter(|name| !is_fixed(name)).cloned();
+        // What a flag says of every request, no caller changes: it may be the project that pays.
+        // (Values given by flags are marked as sensitive.)
+        let is_fixed = |name: &HeaderName| {
+            self.upstream
+                .headers
+                .get(name)
+                .is_some_and(HeaderValue::is_sensitive)
+        };
+        let passed_on = self
+            .forward_metadata
+            .iter()
+            .filter(|name| !is_fixed(name))
+            .cloned();
         let mut names: Vec<_> = passed_on.chain(credential).collect();
         names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         names.dedup();
@@ -216,7 +239,11 @@ impl TryFrom<ServeArgs> for Serve {
     type Error = Invalid;
 
     fn try_from(args: ServeArgs) -> Result<Self, Invalid> {
-        let (listen, auth, has_key) = (args.gateway.listen, args.upstream.auth()?, args.upstream.has_key());
+        let (listen, auth, has_key) = (
+            args.gateway.listen,
+            args.upstream.auth()?,
+            args.upstream.has_key(),
+        );
         let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
         if has_key && open && !args.allow_anonymous {
             return Err(Invalid(format!(
@@ -224,7 +251,11 @@ impl TryFrom<ServeArgs> for Serve {
                  --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
-        if has_key && args.gateway.access.is_open_to_pages() && !args.gateway.access.is_closed() && !args.allow_anonymous {
+        if has_key
+            && args.gateway.access.is_open_to_pages()
+            && !args.gateway.access.is_closed()
+            && !args.allow_anonymous
+        {
             return Err(Invalid(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
                  origins, admit callers by --tokens-file or --tls-client-ca-file, or allow it by --allow-anonymous"
@@ -239,17 +270,35 @@ impl TryFrom<ServeArgs> for Serve {
                     .to_owned(),
             ));
         }
-        if args.gateway.access.has_tokens() && args.gateway.forward_metadata.contains(&AUTHORIZATION) {
+        if args.gateway.access.has_tokens()
+            && args.gateway.forward_metadata.contains(&AUTHORIZATION)
+        {
             return Err(Invalid(
                 "--forward-metadata authorization would give the upstream the tokens of --tokens-file".to_owned(),
             ));
         }
-        if let Some(name) = args.gateway.forward_metadata.iter().find(|name| has_key && **name == credential) {
-            return Err(Invalid(format!("--forward-metadata {name} would replace the gateway's own key by the caller's")));
+        if let Some(name) = args
+            .gateway
+            .forward_metadata
+            .iter()
+            .find(|name| has_key && **name == credential)
+        {
+            return Err(Invalid(format!(
+                "--forward-metadata {name} would replace the gateway's own key by the caller's"
+            )));
         }
-        let credentials =
-            Credentials { auth, key: args.upstream.key()?, files: args.upstream.files(), renewal: args.upstream.renewal() };
-        Ok(Self::new(args.gateway, args.upstream.base()?, args.upstream.headers()?, credentials))
+        let credentials = Credentials {
+            auth,
+            key: args.upstream.key()?,
+            files: args.upstream.files(),
+            renewal: args.upstream.renewal(),
+        };
+        Ok(Self::new(
+            args.gateway,
+            args.upstream.base()?,
+            args.upstream.headers()?,
+            credentials,
+        ))
     }
 }
 
@@ -266,15 +315,31 @@ impl Dev {
 
     /// The gateway in front of the embedded API, once that listens on `rest`.
     pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
-        let base = format!("http://{rest}/v1").parse().map_err(|_| Invalid(format!("{rest} is not an address")))?;
-        let credentials = Credentials { auth: AuthStyle::Bearer, key: None, files: UpstreamFiles::default(), renewal: RENEWAL };
-        Ok(Serve::new(self.gateway, base, HeaderMap::new(), credentials))
+        let base = format!("http://{rest}/v1")
+            .parse()
+            .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+        let credentials = Credentials {
+            auth: AuthStyle::Bearer,
+            key: None,
+            files: UpstreamFiles::default(),
+            renewal: RENEWAL,
+        };
+        Ok(Serve::new(
+            self.gateway,
+            base,
+            HeaderMap::new(),
+            credentials,
+        ))
     }
 }
 
 impl From<DevArgs> for Dev {
     fn from(args: DevArgs) -> Self {
-        Self { rest_listen: args.rest_listen, embedded: args.embedded.into(), gateway: args.gateway }
+        Self {
+            rest_listen: args.rest_listen,
+            embedded: args.embedded.into(),
+            gateway: args.gateway,
+        }
     }
 }
 
@@ -283,7 +348,9 @@ mod tests {
     use super::*;
 
     fn serve(flags: &str) -> Result<Serve, Invalid> {
-        let words = ["runs-gateway", "serve"].into_iter().chain(flags.split_whitespace());
+        let words = ["runs-gateway", "serve"]
+            .into_iter()
+            .chain(flags.split_whitespace());
         let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
@@ -297,9 +364,21 @@ mod tests {
         let api_key = || AuthStyle::Header(HeaderName::from_static("api-key"));
         let cases = [
             ("", "https://api.aimlapi.com/", AuthStyle::Bearer),
-            ("--upstream-profile openai", "https://api.openai.com/v1", AuthStyle::Bearer),
-            (azure, "https://r.example/openai?api-version=2024-05-01-preview", api_key()),
-            (&format!("{azure} --upstream-query api-version=1&a=b"), "https://r.example/openai?api-version=1&a=b", api_key()),
+            (
+                "--upstream-profile openai",
+                "https://api.openai.com/v1",
+                AuthStyle::Bearer,
+            ),
+            (
+                azure,
+                "https://r.example/openai?api-version=2024-05-01-preview",
+                api_key(),
+            ),
+            (
+                &format!("{azure} --upstream-query api-version=1&a=b"),
+                "https://r.example/openai?api-version=1&a=b",
+                api_key(),
+            ),
             (
                 &format!("{azure}?api-version=2 --upstream-auth bearer"),
                 "https://r.example/openai?api-version=2",
@@ -313,7 +392,11 @@ mod tests {
         ];
         for (flags, url, auth) in cases {
             let upstream = serve(flags).expect(flags).upstream;
-            assert_eq!((upstream.base.as_str(), upstream.auth), (url, auth), "{flags}");
+            assert_eq!(
+                (upstream.base.as_str(), upstream.auth),
+                (url, auth),
+                "{flags}"
+            );
         }
     }
 
@@ -351,7 +434,11 @@ mod tests {
         for flags in admitted {
             serve(flags).expect(flags);
         }
-        for flags in ["--upstream-api-key k --listen 0.0.0.0:1 --allow-anonymous", "--listen 0.0.0.0:1", "--upstream-api-key k"] {
+        for flags in [
+            "--upstream-api-key k --listen 0.0.0.0:1 --allow-anonymous",
+            "--listen 0.0.0.0:1",
+            "--upstream-api-key k",
+        ] {
             serve(flags).expect(flags);
         }
     }

@@ -1,5 +1,5 @@
-//! The flags of upstream requests: how many at a time, and when they are made again. What each means, and why its default is right for most, stands
-//! with [`RequestLimits`] and [`RetryLimits`].
+//! The flags of upstream requests: how many at a time, and when they are made again. What each
+//! means, and why its default is right for most, stands with [`RequestLimits`] and [`RetryLimits`].
 
 use clap::{Args, ValueEnum};
 use humantime::Duration;
@@ -14,13 +14,21 @@ pub(super) struct RequestArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_HTTP2", default_value = "auto")]
     upstream_http2: Http2,
 
-    /// How long an upstream connection with requests on it may be silent before it is asked for a sign of life: by a ping over HTTP/2, by TCP's keepalive
-    /// below HTTP/1.1. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PING_INTERVAL", default_value = "20s")]
+    /// How long an upstream connection with requests on it may be silent before it is asked for a
+    /// sign of life: by a ping over HTTP/2, by TCP's keepalive below HTTP/1.1. 0s: never.
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_UPSTREAM_PING_INTERVAL",
+        default_value = "20s"
+    )]
     upstream_ping_interval: Duration,
 
     /// How long that sign may take before the connection is given up.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PING_TIMEOUT", default_value = "10s")]
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_UPSTREAM_PING_TIMEOUT",
+        default_value = "10s"
+    )]
     upstream_ping_timeout: Duration,
 
     /// Upstream requests in flight; one more waits.
@@ -47,7 +55,8 @@ pub(super) struct RequestArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_RETRIES", default_value_t = RetryLimits::default().retries)]
     max_retries: u32,
 
-    /// The pause before the first retry, if the upstream does not say; each further one is twice as long.
+    /// The pause before the first retry, if the upstream does not say; each further one is twice as
+    /// long.
     #[arg(long, env = "RUNS_GATEWAY_RETRY_PAUSE", default_value_t = RetryLimits::default().pause.into())]
     retry_pause: Duration,
 
@@ -55,11 +64,13 @@ pub(super) struct RequestArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_RETRY_PAUSE", default_value_t = RetryLimits::default().max_pause.into())]
     max_retry_pause: Duration,
 
-    /// Time after the first attempt in which retries may begin. An upstream that asks for a longer pause is not asked again.
+    /// Time after the first attempt in which retries may begin. An upstream that asks for a longer
+    /// pause is not asked again.
     #[arg(long, env = "RUNS_GATEWAY_RETRY_WINDOW", default_value_t = RetryLimits::default().total.into())]
     retry_window: Duration,
 
-    /// Failures in a row after half of which there are no retries until answers come again. 0: no retries.
+    /// Failures in a row after half of which there are no retries until answers come again. 0: no
+    /// retries.
     #[arg(long, env = "RUNS_GATEWAY_RETRY_BUDGET", default_value_t = RetryLimits::default().budget)]
     retry_budget: u32,
 
@@ -86,7 +97,10 @@ impl RequestArgs {
 
     /// The interval and the timeout of signs of life.
     pub(super) fn pings(&self) -> (Option<std::time::Duration>, std::time::Duration) {
-        (Some(*self.upstream_ping_interval).filter(|interval| !interval.is_zero()), *self.upstream_ping_timeout)
+        (
+            Some(*self.upstream_ping_interval).filter(|interval| !interval.is_zero()),
+            *self.upstream_ping_timeout,
+        )
     }
 
     pub(super) fn requests(&self) -> RequestLimits {

@@ -1,4 +1,5 @@
-//! The flags of the limits of streams. What each means, and why its default is right for most, stands with [`StreamLimits`] and [`PollLimits`].
+//! The flags of the limits of streams. What each means, and why its default is right for most,
+//! stands with [`StreamLimits`] and [`PollLimits`].
 
 use clap::Args;
 use humantime::Duration;
@@ -13,7 +14,8 @@ pub(super) struct StreamArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_LIVE_STREAMS", default_value_t = StreamLimits::default().live)]
     max_live_streams: usize,
 
-    /// How long the upstream may be silent on a live stream before the gateway looks at the run itself.
+    /// How long the upstream may be silent on a live stream before the gateway looks at the run
+    /// itself.
     #[arg(long, env = "RUNS_GATEWAY_STREAM_IDLE_TIMEOUT", default_value_t = StreamLimits::default().idle.into())]
     stream_idle_timeout: Duration,
 
@@ -26,7 +28,7 @@ pub(super) struct StreamArgs {
     max_wait: Duration,
 
     /// How long the cancellation of a run whose caller left may take.
-    #[arg(long, env = "RUNS_GATEWAY_FAREWELL_TIMEOUT", default_value_t = StreamLimits::default().farewell.into())]
+    #[arg(long, env = "RUNS_GATEWAY_FAREWELL_TIMEOUT", default_value_t = StreamLimits::default().cancel_timeout.into())]
     farewell_timeout: Duration,
 
     /// The most tool outputs that are held for a conversation, in bytes.
@@ -61,7 +63,7 @@ impl From<StreamArgs> for StreamLimits {
             idle: *args.stream_idle_timeout,
             linger: *args.stream_linger,
             wait: *args.max_wait,
-            farewell: *args.farewell_timeout,
+            cancel_timeout: *args.farewell_timeout,
             held_output_bytes: args.max_held_output_bytes,
             poll: PollLimits {
                 floor: *args.poll_floor,

@@ -7,13 +7,14 @@ use clap::{Args, ValueEnum};
 /// The flags.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TelemetryArgs {
-    /// Address of the admin port: /metrics, /healthz, /readyz, /version. Not for callers: it has no access control. By default 127.0.0.1:9090 if
-    /// that is free; if one is given it has to be.
+    /// Address of the admin port: /metrics, /healthz, /readyz, /version. Not for callers: it has no
+    /// access control. By default 127.0.0.1:9090 if that is free; if one is given it has to be.
     #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
 
-    /// What is logged: a level, or directives as of the `tracing` crates, such as `runs_gateway=debug,info`. Nothing is of the level
-    /// `trace` in a release: it is that of every frame.
+    /// What is logged: a level, or directives as of the `tracing` crates, such as
+    /// `runs_gateway=debug,info`. Nothing is of the level `trace` in a release: it is that of every
+    /// frame.
     #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
     log: String,
 
@@ -56,7 +57,8 @@ pub enum Admin {
     At(SocketAddr),
 }
 
-/// How traces are exported, as far as the exporter does not read it from the standard variables by itself.
+/// How traces are exported, as far as the exporter does not read it from the standard variables by
+/// itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traces {
     /// The protocol.
@@ -75,21 +77,29 @@ pub enum OtlpProtocol {
 }
 
 impl Traces {
-    /// What the `OTEL_*` variables ask for, by their specification: nothing is exported without an endpoint.
+    /// What the `OTEL_*` variables ask for, by their specification: nothing is exported without an
+    /// endpoint.
     fn new(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let either = |what: &str| {
-            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}")).or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
+            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"))
+                .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
         };
-        let off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        let off = variable("OTEL_SDK_DISABLED")
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
             || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
         if off || either("ENDPOINT").is_none() {
             return None;
         }
         let grpc = either("PROTOCOL").is_some_and(|protocol| protocol == "grpc");
-        let named = variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|attributes| attributes.contains("service.name="));
+        let named = variable("OTEL_RESOURCE_ATTRIBUTES")
+            .is_some_and(|attributes| attributes.contains("service.name="));
         Some(Self {
-            protocol: if grpc { OtlpProtocol::Grpc } else { OtlpProtocol::Http },
+            protocol: if grpc {
+                OtlpProtocol::Grpc
+            } else {
+                OtlpProtocol::Http
+            },
             is_named: named || variable("OTEL_SERVICE_NAME").is_some(),
         })
     }
@@ -117,17 +127,47 @@ mod tests {
         let cases = [
             ("", None),
             ("OTEL_EXPORTER_OTLP_ENDPOINT=", None),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318", Some((http, false))),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://c:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc", Some((grpc, false))),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SERVICE_NAME=x", Some((http, true))),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_RESOURCE_ATTRIBUTES=service.name=x", Some((http, true))),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SDK_DISABLED=true", None),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_TRACES_EXPORTER=none", None),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318",
+                Some((http, false)),
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://c:4317 OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+                Some((grpc, false)),
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SERVICE_NAME=x",
+                Some((http, true)),
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_RESOURCE_ATTRIBUTES=service.name=x",
+                Some((http, true)),
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_SDK_DISABLED=true",
+                None,
+            ),
+            (
+                "OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4318 OTEL_TRACES_EXPORTER=none",
+                None,
+            ),
         ];
         for (variables, expected) in cases {
-            let set = || variables.split_whitespace().filter_map(|variable| variable.split_once('='));
-            let traces = Traces::new(|name| set().find(|(known, _)| *known == name).map(|(_, value)| value.to_owned()));
-            assert_eq!(traces.map(|traces| (traces.protocol, traces.is_named)), expected, "{variables}");
+            let set = || {
+                variables
+                    .split_whitespace()
+                    .filter_map(|variable| variable.split_once('='))
+            };
+            let traces = Traces::new(|name| {
+                set()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.to_owned())
+            });
+            assert_eq!(
+                traces.map(|traces| (traces.protocol, traces.is_named)),
+                expected,
+                "{variables}"
+            );
         }
     }
 }

@@ -21,12 +21,18 @@ pub(super) struct UpstreamArgs {
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PROFILE", default_value = "aimlapi")]
     upstream_profile: Profile,
 
-    /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the profile's.
+    /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the
+    /// profile's.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_URL")]
     upstream_url: Option<String>,
 
     /// The gateway's own key for the upstream. Without one, callers bring theirs.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY", hide_env_values = true, conflicts_with = "upstream_api_key_file")]
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_UPSTREAM_API_KEY",
+        hide_env_values = true,
+        conflicts_with = "upstream_api_key_file"
+    )]
     upstream_api_key: Option<SecretString>,
 
     /// A file with the gateway's own key for the upstream.
@@ -38,28 +44,47 @@ pub(super) struct UpstreamArgs {
     upstream_ca_file: Option<PathBuf>,
 
     /// A certificate chain to show to the upstream, PEM.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CLIENT_CERT_FILE", requires = "upstream_client_key_file")]
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_UPSTREAM_CLIENT_CERT_FILE",
+        requires = "upstream_client_key_file"
+    )]
     upstream_client_cert_file: Option<PathBuf>,
 
     /// The private key of that certificate, PEM.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CLIENT_KEY_FILE", requires = "upstream_client_cert_file")]
+    #[arg(
+        long,
+        env = "RUNS_GATEWAY_UPSTREAM_CLIENT_KEY_FILE",
+        requires = "upstream_client_cert_file"
+    )]
     upstream_client_key_file: Option<PathBuf>,
 
-    /// The age at which connections to the upstream are not used for new requests any more, so that changed addresses are followed. 0s: never.
+    /// The age at which connections to the upstream are not used for new requests any more, so that
+    /// changed addresses are followed. 0s: never.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_RENEWAL", default_value_t = RENEWAL.into())]
     upstream_renewal: humantime::Duration,
 
-    /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the profile's.
+    /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the
+    /// profile's.
     #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
     upstream_auth: Option<String>,
 
-    /// A header of every upstream request, `Name: value`, whatever a caller's metadata says. May be given more than once (in the environment:
-    /// separated by `;`).
-    #[arg(long = "upstream-header", env = "RUNS_GATEWAY_UPSTREAM_HEADERS", hide_env_values = true, value_delimiter = ';')]
+    /// A header of every upstream request, `Name: value`, whatever a caller's metadata says. May be
+    /// given more than once (in the environment: separated by `;`).
+    #[arg(
+        long = "upstream-header",
+        env = "RUNS_GATEWAY_UPSTREAM_HEADERS",
+        hide_env_values = true,
+        value_delimiter = ';'
+    )]
     upstream_headers: Vec<SecretString>,
 
     /// A query parameter of every upstream request, `name=value`. May be given more than once.
-    #[arg(long = "upstream-query", env = "RUNS_GATEWAY_UPSTREAM_QUERY", value_delimiter = '&')]
+    #[arg(
+        long = "upstream-query",
+        env = "RUNS_GATEWAY_UPSTREAM_QUERY",
+        value_delimiter = '&'
+    )]
     upstream_query: Vec<String>,
 }
 
@@ -83,23 +108,32 @@ impl UpstreamArgs {
             Profile::Azure => None,
         };
         let base = self.upstream_url.as_deref().or(known);
-        let base = base.ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
+        let base = base
+            .ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
         // Not by clap, which would repeat a URL that may hold a key.
-        let mut base: Url = base.parse().map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
+        let mut base: Url = base
+            .parse()
+            .map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid("--upstream-url must begin with http:// or https:// and name a host".to_owned()));
+            return Err(Invalid(
+                "--upstream-url must begin with http:// or https:// and name a host".to_owned(),
+            ));
         }
         if !base.username().is_empty() || base.password().is_some() {
             return Err(Invalid(
                 "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
             ));
         }
-        let pairs: Vec<(&str, &str)> =
-            self.upstream_query.iter().map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
-        let has_version =
-            base.query_pairs().any(|(name, _)| name == "api-version") || pairs.iter().any(|(name, _)| *name == "api-version");
+        let pairs: Vec<(&str, &str)> = self
+            .upstream_query
+            .iter()
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .collect();
+        let has_version = base.query_pairs().any(|(name, _)| name == "api-version")
+            || pairs.iter().any(|(name, _)| *name == "api-version");
         if self.upstream_profile == Profile::Azure && !has_version {
-            base.query_pairs_mut().append_pair("api-version", "2024-05-01-preview");
+            base.query_pairs_mut()
+                .append_pair("api-version", "2024-05-01-preview");
         }
         if !pairs.is_empty() {
             base.query_pairs_mut().extend_pairs(pairs);
@@ -112,19 +146,24 @@ impl UpstreamArgs {
         match (self.upstream_auth.as_deref(), self.upstream_profile) {
             (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
             (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
-            (Some(name), _) => name
-                .parse()
-                .map(AuthStyle::Header)
-                .map_err(|_| Invalid(format!("--upstream-auth must be `bearer` or a header's name, not {name:?}"))),
+            (Some(name), _) => name.parse().map(AuthStyle::Header).map_err(|_| {
+                Invalid(format!(
+                    "--upstream-auth must be `bearer` or a header's name, not {name:?}"
+                ))
+            }),
         }
     }
 
     /// The gateway's own key, if it was given itself and not as a file.
     pub(super) fn key(&self) -> Result<Option<SecretString>, Invalid> {
-        let Some(key) = &self.upstream_api_key else { return Ok(None) };
+        let Some(key) = &self.upstream_api_key else {
+            return Ok(None);
+        };
         let trimmed = key.expose_secret().trim();
         if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid("--upstream-api-key: empty, or not a key that a header can hold".to_owned()));
+            return Err(Invalid(
+                "--upstream-api-key: empty, or not a key that a header can hold".to_owned(),
+            ));
         }
         Ok(Some(SecretString::from(trimmed)))
     }
@@ -139,7 +178,10 @@ impl UpstreamArgs {
         UpstreamFiles {
             key: self.upstream_api_key_file.clone(),
             ca: self.upstream_ca_file.clone(),
-            identity: self.upstream_client_cert_file.clone().zip(self.upstream_client_key_file.clone()),
+            identity: self
+                .upstream_client_cert_file
+                .clone()
+                .zip(self.upstream_client_key_file.clone()),
         }
     }
 
@@ -153,18 +195,30 @@ impl UpstreamArgs {
         let mut headers = HeaderMap::new();
         headers.insert("openai-beta", HeaderValue::from_static("assistants=v2"));
         for line in &self.upstream_headers {
-            let parsed = line.expose_secret().split_once(':').and_then(|(name, value)| {
-                Some((HeaderName::try_from(name.trim()).ok()?, HeaderValue::from_str(value.trim()).ok()?))
-            });
-            let (name, mut value) = parsed.ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
+            let parsed = line
+                .expose_secret()
+                .split_once(':')
+                .and_then(|(name, value)| {
+                    Some((
+                        HeaderName::try_from(name.trim()).ok()?,
+                        HeaderValue::from_str(value.trim()).ok()?,
+                    ))
+                });
+            let (name, mut value) = parsed
+                .ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
             if name == self.auth()?.header() || name == header::AUTHORIZATION {
                 // Only of a key that is known to be one it is asked who may use it.
-                return Err(Invalid(format!("--upstream-header {name}: give the key by --upstream-api-key-file")));
+                return Err(Invalid(format!(
+                    "--upstream-header {name}: give the key by --upstream-api-key-file"
+                )));
             }
             if FRAMING.contains(&name.as_str()) {
-                return Err(Invalid(format!("--upstream-header {name}: the gateway sets it")));
+                return Err(Invalid(format!(
+                    "--upstream-header {name}: the gateway sets it"
+                )));
             }
-            // It may be a secret, and it tells what a flag fixed from what is only a default (`Serve::forwarded`).
+            // It may be a secret, and it tells what a flag fixed from what is only a default
+            // (`Serve::forwarded`).
             value.set_sensitive(true);
             headers.insert(name, value);
         }

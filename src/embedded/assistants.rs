@@ -26,7 +26,10 @@ use crate::v1::{ResponseFormat, ResponseFormatMode};
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/assistants", get(list).post(create))
-        .route("/assistants/{assistant_id}", get(read).post(modify).delete(delete))
+        .route(
+            "/assistants/{assistant_id}",
+            get(read).post(modify).delete(delete),
+        )
 }
 
 async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, Error> {
@@ -34,7 +37,10 @@ async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, E
     if spec.model.is_empty() {
         return Err(Error::missing("model"));
     }
-    let automatic = ResponseFormat { mode: ResponseFormatMode::Auto.into(), ..ResponseFormat::default() };
+    let automatic = ResponseFormat {
+        mode: ResponseFormatMode::Auto.into(),
+        ..ResponseFormat::default()
+    };
     let assistant = Assistant {
         id: id::new("asst"),
         object: "assistant".to_owned(),
@@ -73,7 +79,11 @@ async fn read(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Res
     Ok(answer(api.store().assistant(&id)?))
 }
 
-async fn modify(State(api): State<Arc<Api>>, Path(id): Path<String>, bytes: Bytes) -> Result<Response, Error> {
+async fn modify(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    bytes: Bytes,
+) -> Result<Response, Error> {
     let body = Body::<AssistantSpec>::read(&bytes, &tables::ASSISTANT)?;
     let mut store = api.store();
     let assistant = store.assistant(&id)?;
@@ -118,5 +128,10 @@ async fn modify(State(api): State<Arc<Api>>, Path(id): Path<String>, bytes: Byte
 
 async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {
     api.store().delete_assistant(&id)?;
-    Ok(answer(&Deleted { id, object: "assistant.deleted".to_owned(), deleted: Some(true), extra_json: String::new() }))
+    Ok(answer(&Deleted {
+        id,
+        object: "assistant.deleted".to_owned(),
+        deleted: Some(true),
+        extra_json: String::new(),
+    }))
 }

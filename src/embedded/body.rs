@@ -14,7 +14,8 @@ use super::{
 };
 use crate::json::{self, Document};
 
-/// A body that passed its table: as its message, and as JSON for what the message cannot tell, such as `{}` from nothing.
+/// A body that passed its table: as its message, and as JSON for what the message cannot tell, such
+/// as `{}` from nothing.
 pub(super) struct Body<M> {
     pub(super) message: M,
     json: Value,
@@ -27,7 +28,10 @@ impl<M: Document> Body<M> {
         let unreadable = || Error::conflict("We could not parse the JSON body of your request.");
         let json: Value = serde_json::from_slice(bytes).map_err(|_| unreadable())?;
         check("", &json, shape)?;
-        Ok(Self { message: json::decode(bytes).map_err(|_| unreadable())?, json })
+        Ok(Self {
+            message: json::decode(bytes).map_err(|_| unreadable())?,
+            json,
+        })
     }
 
     /// Whether the body names this member.
@@ -44,7 +48,12 @@ impl<M: Document> Body<M> {
 /// A message as the body of an answer.
 pub(super) fn answer<M: Document>(message: &M) -> Response {
     match json::encode(message) {
-        Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Ok(body) => (
+            StatusCode::OK,
+            [(header::CONTENT_TYPE, "application/json")],
+            body,
+        )
+            .into_response(),
         Err(_) => Error::internal().into_response(),
     }
 }

@@ -1,7 +1,9 @@
-//! What moves runs on: one task for each run that is at work, from queued until it waits for outputs or ends.
+//! What moves runs on: one task for each run that is at work, from queued until it waits for
+//! outputs or ends.
 //!
-//! Must hold: the task keeps no state of the run; it looks at the run anew after every pause, and leaves when the run was cancelled, expired
-//! or deleted meanwhile. A caller that goes away does not matter to it.
+//! Must hold: the task keeps no state of the run; it looks at the run anew after every pause, and
+//! leaves when the run was cancelled, expired or deleted meanwhile. A caller that goes away does
+//! not matter to it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::{
     Api,
-    model::{self, Piece},
+    model::{self, ModelChunk},
     prompt,
     run::{Ending, Run},
 };
@@ -17,7 +19,11 @@ use crate::v1::{RunError, RunStatus, ThreadMessage};
 
 /// Starts the task for a run that is queued or being cancelled.
 pub(super) fn start(api: &Arc<Api>, thread_id: String, run_id: String) {
-    let drive = Drive { api: Arc::clone(api), thread_id, run_id };
+    let drive = Drive {
+        api: Arc::clone(api),
+        thread_id,
+        run_id,
+    };
     tokio::spawn(async move {
         let shutdown = drive.api.shutdown.clone();
         let work = async {
@@ -53,7 +59,7 @@ impl Drive {
                 () = self.api.clock.sleep_until(expiry) => continue,
             };
             self.until_due().await?;
-            let last = matches!(piece, Piece::End(..) | Piece::Failed(_));
+            let last = matches!(piece, ModelChunk::End(..) | ModelChunk::Failed(_));
             self.at_work(|run, messages, now| run.take(piece, messages, now))?;
             if last {
                 self.api.store().weigh(&self.thread_id);
@@ -64,9 +70,13 @@ impl Drive {
 
     /// Ends the run if it is being cancelled.
     async fn cancel(&self) {
-        let Some(due) = self.look(&[RunStatus::Cancelling], |run, _, _| run.due) else { return };
+        let Some(due) = self.look(&[RunStatus::Cancelling], |run, _, _| run.due) else {
+            return;
+        };
         self.api.clock.sleep_until(due).await;
-        self.look(&[RunStatus::Cancelling], |run, messages, now| run.end(Ending::Cancelled, messages, now));
+        self.look(&[RunStatus::Cancelling], |run, messages, now| {
+            run.end(Ending::Cancelled, messages, now)
+        });
     }
 
     /// Waits until the run is to be moved on, or is cancelled or expires.
@@ -86,25 +96,45 @@ impl Drive {
     fn interruptions(&self) -> Option<(Arc<Notify>, Duration)> {
         self.at_work(|run, _, _| {
             let expiry = run.resource.expires_at.map_or(0, |expiry| expiry.seconds);
-            (Arc::clone(&run.wake), Duration::from_secs(expiry.unsigned_abs()))
+            (
+                Arc::clone(&run.wake),
+                Duration::from_secs(expiry.unsigned_abs()),
+            )
         })
     }
 
-    fn at_work<T>(&self, act: impl FnOnce(&mut Run, &mut Vec<ThreadMessage>, Duration) -> T) -> Option<T> {
+    fn at_work<T>(
+        &self,
+        act: impl FnOnce(&mut Run, &mut Vec<ThreadMessage>, Duration) -> T,
+    ) -> Option<T> {
         self.look(&[RunStatus::Queued, RunStatus::InProgress], act)
     }
 
     /// Does something to the run and the messages of its thread, if it is in one of these states.
-    fn look<T>(&self, states: &[RunStatus], act: impl FnOnce(&mut Run, &mut Vec<ThreadMessage>, Duration) -> T) -> Option<T> {
+    fn look<T>(
+        &self,
+        states: &[RunStatus],
+        act: impl FnOnce(&mut Run, &mut Vec<ThreadMessage>, Duration) -> T,
+    ) -> Option<T> {
         let now = self.api.clock.now();
         let mut store = self.api.store();
-        let (run, messages) = store.thread(&self.thread_id, now).ok()?.run(&self.run_id).ok()?;
-        states.contains(&run.resource.status()).then(|| act(run, messages, now))
+        let (run, messages) = store
+            .thread(&self.thread_id, now)
+            .ok()?
+            .run(&self.run_id)
+            .ok()?;
+        states
+            .contains(&run.resource.status())
+            .then(|| act(run, messages, now))
     }
 }
 
 /// What a run fails with when its model stops in the middle.
-fn broken_off() -> Piece {
+fn broken_off() -> ModelChunk {
     let message = Some("The model broke off.".to_owned());
-    Piece::Failed(RunError { code: "server_error".to_owned(), message, ..RunError::default() })
+    ModelChunk::Failed(RunError {
+        code: "server_error".to_owned(),
+        message,
+        ..RunError::default()
+    })
 }

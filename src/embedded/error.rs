@@ -1,7 +1,8 @@
 //! Errors as the API answers them: a status and `{"error":{"message","type","param","code"}}`.
 //!
-//! Must hold: every answer of status 400 and above has this body, and names the parameter to blame where there is one. The texts are those
-//! of the real service wherever it was seen to say them, since clients have been known to read them.
+//! Must hold: every answer of status 400 and above has this body, and names the parameter to blame
+//! where there is one. The texts are those of the real service wherever it was seen to say them,
+//! since clients have been known to read them.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -23,9 +24,20 @@ pub(super) struct Error {
 
 impl Error {
     pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
-        let error = ApiError { message: Some(message.into()), r#type: kind.to_owned(), ..ApiError::default() };
-        Self { status, error: Box::new(error) }
+        let kind = if status.is_server_error() {
+            "server_error"
+        } else {
+            "invalid_request_error"
+        };
+        let error = ApiError {
+            message: Some(message.into()),
+            r#type: kind.to_owned(),
+            ..ApiError::default()
+        };
+        Self {
+            status,
+            error: Box::new(error),
+        }
     }
 
     /// The request cannot be served in the present state.
@@ -46,39 +58,72 @@ impl Error {
     }
 
     pub(super) fn missing(param: &str) -> Self {
-        Self::parameter(param, "missing_required_parameter", format!("Missing required parameter: '{param}'."))
+        Self::parameter(
+            param,
+            "missing_required_parameter",
+            format!("Missing required parameter: '{param}'."),
+        )
     }
 
     pub(super) fn not_one_of(param: &str, value: &str, supported: &[&str]) -> Self {
-        let supported = supported.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        let supported = supported
+            .iter()
+            .map(|name| format!("'{name}'"))
+            .collect::<Vec<_>>()
+            .join(", ");
         let message = format!("Invalid value: '{value}'. Supported values are: {supported}.");
         Self::parameter(param, "invalid_value", message)
     }
 
     /// Nothing of this kind has this id.
     pub(super) fn not_found(kind: &str, id: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("No {kind} found with id '{id}'."))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            format!("No {kind} found with id '{id}'."),
+        )
     }
 
     /// The caller wants to see what it does about this status.
     pub(super) fn refused(status: StatusCode) -> Self {
-        let error = Self::new(status, format!("The request was refused with status {}, as asked for.", status.as_u16()));
-        if status == StatusCode::TOO_MANY_REQUESTS { error.with_code("rate_limit_exceeded") } else { error }
+        let error = Self::new(
+            status,
+            format!(
+                "The request was refused with status {}, as asked for.",
+                status.as_u16()
+            ),
+        );
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            error.with_code("rate_limit_exceeded")
+        } else {
+            error
+        }
     }
 
     /// The embedded API itself is wrong.
     pub(super) fn internal() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The server had an error processing your request.")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The server had an error processing your request.",
+        )
     }
 }
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let body = json::encode(&ErrorBody { error: Some(*self.error), ..ErrorBody::default() }).unwrap_or_default();
+        let body = json::encode(&ErrorBody {
+            error: Some(*self.error),
+            ..ErrorBody::default()
+        })
+        .unwrap_or_default();
         let json = HeaderValue::from_static("application/json");
         let mut response = (self.status, [(header::CONTENT_TYPE, json)], body).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_MS));
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            response
+                .headers_mut()
+                .insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_MS));
         }
         response
     }

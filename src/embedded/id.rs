@@ -1,6 +1,7 @@
 //! Ids of the form that services use: a prefix and 24 letters and digits.
 //!
-//! Must hold: no id is given twice. The randomness is that of the standard library's hash keys, which is plenty: ids guard nothing here.
+//! Must hold: no id is given twice. The randomness is that of the standard library's hash keys,
+//! which is plenty: ids guard nothing here.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -13,7 +14,9 @@ pub(super) fn new(prefix: &str) -> String {
         // Each state has keys of its own; eight letters take 48 of the hash's 64 bits.
         let mut bits = RandomState::new().hash_one(word);
         for _ in 0..8 {
-            id.push(char::from(LETTERS[usize::try_from(bits % 62).unwrap_or_default()]));
+            id.push(char::from(
+                LETTERS[usize::try_from(bits % 62).unwrap_or_default()],
+            ));
             bits /= 62;
         }
     }

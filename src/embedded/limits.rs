@@ -1,6 +1,7 @@
 //! What the embedded API holds at most.
 
-/// How much is kept. Whatever goes beyond drives out the oldest of its kind; only a body that is too large is refused.
+/// How much is kept. Whatever goes beyond drives out the oldest of its kind; only a body that is
+/// too large is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Threads, with all that is on them.
@@ -19,6 +20,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { threads: 10_000, messages: 1_000, runs: 1_000, assistants: 100, body: 1 << 20, bytes: 128 << 20 }
+        Self {
+            threads: 10_000,
+            messages: 1_000,
+            runs: 1_000,
+            assistants: 100,
+            body: 1 << 20,
+            bytes: 128 << 20,
+        }
     }
 }

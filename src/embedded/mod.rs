@@ -1,7 +1,9 @@
-//! The embedded Runs API: the REST API that the gateway talks to, served in-process and kept in memory.
+//! The embedded Runs API: the REST API that the gateway talks to, served in-process and kept in
+//! memory.
 //!
-//! It is an HTTP server and nothing else. The gateway reaches it through a socket like any upstream, and any client of the REST API may use
-//! it too: what works here works there. It needs no key and accepts any.
+//! It is an HTTP server and nothing else. The gateway reaches it through a socket like any
+//! upstream, and any client of the REST API may use it too: what works here works there. It needs
+//! no key and accepts any.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -13,8 +15,9 @@
 //! | `body`, `tables`, `shape`, `page`, `error` | bodies, their validation, lists, errors |
 //! | `clock`, `id` | time and ids |
 //!
-//! Must hold: bodies are the contract's messages, read and written by the codec, so that each proves the other; what the contract does not have
-//! is in a package of its own (`proto/` beside this file), which nobody outside sees.
+//! Must hold: bodies are the contract's messages, read and written by the codec, so that each
+//! proves the other; what the contract does not have is in a package of its own (`proto/` beside
+//! this file), which nobody outside sees.
 
 mod assistants;
 mod body;
@@ -53,7 +56,7 @@ use axum::{
     response::{IntoResponse, Response},
     serve::ListenerExt,
 };
-pub use clock::{Clock, Hand};
+pub use clock::{Clock, ManualClock};
 use error::Error;
 pub use limits::Limits;
 pub use store::ASSISTANT;
@@ -70,18 +73,29 @@ struct Api {
 
 impl Api {
     fn store(&self) -> MutexGuard<'_, Store> {
-        // A panic in a request would leave at worst one odd thread, which is no reason to refuse all others.
+        // A panic in a request would leave at worst one odd thread, which is no reason to refuse
+        // all others.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Serves the API on `listener` until `shutdown`, at the root and under `/v1`.
 ///
-/// At shutdown everything is forgotten: runs stop, their streams end with an `error` event, and requests that were begun are finished.
-pub async fn serve(listener: TcpListener, limits: Limits, clock: Clock, shutdown: CancellationToken) -> io::Result<()> {
+/// At shutdown everything is forgotten: runs stop, their streams end with an `error` event, and
+/// requests that were begun are finished.
+pub async fn serve(
+    listener: TcpListener,
+    limits: Limits,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let body = DefaultBodyLimit::max(limits.body);
     let store = Mutex::new(Store::new(limits, clock.now()));
-    let api = Arc::new(Api { store, clock, shutdown: shutdown.clone() });
+    let api = Arc::new(Api {
+        store,
+        clock,
+        shutdown: shutdown.clone(),
+    });
     let routes = Router::new()
         .merge(assistants::routes())
         .merge(threads::routes())
@@ -93,7 +107,7 @@ pub async fn serve(listener: TcpListener, limits: Limits, clock: Clock, shutdown
         .merge(routes)
         .layer(body)
         // Outermost, since whatever the others answer needs a request id.
-        .layer(middleware::from_fn(dress))
+        .layer(middleware::from_fn(add_service_headers))
         .with_state(Arc::clone(&api));
     // Events are small and must not wait for each other.
     let listener = listener.tap_io(|socket| {
@@ -107,17 +121,28 @@ pub async fn serve(listener: TcpListener, limits: Limits, clock: Clock, shutdown
         .await
 }
 
-/// Gives every answer the headers of the service, and every error that did not come from a handler its body.
-async fn dress(request: Request, next: Next) -> Response {
-    let (method, uri, start) = (request.method().clone(), request.uri().clone(), Instant::now());
+/// Gives every answer the headers of the service, and every error that did not come from a handler
+/// its body.
+async fn add_service_headers(request: Request, next: Next) -> Response {
+    let (method, uri, start) = (
+        request.method().clone(),
+        request.uri().clone(),
+        Instant::now(),
+    );
     let mut response = next.run(request).await;
-    let typed = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == "application/json");
+    let typed = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value == "application/json");
     if !response.status().is_success() && !typed {
-        response = undressed(response.status(), &method, &uri).into_response();
+        response = error_body(response.status(), &method, &uri).into_response();
     }
     let headers = response.headers_mut();
     let request_id = HeaderValue::try_from(id::new("req"));
-    headers.insert("x-request-id", request_id.unwrap_or(HeaderValue::from_static("req")));
+    headers.insert(
+        "x-request-id",
+        request_id.unwrap_or(HeaderValue::from_static("req")),
+    );
     headers.insert("openai-version", HeaderValue::from_static("2020-10-01"));
     let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     headers.insert("openai-processing-ms", HeaderValue::from(took));
@@ -125,14 +150,17 @@ async fn dress(request: Request, next: Next) -> Response {
 }
 
 /// What the router and the extractors refuse, in the API's own form.
-fn undressed(status: StatusCode, method: &Method, uri: &Uri) -> Error {
+fn error_body(status: StatusCode, method: &Method, uri: &Uri) -> Error {
     let path = uri.path();
     match status {
         StatusCode::NOT_FOUND => Error::new(status, format!("Invalid URL ({method} {path})")),
         StatusCode::METHOD_NOT_ALLOWED => {
-            Error::new(status, format!("Not allowed to {method} on {path}.")).with_code("method_not_supported")
+            Error::new(status, format!("Not allowed to {method} on {path}."))
+                .with_code("method_not_supported")
         }
-        StatusCode::PAYLOAD_TOO_LARGE => Error::new(status, "The body of the request is too large."),
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Error::new(status, "The body of the request is too large.")
+        }
         status => Error::new(status, "The request could not be read."),
     }
 }

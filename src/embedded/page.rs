@@ -1,6 +1,7 @@
 //! Lists: the query of a list, and the page that it asks for.
 //!
-//! Must hold: whoever follows `last_id` by `after` while `has_more` sees every entry once, in either order.
+//! Must hold: whoever follows `last_id` by `after` while `has_more` sees every entry once, in
+//! either order.
 
 use axum::http::Uri;
 use url::form_urlencoded;
@@ -32,7 +33,13 @@ pub(super) struct Page<T> {
 impl Query {
     /// Reads a list's query. Besides the four of every list it may have the parameters in `others`.
     pub(super) fn of(uri: &Uri, others: &[&str]) -> Result<Self, Error> {
-        let mut query = Self { limit: LIMIT, ascending: false, after: None, before: None, run_id: None };
+        let mut query = Self {
+            limit: LIMIT,
+            ascending: false,
+            after: None,
+            before: None,
+            run_id: None,
+        };
         for (name, value) in parameters(uri) {
             match &*name {
                 "limit" => {
@@ -65,18 +72,40 @@ impl Query {
             entries.reverse();
         }
         let place = |name: &str, cursor: &str| {
-            let unknown =
-                || Error::parameter(name, "invalid_value", format!("Invalid '{name}': no entry has the id '{cursor}'."));
-            entries.iter().position(|entry| id(entry) == cursor).ok_or_else(unknown)
+            let unknown = || {
+                Error::parameter(
+                    name,
+                    "invalid_value",
+                    format!("Invalid '{name}': no entry has the id '{cursor}'."),
+                )
+            };
+            entries
+                .iter()
+                .position(|entry| id(entry) == cursor)
+                .ok_or_else(unknown)
         };
-        let from = self.after.as_deref().map(|cursor| place("after", cursor)).transpose()?.map_or(0, |at| at + 1);
-        let to = self.before.as_deref().map(|cursor| place("before", cursor)).transpose()?.unwrap_or(entries.len());
+        let from = self
+            .after
+            .as_deref()
+            .map(|cursor| place("after", cursor))
+            .transpose()?
+            .map_or(0, |at| at + 1);
+        let to = self
+            .before
+            .as_deref()
+            .map(|cursor| place("before", cursor))
+            .transpose()?
+            .unwrap_or(entries.len());
         let range = entries.get(from..to).unwrap_or_default();
         let left_out = range.len().saturating_sub(self.limit);
         // The page before a cursor is the one that ends there.
-        let page =
-            if self.after.is_none() && self.before.is_some() { &range[left_out..] } else { &range[..range.len() - left_out] };
-        let id_of = |entry: Option<&&T>| entry.map_or_else(String::new, |entry| id(entry).to_owned());
+        let page = if self.after.is_none() && self.before.is_some() {
+            &range[left_out..]
+        } else {
+            &range[..range.len() - left_out]
+        };
+        let id_of =
+            |entry: Option<&&T>| entry.map_or_else(String::new, |entry| id(entry).to_owned());
         Ok(Page {
             first_id: id_of(page.first()),
             last_id: id_of(page.last()),
@@ -90,14 +119,19 @@ fn parameters(uri: &Uri) -> impl Iterator<Item = (String, String)> {
     form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned()
 }
 
-/// The one thing that `include[]` may ask for. There are no file searches here, so that it adds nothing.
+/// The one thing that `include[]` may ask for. There are no file searches here, so that it adds
+/// nothing.
 pub(super) const INCLUDE: &str = "step_details.tool_calls[*].file_search.results[*].content";
 
 fn other(name: &str, value: &str, known: &[&str]) -> Result<(), Error> {
     // Some clients leave the brackets out.
     let name = if name == "include" { "include[]" } else { name };
     if !known.contains(&name) {
-        return Err(Error::parameter(name, "unknown_parameter", format!("Unknown query parameter: '{name}'.")));
+        return Err(Error::parameter(
+            name,
+            "unknown_parameter",
+            format!("Unknown query parameter: '{name}'."),
+        ));
     }
     if name == "include[]" && value != INCLUDE {
         return Err(Error::not_one_of("include", value, &[INCLUDE]));

@@ -6,9 +6,10 @@
 //!   in_progress ──> completed | incomplete | failed
 //! ```
 //!
-//! Must hold: every change of a state sends its event, here and nowhere else; a run that has ended never changes but for its metadata; after
-//! `done`, which follows `requires_action` and the end, there are no events until somebody asks for more. No clock and no model in here: the
-//! time and the pieces of the answer are handed in.
+//! Must hold: every change of a state sends its event, here and nowhere else; a run that has ended
+//! never changes but for its metadata; after `done`, which follows `requires_action` and the end,
+//! there are no events until somebody asks for more. No clock and no model in here: the time and
+//! the pieces of the answer are handed in.
 
 mod output;
 
@@ -21,13 +22,14 @@ use tokio::sync::Notify;
 use super::{
     clock::stamp,
     error::Error,
-    model::{End, Piece, Tokens},
+    model::{End, ModelChunk, Tokens},
     steering::Steering,
     stream::Events,
 };
 use crate::v1::{
-    self, ContentPartType, RequiredAction, RequiredActionType, RequiredFunctionCall, RequiredToolCall, RunError,
-    RunIncompleteDetails, RunStatus, RunStep, RunStepStatus, RunStepType, SubmitToolOutputsAction, ThreadMessage, ToolOutput,
+    self, ContentPartType, RequiredAction, RequiredActionType, RequiredFunctionCall,
+    RequiredToolCall, RunError, RunIncompleteDetails, RunStatus, RunStep, RunStepStatus,
+    RunStepType, SubmitToolOutputsAction, ThreadMessage, ToolOutput,
 };
 
 pub(super) struct Run {
@@ -63,11 +65,19 @@ pub(super) fn is_active(status: RunStatus) -> bool {
 
 /// A status as JSON has it.
 pub(super) fn status_name(status: RunStatus) -> String {
-    status.as_str_name().trim_start_matches("RUN_STATUS_").to_ascii_lowercase()
+    status
+        .as_str_name()
+        .trim_start_matches("RUN_STATUS_")
+        .to_ascii_lowercase()
 }
 
 impl Run {
-    pub(super) fn new(resource: v1::Run, steering: Steering, events: Events, now: Duration) -> Self {
+    pub(super) fn new(
+        resource: v1::Run,
+        steering: Steering,
+        events: Events,
+        now: Duration,
+    ) -> Self {
         let mut run = Self {
             resource,
             steps: Vec::new(),
@@ -86,11 +96,20 @@ impl Run {
 
     /// Whether its time is over.
     pub(super) fn is_due(&self, now: Duration) -> bool {
-        is_active(self.resource.status()) && self.resource.expires_at.is_some_and(|expiry| expiry.seconds <= stamp(now).seconds)
+        is_active(self.resource.status())
+            && self
+                .resource
+                .expires_at
+                .is_some_and(|expiry| expiry.seconds <= stamp(now).seconds)
     }
 
     pub(super) fn weight(&self) -> usize {
-        self.resource.encoded_len() + self.steps.iter().map(prost::Message::encoded_len).sum::<usize>()
+        self.resource.encoded_len()
+            + self
+                .steps
+                .iter()
+                .map(prost::Message::encoded_len)
+                .sum::<usize>()
     }
 
     /// The model sets to work.
@@ -102,49 +121,85 @@ impl Run {
     }
 
     /// A piece of the model's reply has come.
-    pub(super) fn take(&mut self, piece: Piece, messages: &mut Vec<ThreadMessage>, now: Duration) {
+    pub(super) fn take(
+        &mut self,
+        piece: ModelChunk,
+        messages: &mut Vec<ThreadMessage>,
+        now: Duration,
+    ) {
         self.due = now + self.steering.piece;
         match piece {
-            Piece::Text(text) => self.write(ContentPartType::Text, text, messages, now),
-            Piece::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),
-            Piece::Call(name) => self.call(name, messages, now),
-            Piece::Arguments(text) => self.arguments(text),
-            Piece::End(end, cost) => {
+            ModelChunk::Text(text) => self.write(ContentPartType::Text, text, messages, now),
+            ModelChunk::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),
+            ModelChunk::Call(name) => self.call(name, messages, now),
+            ModelChunk::Arguments(text) => self.arguments(text),
+            ModelChunk::End(end, cost) => {
                 self.reply = cost;
                 self.spent.prompt += cost.prompt;
                 self.spent.completion += cost.completion;
-                let calls = self.open_step().is_some_and(|step| step.r#type() == RunStepType::ToolCalls);
+                let calls = self
+                    .open_step()
+                    .is_some_and(|step| step.r#type() == RunStepType::ToolCalls);
                 match end {
-                    End::Cut => self.end(Ending::Incomplete, messages, now),
+                    End::Truncated => self.end(Ending::Incomplete, messages, now),
                     End::Whole if calls => self.require_action(),
                     End::Whole => self.end(Ending::Completed, messages, now),
                 }
             }
-            Piece::Failed(error) => self.end(Ending::Failed(error), messages, now),
+            ModelChunk::Failed(error) => self.end(Ending::Failed(error), messages, now),
         }
     }
 
     /// The outputs of this round's calls have come, and more events may be wanted.
-    pub(super) fn submit(&mut self, outputs: Vec<ToolOutput>, events: Events, now: Duration) -> Result<(), Error> {
+    pub(super) fn submit(
+        &mut self,
+        outputs: Vec<ToolOutput>,
+        events: Events,
+        now: Duration,
+    ) -> Result<(), Error> {
         let status = self.resource.status();
         if status != RunStatus::RequiresAction {
             let status = status_name(status);
-            return Err(Error::conflict(format!("Runs in status \"{status}\" do not accept tool outputs.")));
+            return Err(Error::conflict(format!(
+                "Runs in status \"{status}\" do not accept tool outputs."
+            )));
         }
-        let Some(step) = self.open_step() else { return Err(Error::internal()) };
-        let expected: Vec<&str> = step.step_details.iter().flat_map(|it| &it.tool_calls).map(|call| call.id.as_str()).collect();
-        let got: Vec<&str> = outputs.iter().map(|output| output.tool_call_id.as_str()).collect();
+        let Some(step) = self.open_step() else {
+            return Err(Error::internal());
+        };
+        let expected: Vec<&str> = step
+            .step_details
+            .iter()
+            .flat_map(|it| &it.tool_calls)
+            .map(|call| call.id.as_str())
+            .collect();
+        let got: Vec<&str> = outputs
+            .iter()
+            .map(|output| output.tool_call_id.as_str())
+            .collect();
         let (mut all, mut given) = (expected.clone(), got.clone());
         all.sort_unstable();
         given.sort_unstable();
         if all != given {
-            let list = |ids: Vec<&str>| ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ");
-            let message = format!("Expected tool outputs for call_ids [{}], got [{}]", list(expected), list(got));
+            let list = |ids: Vec<&str>| {
+                ids.iter()
+                    .map(|id| format!("'{id}'"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            let message = format!(
+                "Expected tool outputs for call_ids [{}], got [{}]",
+                list(expected),
+                list(got)
+            );
             return Err(Error::conflict(message));
         }
         if let Some(details) = &mut step.step_details {
             for output in outputs {
-                let call = details.tool_calls.iter_mut().find(|call| call.id == output.tool_call_id);
+                let call = details
+                    .tool_calls
+                    .iter_mut()
+                    .find(|call| call.id == output.tool_call_id);
                 if let Some(function) = call.and_then(|call| call.function.as_mut()) {
                     function.output = Some(output.output.unwrap_or_default());
                 }
@@ -165,7 +220,9 @@ impl Run {
         let status = self.resource.status();
         if !matches!(status, Queued | InProgress | RequiresAction) {
             let status = status_name(status);
-            return Err(Error::conflict(format!("Cannot cancel run with status '{status}'.")));
+            return Err(Error::conflict(format!(
+                "Cannot cancel run with status '{status}'."
+            )));
         }
         self.resource.status = RunStatus::Cancelling.into();
         self.due = now + self.steering.step;
@@ -185,7 +242,11 @@ impl Run {
             Ending::Expired => (RunStepStatus::Expired, Some("run_expired")),
         };
         self.close_message(cut, messages, now);
-        let error = if let Ending::Failed(error) = &ending { Some(error.clone()) } else { None };
+        let error = if let Ending::Failed(error) = &ending {
+            Some(error.clone())
+        } else {
+            None
+        };
         self.close_step(step, error, now);
         for step in &mut self.steps {
             step.expires_at = None;
@@ -201,7 +262,10 @@ impl Run {
             }
             Ending::Incomplete => {
                 let reason = "max_completion_tokens".to_owned();
-                run.incomplete_details = Some(RunIncompleteDetails { reason, ..RunIncompleteDetails::default() });
+                run.incomplete_details = Some(RunIncompleteDetails {
+                    reason,
+                    ..RunIncompleteDetails::default()
+                });
                 (RunStatus::Incomplete, "incomplete")
             }
             Ending::Failed(error) => {
@@ -224,16 +288,28 @@ impl Run {
     }
 
     fn require_action(&mut self) {
-        let calls = self.steps.last().and_then(|step| step.step_details.as_ref()).map(|details| &details.tool_calls);
+        let calls = self
+            .steps
+            .last()
+            .and_then(|step| step.step_details.as_ref())
+            .map(|details| &details.tool_calls);
         let calls = calls.into_iter().flatten().map(|call| {
             let function = call.function.as_ref().map(|function| RequiredFunctionCall {
                 name: function.name.clone(),
                 arguments: function.arguments.clone(),
                 ..RequiredFunctionCall::default()
             });
-            RequiredToolCall { id: call.id.clone(), r#type: call.r#type, function, ..RequiredToolCall::default() }
+            RequiredToolCall {
+                id: call.id.clone(),
+                r#type: call.r#type,
+                function,
+                ..RequiredToolCall::default()
+            }
         });
-        let action = SubmitToolOutputsAction { tool_calls: calls.collect(), ..SubmitToolOutputsAction::default() };
+        let action = SubmitToolOutputsAction {
+            tool_calls: calls.collect(),
+            ..SubmitToolOutputsAction::default()
+        };
         self.resource.required_action = Some(RequiredAction {
             r#type: RequiredActionType::SubmitToolOutputs.into(),
             submit_tool_outputs: Some(action),
@@ -245,6 +321,7 @@ impl Run {
     }
 
     fn send(&mut self, event: &str) {
-        self.events.send(&format!("thread.run.{event}"), &self.resource);
+        self.events
+            .send(&format!("thread.run.{event}"), &self.resource);
     }
 }

@@ -1,8 +1,11 @@
-//! Values that fit a JSON Schema: the arguments of tool calls, and answers in a format that has a schema.
+//! Values that fit a JSON Schema: the arguments of tool calls, and answers in a format that has a
+//! schema.
 //!
-//! Must hold: for the schemas that tools really have (types, `enum`, `const`, `required`, nested objects and arrays, bounds, lengths, the
-//! first branch of `anyOf` and `oneOf`, `allOf`, `$ref` into the same document) the value validates; the same schema and topic give the same
-//! value; a schema that refers to itself ends, and no schema, however it multiplies, makes a value much larger than [`BYTES`].
+//! Must hold: for the schemas that tools really have (types, `enum`, `const`, `required`, nested
+//! objects and arrays, bounds, lengths, the first branch of `anyOf` and `oneOf`, `allOf`, `$ref`
+//! into the same document) the value validates; the same schema and topic give the same value; a
+//! schema that refers to itself ends, and no schema, however it multiplies, makes a value much
+//! larger than [`BYTES`].
 
 use std::cell::Cell;
 
@@ -16,7 +19,12 @@ const BYTES: usize = 64 << 10;
 
 /// A value that fits `schema`. Free texts are `topic` where it fits, else the name of the property.
 pub(super) fn value(schema: &Value, topic: Option<&str>) -> Value {
-    Sampler { root: schema, topic, left: Cell::new(BYTES) }.value(schema, "value", 0)
+    Sampler {
+        root: schema,
+        topic,
+        left: Cell::new(BYTES),
+    }
+    .value(schema, "value", 0)
 }
 
 struct Sampler<'a> {
@@ -32,17 +40,31 @@ impl<'a> Sampler<'a> {
             return Value::Null;
         }
         if let Some(value) = schema.get("const").or_else(|| schema.get("enum")?.get(0)) {
-            return if self.spend(value.to_string().len()) { value.clone() } else { Value::Null };
+            return if self.spend(value.to_string().len()) {
+                value.clone()
+            } else {
+                Value::Null
+            };
         }
         if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
-            let target = self.root.pointer(target.trim_start_matches('#')).unwrap_or(&Value::Null);
+            let target = self
+                .root
+                .pointer(target.trim_start_matches('#'))
+                .unwrap_or(&Value::Null);
             return self.value(target, name, depth + 1);
         }
-        if let Some(branch) = schema.get("anyOf").or_else(|| schema.get("oneOf")).and_then(|branches| branches.get(0)) {
+        if let Some(branch) = schema
+            .get("anyOf")
+            .or_else(|| schema.get("oneOf"))
+            .and_then(|branches| branches.get(0))
+        {
             return self.value(branch, name, depth + 1);
         }
         if let Some(Value::Array(parts)) = schema.get("allOf") {
-            return parts.iter().map(|part| self.value(part, name, depth + 1)).fold(Value::Null, merge);
+            return parts
+                .iter()
+                .map(|part| self.value(part, name, depth + 1))
+                .fold(Value::Null, merge);
         }
         match kind(schema) {
             "object" => self.object(schema, depth),
@@ -63,11 +85,16 @@ impl<'a> Sampler<'a> {
     }
 
     fn object(&self, schema: &'a Value, depth: usize) -> Value {
-        let required =
-            |name: &str| matches!(schema.get("required"), Some(Value::Array(names)) if names.iter().any(|it| it == name));
-        let Some(Value::Object(properties)) = schema.get("properties") else { return json!({}) };
-        let wanted = properties.iter().filter(|(name, _)| depth < DEPTH || required(name)).take_while(|_| self.left.get() > 0);
-        let members = wanted.map(|(name, schema)| (name.clone(), self.value(schema, name, depth + 1)));
+        let required = |name: &str| matches!(schema.get("required"), Some(Value::Array(names)) if names.iter().any(|it| it == name));
+        let Some(Value::Object(properties)) = schema.get("properties") else {
+            return json!({});
+        };
+        let wanted = properties
+            .iter()
+            .filter(|(name, _)| depth < DEPTH || required(name))
+            .take_while(|_| self.left.get() > 0);
+        let members =
+            wanted.map(|(name, schema)| (name.clone(), self.value(schema, name, depth + 1)));
         Value::Object(members.collect::<Map<_, _>>())
     }
 
@@ -92,9 +119,15 @@ impl<'a> Sampler<'a> {
         };
         let text = known.or(self.topic).unwrap_or(name);
         let least = bound(schema, "minLength").unwrap_or(0).min(self.left.get());
-        let most = bound(schema, "maxLength").unwrap_or(usize::MAX).min(self.left.get());
+        let most = bound(schema, "maxLength")
+            .unwrap_or(usize::MAX)
+            .min(self.left.get());
         let missing = least.saturating_sub(text.chars().count());
-        let text: String = text.chars().chain(std::iter::repeat_n('.', missing)).take(most).collect();
+        let text: String = text
+            .chars()
+            .chain(std::iter::repeat_n('.', missing))
+            .take(most)
+            .collect();
         self.spend(text.len());
         text
     }
@@ -113,20 +146,30 @@ fn kind(schema: &Value) -> &str {
 }
 
 fn bound(schema: &Value, keyword: &str) -> Option<usize> {
-    schema.get(keyword)?.as_u64().and_then(|bound| usize::try_from(bound).ok())
+    schema
+        .get(keyword)?
+        .as_u64()
+        .and_then(|bound| usize::try_from(bound).ok())
 }
 
 fn integer(schema: &Value) -> Value {
     let at = |keyword: &str| schema.get(keyword).and_then(Value::as_f64);
     let step = at("multipleOf").filter(|step| *step >= 1.0).unwrap_or(1.0);
-    let least = at("minimum").map(f64::ceil).or(at("exclusiveMinimum").map(|least| least.floor() + 1.0));
-    let most = at("maximum").map(f64::floor).or(at("exclusiveMaximum").map(|most| most.ceil() - 1.0));
+    let least = at("minimum")
+        .map(f64::ceil)
+        .or(at("exclusiveMinimum").map(|least| least.floor() + 1.0));
+    let most = at("maximum")
+        .map(f64::floor)
+        .or(at("exclusiveMaximum").map(|most| most.ceil() - 1.0));
     let number = match (least, most) {
         (Some(least), _) => (least / step).ceil() * step,
         (None, Some(most)) => ((most / step).floor() * step).min(step),
         (None, None) => step,
     };
-    #[expect(clippy::cast_possible_truncation, reason = "a bound beyond an i64 is no bound that a tool has")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a bound beyond an i64 is no bound that a tool has"
+    )]
     Value::from(number as i64)
 }
 
@@ -194,7 +237,10 @@ mod tests {
         for schema in schemas {
             for topic in [None, Some("Paris")] {
                 let sample = value(&schema, topic);
-                assert!(jsonschema::is_valid(&schema, &sample), "{sample} does not fit {schema}");
+                assert!(
+                    jsonschema::is_valid(&schema, &sample),
+                    "{sample} does not fit {schema}"
+                );
                 assert_eq!(sample, value(&schema, topic));
             }
         }
@@ -209,7 +255,9 @@ mod tests {
 
     #[test]
     fn a_schema_that_multiplies_is_cut() {
-        let branches: Map<String, Value> = (0..100).map(|at| (at.to_string(), json!({ "$ref": "#" }))).collect();
+        let branches: Map<String, Value> = (0..100)
+            .map(|at| (at.to_string(), json!({ "$ref": "#" })))
+            .collect();
         let schemas = [
             json!({ "type": "object", "properties": branches }),
             json!({ "type": "array", "items": { "type": "array", "items": {}, "minItems": 1_000_000_000 }, "minItems": 1_000_000 }),

@@ -8,8 +8,9 @@
 //! | `embedded.tool_rounds` | how many times it asks before it answers |
 //! | `embedded.refuse` | the status, 400 to 599, with which the API refuses to make the run |
 //!
-//! Must hold: a value that means nothing is an error, never ignored: whoever steers wants to see something. Rounds come before the scenario; a
-//! scenario without `embedded.tool_rounds` means no rounds.
+//! Must hold: a value that means nothing is an error, never ignored: whoever steers wants to see
+//! something. Rounds come before the scenario; a scenario without `embedded.tool_rounds` means no
+//! rounds.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -41,13 +42,16 @@ pub(super) struct Steering {
     pub(super) refusal: Option<StatusCode>,
 }
 
-/// The default pause before a step: long enough for a client that polls to see the run queued and in progress.
+/// The default pause before a step: long enough for a client that polls to see the run queued and
+/// in progress.
 const STEP: Duration = Duration::from_millis(15);
 
 impl Steering {
     pub(super) fn of(metadata: &BTreeMap<String, String>) -> Result<Self, Error> {
         let number = |name: &str, most: usize| {
-            let Some(text) = metadata.get(name) else { return Ok(None) };
+            let Some(text) = metadata.get(name) else {
+                return Ok(None);
+            };
             let number = text.parse().ok().filter(|number| *number <= most).ok_or_else(|| {
                 let param = format!("metadata.{name}");
                 let message = format!("Invalid '{param}': expected a whole number from 0 to {most}, but got '{text}' instead.");
@@ -64,7 +68,11 @@ impl Steering {
             Some("refuse") => Some(Scenario::Refuse),
             Some(other) => {
                 let supported = ["fail", "rate_limit", "incomplete", "expire", "refuse"];
-                return Err(Error::not_one_of("metadata.embedded.scenario", other, &supported));
+                return Err(Error::not_one_of(
+                    "metadata.embedded.scenario",
+                    other,
+                    &supported,
+                ));
             }
         };
         let refusal = metadata.get("embedded.refuse").map(|text| {
@@ -78,13 +86,15 @@ impl Steering {
                     Error::parameter(param, "invalid_value", message)
                 })
         });
-        let delay = number("embedded.delay_ms", 600_000)?.map(|delay| Duration::from_millis(delay as u64));
+        let delay =
+            number("embedded.delay_ms", 600_000)?.map(|delay| Duration::from_millis(delay as u64));
         Ok(Self {
             scenario,
             step: delay.unwrap_or(STEP),
             piece: delay.unwrap_or_default(),
             tool_calls: number("embedded.tool_calls", 128)?.unwrap_or(1),
-            tool_rounds: number("embedded.tool_rounds", 128)?.unwrap_or(usize::from(scenario.is_none())),
+            tool_rounds: number("embedded.tool_rounds", 128)?
+                .unwrap_or(usize::from(scenario.is_none())),
             refusal: refusal.transpose()?,
         })
     }

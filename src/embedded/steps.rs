@@ -16,7 +16,10 @@ use crate::v1::ListRunStepsResponse;
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/threads/{thread_id}/runs/{run_id}/steps", get(list))
-        .route("/threads/{thread_id}/runs/{run_id}/steps/{step_id}", get(read))
+        .route(
+            "/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
+            get(read),
+        )
 }
 
 async fn list(
@@ -44,6 +47,10 @@ async fn read(
 ) -> Result<Response, Error> {
     let mut store = api.store();
     let (run, _) = store.thread(&thread_id, api.clock.now())?.run(&run_id)?;
-    let step = run.steps.iter().find(|step| step.id == id).ok_or_else(|| Error::not_found("run step", &id))?;
+    let step = run
+        .steps
+        .iter()
+        .find(|step| step.id == id)
+        .ok_or_else(|| Error::not_found("run step", &id))?;
     Ok(answer(step))
 }

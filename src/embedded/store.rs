@@ -1,7 +1,8 @@
 //! What the API remembers: assistants, and threads with their messages and runs.
 //!
-//! Must hold: memory is bounded by [`Limits`]; whoever looks at a thread sees its run as it is now, expired if its time is over, whether or
-//! not a task has come to say so. One lock guards it all: requests are short, and nothing waits while it is held.
+//! Must hold: memory is bounded by [`Limits`]; whoever looks at a thread sees its run as it is now,
+//! expired if its time is over, whether or not a task has come to say so. One lock guards it all:
+//! requests are short, and nothing waits while it is held.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,11 +20,12 @@ use super::{
     v1::Assistant,
 };
 use crate::v1::{
-    ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus, TextContent, ThreadMessage, ThreadResource,
-    ThreadSpec,
+    ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus, TextContent,
+    ThreadMessage, ThreadResource, ThreadSpec,
 };
 
-/// The id of the assistant that is always there, for callers that cannot make one, as those of the gateway cannot.
+/// The id of the assistant that is always there, for callers that cannot make one, as those of the
+/// gateway cannot.
 pub const ASSISTANT: &str = "asst_embedded";
 
 pub(super) struct Store {
@@ -56,7 +58,13 @@ impl Store {
             model: "embedded".to_owned(),
             ..Assistant::default()
         };
-        Self { limits, assistants: VecDeque::from([assistant]), threads: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+        Self {
+            limits,
+            assistants: VecDeque::from([assistant]),
+            threads: HashMap::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+        }
     }
 
     /// All assistants, oldest first.
@@ -65,7 +73,10 @@ impl Store {
     }
 
     pub(super) fn assistant(&mut self, id: &str) -> Result<&mut Assistant, Error> {
-        let assistant = self.assistants.iter_mut().find(|assistant| assistant.id == id);
+        let assistant = self
+            .assistants
+            .iter_mut()
+            .find(|assistant| assistant.id == id);
         assistant.ok_or_else(|| Error::not_found("assistant", id))
     }
 
@@ -79,7 +90,8 @@ impl Store {
     pub(super) fn delete_assistant(&mut self, id: &str) -> Result<(), Error> {
         self.assistant(id)?;
         // The first one is always there.
-        self.assistants.retain(|assistant| assistant.id == ASSISTANT || assistant.id != id);
+        self.assistants
+            .retain(|assistant| assistant.id == ASSISTANT || assistant.id != id);
         Ok(())
     }
 
@@ -91,7 +103,10 @@ impl Store {
     }
 
     pub(super) fn delete_thread(&mut self, id: &str) -> Result<(), Error> {
-        let thread = self.threads.remove(id).ok_or_else(|| Error::not_found("thread", id))?;
+        let thread = self
+            .threads
+            .remove(id)
+            .ok_or_else(|| Error::not_found("thread", id))?;
         self.order.retain(|other| other != id);
         self.bytes -= thread.bytes;
         Ok(())
@@ -99,7 +114,10 @@ impl Store {
 
     /// A thread as it is now.
     pub(super) fn thread(&mut self, id: &str, now: Duration) -> Result<&mut Thread, Error> {
-        let thread = self.threads.get_mut(id).ok_or_else(|| Error::not_found("thread", id))?;
+        let thread = self
+            .threads
+            .get_mut(id)
+            .ok_or_else(|| Error::not_found("thread", id))?;
         if let Some(run) = thread.runs.last_mut().filter(|run| run.is_due(now)) {
             run.end(Ending::Expired, &mut thread.messages, now);
         }
@@ -126,7 +144,13 @@ impl Store {
             thread.bytes = bytes;
         }
         while self.order.len() > self.limits.threads || self.bytes > self.limits.bytes {
-            let Some(oldest) = self.order.pop_front().and_then(|oldest| self.threads.remove(&oldest)) else { break };
+            let Some(oldest) = self
+                .order
+                .pop_front()
+                .and_then(|oldest| self.threads.remove(&oldest))
+            else {
+                break;
+            };
             self.bytes -= oldest.bytes;
         }
     }
@@ -149,7 +173,12 @@ impl Thread {
             metadata: spec.metadata,
             extra_json: String::new(),
         };
-        let mut thread = Self { resource, messages: Vec::new(), runs: Vec::new(), bytes: 0 };
+        let mut thread = Self {
+            resource,
+            messages: Vec::new(),
+            runs: Vec::new(),
+            bytes: 0,
+        };
         for message in spec.messages {
             thread.add_message(message, now);
         }
@@ -162,23 +191,35 @@ impl Thread {
 
     /// The run that holds the thread, if there is one.
     pub(super) fn active_run(&self) -> Option<&Run> {
-        self.runs.last().filter(|run| is_active(run.resource.status()))
+        self.runs
+            .last()
+            .filter(|run| is_active(run.resource.status()))
     }
 
     /// A run, and the messages that it may write to.
     pub(super) fn run(&mut self, id: &str) -> Result<(&mut Run, &mut Vec<ThreadMessage>), Error> {
-        let run = self.runs.iter_mut().find(|run| run.resource.id == id).ok_or_else(|| Error::not_found("run", id))?;
+        let run = self
+            .runs
+            .iter_mut()
+            .find(|run| run.resource.id == id)
+            .ok_or_else(|| Error::not_found("run", id))?;
         Ok((run, &mut self.messages))
     }
 
     pub(super) fn message(&mut self, id: &str) -> Result<&mut ThreadMessage, Error> {
-        self.messages.iter_mut().find(|message| message.id == id).ok_or_else(|| Error::not_found("message", id))
+        self.messages
+            .iter_mut()
+            .find(|message| message.id == id)
+            .ok_or_else(|| Error::not_found("message", id))
     }
 
     /// Adds a message that a caller sent.
     pub(super) fn add_message(&mut self, input: MessageInput, now: Duration) -> &ThreadMessage {
         let content = input.content.unwrap_or_default();
-        let bare = content.text.map(|text| InputContentPart { text: Some(text), ..InputContentPart::default() });
+        let bare = content.text.map(|text| InputContentPart {
+            text: Some(text),
+            ..InputContentPart::default()
+        });
         let message = ThreadMessage {
             id: id::new("msg"),
             object: "thread.message".to_owned(),
@@ -198,8 +239,10 @@ impl Thread {
 
     /// Drops what is beyond the limits and measures the rest.
     fn weight(&mut self, limits: &Limits) -> usize {
-        self.messages.drain(..self.messages.len().saturating_sub(limits.messages));
-        self.runs.drain(..self.runs.len().saturating_sub(limits.runs.max(1)));
+        self.messages
+            .drain(..self.messages.len().saturating_sub(limits.messages));
+        self.runs
+            .drain(..self.runs.len().saturating_sub(limits.runs.max(1)));
         let messages: usize = self.messages.iter().map(prost::Message::encoded_len).sum();
         let runs: usize = self.runs.iter().map(Run::weight).sum();
         self.resource.encoded_len() + messages + runs
@@ -213,7 +256,10 @@ fn part(input: InputContentPart) -> ContentPart {
     };
     ContentPart {
         r#type: kind.into(),
-        text: input.text.map(|text| TextContent { value: Some(text), ..TextContent::default() }),
+        text: input.text.map(|text| TextContent {
+            value: Some(text),
+            ..TextContent::default()
+        }),
         image_file: input.image_file,
         image_url: input.image_url,
         ..ContentPart::default()

@@ -1,8 +1,9 @@
 //! Event streams: what happens to a run, as server-sent events.
 //!
-//! Must hold: an event is sent by the very line that changes the run, so that streams and polling cannot disagree; a reader that is slow or
-//! gone holds nobody up. What waits for a slow reader is one round of one run, which the model bounds: hence a queue without a limit.
-//! A stream ends in `done`, or, if the run was taken away under it, in an `error` event.
+//! Must hold: an event is sent by the very line that changes the run, so that streams and polling
+//! cannot disagree; a reader that is slow or gone holds nobody up. What waits for a slow reader is
+//! one round of one run, which the model bounds: hence a queue without a limit. A stream ends in
+//! `done`, or, if the run was taken away under it, in an `error` event.
 
 use std::{
     convert::Infallible,
@@ -37,7 +38,13 @@ impl Events {
     /// Events, and the stream that they come out of.
     pub(super) fn stream() -> (Self, EventStream) {
         let (to, events) = mpsc::unbounded_channel();
-        (Self(Some(to)), EventStream { events, ended: false })
+        (
+            Self(Some(to)),
+            EventStream {
+                events,
+                ended: false,
+            },
+        )
     }
 
     pub(super) fn send<M: Document>(&mut self, name: &str, data: &M) {
@@ -66,7 +73,10 @@ impl http_body::Body for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -74,7 +84,9 @@ impl http_body::Body for EventStream {
         self.ended = event.as_deref().is_none_or(|event| event == DONE);
         let event = event.unwrap_or_else(|| {
             let error = json::encode(&*Error::internal().error).unwrap_or_default();
-            [b"event: error\ndata: ", error.as_slice(), b"\n\n"].concat().into()
+            [b"event: error\ndata: ", error.as_slice(), b"\n\n"]
+                .concat()
+                .into()
         });
         Poll::Ready(Some(Ok(Frame::data(event))))
     }
@@ -82,7 +94,10 @@ impl http_body::Body for EventStream {
 
 impl IntoResponse for EventStream {
     fn into_response(self) -> Response {
-        let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+            (header::CACHE_CONTROL, "no-cache"),
+        ];
         (headers, Body::new(self)).into_response()
     }
 }

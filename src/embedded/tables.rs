@@ -1,16 +1,25 @@
 //! The request bodies that the API accepts, after its schema.
 //!
-//! Must hold: a body that passes its table fits into its message whole, so that the handlers need not look for anything that the codec
-//! could not place. `stream` is in the tables and not in the messages: the contract leaves it to whoever sends the body.
+//! Must hold: a body that passes its table fits into its message whole, so that the handlers need
+//! not look for anything that the codec could not place. `stream` is in the tables and not in the
+//! messages: the contract leaves it to whoever sends the body.
 
 use super::shape::{Member, Shape};
 
 const fn optional(name: &'static str, shape: &'static Shape) -> Member {
-    Member { name, shape, required: false }
+    Member {
+        name,
+        shape,
+        required: false,
+    }
 }
 
 const fn required(name: &'static str, shape: &'static Shape) -> Member {
-    Member { name, shape, required: true }
+    Member {
+        name,
+        shape,
+        required: true,
+    }
 }
 
 const ID: Shape = Shape::Text(1..=256);
@@ -25,10 +34,18 @@ const DETAIL: Shape = Shape::OneOf(&["auto", "low", "high"]);
 const RANKING: Shape = Shape::Object(&[
     optional("ranker", &ID),
     optional("score_threshold", &TOP_P),
-    optional("hybrid_search", &Shape::Object(&[optional("embedding_weight", &TOP_P), optional("text_weight", &TOP_P)])),
+    optional(
+        "hybrid_search",
+        &Shape::Object(&[
+            optional("embedding_weight", &TOP_P),
+            optional("text_weight", &TOP_P),
+        ]),
+    ),
 ]);
-const FILE_SEARCH: Shape =
-    Shape::Object(&[optional("max_num_results", &Shape::Integer(1..=50)), optional("ranking_options", &RANKING)]);
+const FILE_SEARCH: Shape = Shape::Object(&[
+    optional("max_num_results", &Shape::Integer(1..=50)),
+    optional("ranking_options", &RANKING),
+]);
 const FUNCTION: Shape = Shape::Object(&[
     required("name", &Shape::Name),
     optional("description", &TEXT),
@@ -44,7 +61,13 @@ const TOOL_BY_TYPE: Shape = Shape::Tagged(&[("code_interpreter", &[]), ("file_se
 const TOOL_CHOICE: Shape = Shape::Or(
     &Shape::OneOf(&["none", "auto", "required"]),
     &Shape::Tagged(&[
-        ("function", &[required("function", &Shape::Object(&[required("name", &Shape::Name)]))]),
+        (
+            "function",
+            &[required(
+                "function",
+                &Shape::Object(&[required("name", &Shape::Name)]),
+            )],
+        ),
         ("code_interpreter", &[]),
         ("file_search", &[]),
     ]),
@@ -86,7 +109,10 @@ const CHUNKING: Shape = Shape::Tagged(&[
     ),
 ]);
 const TOOL_RESOURCES: Shape = Shape::Object(&[
-    optional("code_interpreter", &Shape::Object(&[optional("file_ids", &Shape::List(0..=20, &ID))])),
+    optional(
+        "code_interpreter",
+        &Shape::Object(&[optional("file_ids", &Shape::List(0..=20, &ID))]),
+    ),
     optional(
         "file_search",
         &Shape::Object(&[
@@ -107,14 +133,29 @@ const TOOL_RESOURCES: Shape = Shape::Object(&[
 ]);
 const CONTENT_PART: Shape = Shape::Tagged(&[
     ("text", &[required("text", &TEXT)]),
-    ("image_file", &[required("image_file", &Shape::Object(&[required("file_id", &ID), optional("detail", &DETAIL)]))]),
+    (
+        "image_file",
+        &[required(
+            "image_file",
+            &Shape::Object(&[required("file_id", &ID), optional("detail", &DETAIL)]),
+        )],
+    ),
     (
         "image_url",
-        &[required("image_url", &Shape::Object(&[required("url", &Shape::Text(1..=1_000_000)), optional("detail", &DETAIL)]))],
+        &[required(
+            "image_url",
+            &Shape::Object(&[
+                required("url", &Shape::Text(1..=1_000_000)),
+                optional("detail", &DETAIL),
+            ]),
+        )],
     ),
 ]);
 const PARTS: Shape = Shape::List(1..=500, &CONTENT_PART);
-const ATTACHMENT: Shape = Shape::Object(&[required("file_id", &ID), optional("tools", &Shape::List(0..=20, &TOOL_BY_TYPE))]);
+const ATTACHMENT: Shape = Shape::Object(&[
+    required("file_id", &ID),
+    optional("tools", &Shape::List(0..=20, &TOOL_BY_TYPE)),
+]);
 
 /// A message to be made.
 pub(super) const MESSAGE: Shape = Shape::Object(&[
@@ -135,8 +176,10 @@ pub(super) const THREAD: Shape = Shape::Object(&[
 ]);
 
 /// A change of a thread.
-pub(super) const THREAD_UPDATE: Shape =
-    Shape::Object(&[optional("tool_resources", &TOOL_RESOURCES), optional("metadata", &Shape::Metadata)]);
+pub(super) const THREAD_UPDATE: Shape = Shape::Object(&[
+    optional("tool_resources", &TOOL_RESOURCES),
+    optional("metadata", &Shape::Metadata),
+]);
 
 /// An assistant to be made, which needs a model, or a change of one.
 pub(super) const ASSISTANT: Shape = Shape::Object(&[
@@ -198,7 +241,10 @@ pub(super) const THREAD_AND_RUN: Shape = Shape::Object(&[
 pub(super) const TOOL_OUTPUTS: Shape = Shape::Object(&[
     required(
         "tool_outputs",
-        &Shape::List(0..=1_000, &Shape::Object(&[required("tool_call_id", &ID), optional("output", &TEXT)])),
+        &Shape::List(
+            0..=1_000,
+            &Shape::Object(&[required("tool_call_id", &ID), optional("output", &TEXT)]),
+        ),
     ),
     optional("stream", &Shape::Flag),
 ]);

@@ -21,7 +21,10 @@ use super::{
 use crate::v1::ThreadSpec;
 
 pub(super) fn routes() -> Router<Arc<Api>> {
-    Router::new().route("/threads", post(create)).route("/threads/{thread_id}", get(read).post(modify).delete(delete))
+    Router::new().route("/threads", post(create)).route(
+        "/threads/{thread_id}",
+        get(read).post(modify).delete(delete),
+    )
 }
 
 async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, Error> {
@@ -36,7 +39,11 @@ async fn read(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Res
     Ok(answer(&api.store().thread(&id, api.clock.now())?.resource))
 }
 
-async fn modify(State(api): State<Arc<Api>>, Path(id): Path<String>, bytes: Bytes) -> Result<Response, Error> {
+async fn modify(
+    State(api): State<Arc<Api>>,
+    Path(id): Path<String>,
+    bytes: Bytes,
+) -> Result<Response, Error> {
     let body = Body::<ThreadSpec>::read(&bytes, &tables::THREAD_UPDATE)?;
     api.store().write(&id, api.clock.now(), |thread| {
         let (metadata, tool_resources) = (body.names("metadata"), body.names("tool_resources"));
@@ -52,5 +59,10 @@ async fn modify(State(api): State<Arc<Api>>, Path(id): Path<String>, bytes: Byte
 
 async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {
     api.store().delete_thread(&id)?;
-    Ok(answer(&Deleted { id, object: "thread.deleted".to_owned(), deleted: Some(true), extra_json: String::new() }))
+    Ok(answer(&Deleted {
+        id,
+        object: "thread.deleted".to_owned(),
+        deleted: Some(true),
+        extra_json: String::new(),
+    }))
 }

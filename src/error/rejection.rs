@@ -1,14 +1,14 @@
 //! Answers of the upstream with an error status, and the part of the table that is about them.
 //!
-//! Must hold: what a status means is decided here alone; which words of a body mean more than the status is, too, as services give some errors no
-//! code of their own.
+//! Must hold: what a status means is decided here alone; which words of a body mean more than the
+//! status is, too, as services give some errors no code of their own.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::Code;
 
-use super::{DEFAULT_RETRY_DELAY, Effect, MAX_WORD, Retry, Verdict, cut};
+use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_WORD, Retry, Verdict, cut};
 use crate::v1::ErrorReason;
 
 /// An answer of the upstream's with an error status.
@@ -25,7 +25,7 @@ pub struct Rejection {
     /// Whether it asks for a retry (`x-should-retry`).
     pub should_retry: Option<bool>,
     /// What repeating the request would do.
-    pub effect: Effect,
+    pub idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub own_key: bool,
     /// Headers of the answer that callers may see.
@@ -55,13 +55,23 @@ impl Rejection {
     }
 
     pub(super) fn param(&self) -> Option<String> {
-        self.body.as_ref().map(|body| cut(&body.param, MAX_WORD)).filter(|param| !param.is_empty())
+        self.body
+            .as_ref()
+            .map(|body| cut(&body.param, MAX_WORD))
+            .filter(|param| !param.is_empty())
     }
 
     /// The part of an `ErrorInfo` that says what the upstream said.
     pub(super) fn info(&self) -> impl Iterator<Item = (String, String)> {
-        let body = self.body.iter().flat_map(|body| [("upstream_code", &body.code), ("upstream_type", &body.r#type)]);
-        let words = body.filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)));
+        let body = self.body.iter().flat_map(|body| {
+            [
+                ("upstream_code", &body.code),
+                ("upstream_type", &body.r#type),
+            ]
+        });
+        let words = body
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)));
         words.chain([("http_status".to_owned(), self.status.to_string())])
     }
 
@@ -71,7 +81,10 @@ impl Rejection {
         let no_body = ErrorBody::default();
         let body = self.body.as_ref().unwrap_or(&no_body);
         let said = if body.message.is_empty() {
-            format!("the upstream answered with status {} and no error message", self.status)
+            format!(
+                "the upstream answered with status {} and no error message",
+                self.status
+            )
         } else {
             body.message.clone()
         };
@@ -92,12 +105,16 @@ impl Rejection {
             404 if self.body.is_none() => new(Code::Unimplemented, R::RouteNotFound),
             404 => new(Code::NotFound, R::NotFound),
             409 => new(Code::Aborted, R::Conflict),
-            429 if self.is_quota() => new(Code::ResourceExhausted, R::InsufficientQuota).retry(Retry::Never),
+            429 if self.is_quota() => {
+                new(Code::ResourceExhausted, R::InsufficientQuota).retry(Retry::Never)
+            }
             429 => new(Code::ResourceExhausted, R::RateLimitExceeded).retry(wait),
             499 => new(Code::Cancelled, R::Cancelled),
             500 => new(Code::Internal, R::ServerError),
             501 => new(Code::Unimplemented, R::Unsupported),
-            408 | 502 | 503 | 504 if self.effect == Effect::Once => Verdict::unknown(&said),
+            408 | 502 | 503 | 504 if self.idempotency == Idempotency::NonIdempotent => {
+                Verdict::unknown(&said)
+            }
             408 | 502 => new(Code::Unavailable, R::UpstreamUnavailable),
             503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
             504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
@@ -107,7 +124,8 @@ impl Rejection {
 }
 
 impl ErrorBody {
-    /// The state of the thread or run is to blame, not the request. Services give these no code of their own, only words.
+    /// The state of the thread or run is to blame, not the request. Services give these no code of
+    /// their own, only words.
     fn is_state_conflict(&self) -> bool {
         const WORDS: [&str; 6] = [
             "already has an active run",
@@ -122,6 +140,8 @@ impl ErrorBody {
     }
 
     fn is_quota(&self) -> bool {
-        [&self.code, &self.r#type].into_iter().any(|word| word == "insufficient_quota")
+        [&self.code, &self.r#type]
+            .into_iter()
+            .any(|word| word == "insufficient_quota")
     }
 }

@@ -13,7 +13,8 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// The events that tell of a new state: steps, oldest first, then the run, so that a run's last event is the last.
+    /// The events that tell of a new state: steps, oldest first, then the run, so that a run's last
+    /// event is the last.
     pub(super) fn to(&mut self, run: &Run, steps: &[RunStep]) -> Vec<RunEvent> {
         let mut events = Vec::new();
         for step in steps {

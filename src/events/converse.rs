@@ -1,11 +1,14 @@
-//! A conversation: a run, its events of all rounds, and the outputs of its tool calls, on one stream.
+//! A conversation: a run, its events of all rounds, and the outputs of its tool calls, on one
+//! stream.
 //!
-//! Must hold: a submit is sent once a round. If its outcome is not known, the run is looked at: it is sent once more only if the run still asks
-//! for the same calls, by the rules of a unary submit (`rest/settle.rs`). The upstream's `done` after `requires_action` ends a round, not the
-//! conversation. While outputs are waited for, the shared poller watches the run, so that one that expires, is cancelled, or is answered by
-//! somebody else does not leave its caller waiting.
+//! Must hold: a submit is sent once a round. If its outcome is not known, the run is looked at: it
+//! is sent once more only if the run still asks for the same calls, by the rules of a unary submit
+//! (`rest/reconcile.rs`). The upstream's `done` after `requires_action` ends a round, not the
+//! conversation. While outputs are waited for, the shared poller watches the run, so that one that
+//! expires, is cancelled, or is answered by somebody else does not leave its caller waiting.
 //!
-//! Why a task of its own: the caller is heard while it does not read. It holds one event at most that the caller did not take.
+//! Why a task of its own: the caller is heard while it does not read. It holds one event at most
+//! that the caller did not take.
 
 use std::sync::Arc;
 
@@ -15,20 +18,20 @@ use tokio_stream::Stream;
 
 use super::{
     Events, Options, Streams,
-    desk::{Desk, calls},
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
+    inbox::{ToolOutputInbox, calls},
     live::{cut, follow, next},
     progress::{Progress, SharedResume, run_event},
-    reader::{Farewell, Reader, Source},
+    reader::{CancelOnDisconnect, Reader, Source},
 };
 use crate::{
     error::Error,
-    rest::{Caller, IDEMPOTENCY_KEY, Opened},
+    rest::{Caller, IDEMPOTENCY_KEY, UpstreamReply},
     v1::{
-        ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus, StreamCreateRunRequest,
-        StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, ToolOutputs, converse_run_request::Message,
-        run_event::Payload,
+        ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus,
+        StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
+        ToolOutputs, converse_run_request::Message, run_event::Payload,
     },
 };
 
@@ -40,21 +43,46 @@ const MAX_SUBMITS: u32 = 2;
 
 impl Streams {
     /// Converses. `resume` says at any time how to resume.
-    pub async fn converse(&self, caller: Caller, inbound: Inbound, resume: SharedResume) -> Result<Events, Error> {
-        let mut desk = Desk::new(inbound, self.limits.held_output_bytes);
-        let first = desk.first().await?;
+    pub async fn converse(
+        &self,
+        caller: Caller,
+        inbound: Inbound,
+        resume: SharedResume,
+    ) -> Result<Events, Error> {
+        let mut inbox = ToolOutputInbox::new(inbound, self.limits.held_output_bytes);
+        let first = inbox.first().await?;
         let (name, options, thread_id, run_id) = match &first {
             Message::Start(start) => ("start", start.options.as_ref(), &*start.thread_id, ""),
-            Message::Attach(attach) => ("attach", attach.options.as_ref(), &*attach.thread_id, &*attach.run_id),
+            Message::Attach(attach) => (
+                "attach",
+                attach.options.as_ref(),
+                &*attach.thread_id,
+                &*attach.run_id,
+            ),
             Message::ToolOutputs(_) | Message::Cancel(_) => ("", None, "", ""),
         };
         let options = Options::new(options).map_err(|error| error.within(name))?;
-        let reader = Reader::new(self, &caller, Progress::new(resume, thread_id, run_id), options);
+        let reader = Reader::new(
+            self,
+            &caller,
+            Progress::new(resume, thread_id, run_id),
+            options,
+        );
         let (events, mut sent) = mpsc::channel(1);
         let (begun, beginning) = oneshot::channel();
-        let conversation = Conversation { farewell: reader.farewell(), reader, desk, events, submits: 0, doubt: None };
-        let conversation = self.detached.spawn(conversation.hold(first, options, begun));
-        // The upstream's answer to the first message is awaited, so that an error is an answer and not a stream.
+        let conversation = Conversation {
+            canceller: reader.canceller(),
+            reader,
+            inbox,
+            events,
+            submits: 0,
+            doubt: None,
+        };
+        let conversation = self
+            .detached
+            .spawn(conversation.hold(first, options, begun));
+        // The upstream's answer to the first message is awaited, so that an error is an answer and
+        // not a stream.
         beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = stream! {
             while let Some(event) = sent.recv().await {
@@ -63,7 +91,8 @@ impl Streams {
             match conversation.await {
                 Ok(None) => {}
                 Ok(Some((mut reader, error))) => {
-                    // Who takes the error has not left. Who has left may look the same to a conversation, as one who closed its side.
+                    // Who takes the error has not left. Who has left may look the same to a
+                    // conversation, as one who closed its side.
                     reader.settle();
                     yield Err(reader.interrupted(error));
                 }
@@ -76,8 +105,8 @@ impl Streams {
 
 struct Conversation {
     reader: Reader,
-    desk: Desk,
-    farewell: Farewell,
+    inbox: ToolOutputInbox,
+    canceller: CancelOnDisconnect,
     events: mpsc::Sender<RunEvent>,
     /// How often the outputs of this round were submitted.
     submits: u32,
@@ -120,8 +149,8 @@ impl From<Arc<Error>> for Ended {
 }
 
 impl Conversation {
-    /// The whole conversation. `begun` is told how the first message fared. If it fails later: the error, for whoever is still there, and the
-    /// reader, which is dropped with it if nobody is.
+    /// The whole conversation. `begun` is told how the first message fared. If it fails later: the
+    /// error, for whoever is still there, and the reader, which is dropped with it if nobody is.
     async fn hold(
         mut self,
         first: Message,
@@ -131,8 +160,13 @@ impl Conversation {
         let left = self.events.clone();
         // In a box: what it needs, a conversation does not need for the rest of its life.
         let beginning = Box::pin(self.begin(first));
-        // A caller that leaves now ends its request, unless the run is to be cancelled: without the answer nobody would know which one.
-        let beginning = if options.cancel_on_disconnect { Ok(beginning.await) } else { unless_left(&left, beginning).await };
+        // A caller that leaves now ends its request, unless the run is to be cancelled: without the
+        // answer nobody would know which one.
+        let beginning = if options.cancel_on_disconnect {
+            Ok(beginning.await)
+        } else {
+            unless_disconnected(&left, beginning).await
+        };
         drop(left);
         // The caller's key is that of the create: outputs under the same one might get its answer.
         self.reader.caller.headers.remove(IDEMPOTENCY_KEY);
@@ -150,7 +184,7 @@ impl Conversation {
         let _ = begun.send(Ok(()));
         match self.run(phase).await {
             Err(Ended::Failed(error)) => {
-                if self.farewell.knows_run() {
+                if self.canceller.knows_run() {
                     self.reader.source = None;
                 }
                 Some((self.reader, error))
@@ -162,52 +196,87 @@ impl Conversation {
     /// Does what the first message asks for.
     async fn begin(&mut self, first: Message) -> Result<Phase, Error> {
         match first {
-            Message::Start(start) => self.start(start).await.map_err(|error| error.within("start")),
+            Message::Start(start) => self
+                .start(start)
+                .await
+                .map_err(|error| error.within("start")),
             Message::Attach(attach) => self.attach(attach).await,
-            Message::ToolOutputs(_) | Message::Cancel(_) => {
-                Err(Error::invalid("message", "the first message must be `start` or `attach`"))
-            }
+            Message::ToolOutputs(_) | Message::Cancel(_) => Err(Error::invalid(
+                "message",
+                "the first message must be `start` or `attach`",
+            )),
         }
     }
 
     async fn start(&mut self, start: ConverseStart) -> Result<Phase, Error> {
-        let ConverseStart { thread_id, run, include, thread_and_run, .. } = start;
+        let ConverseStart {
+            thread_id,
+            run,
+            include,
+            thread_and_run,
+            ..
+        } = start;
         let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
         let place = self.reader.streams.place()?;
         let opened = if thread_and_run.is_some() {
             if run.is_some() || !thread_id.is_empty() || !include.is_empty() {
-                return Err(Error::invalid("thread_and_run", "excludes thread_id, run and include"));
+                return Err(Error::invalid(
+                    "thread_and_run",
+                    "excludes thread_id, run and include",
+                ));
             }
-            let request = StreamCreateThreadAndRunRequest { thread_and_run, options: None };
-            client.stream_create_thread_and_run(caller, &request).await?
+            let request = StreamCreateThreadAndRunRequest {
+                thread_and_run,
+                options: None,
+            };
+            client
+                .stream_create_thread_and_run(caller, &request)
+                .await?
         } else {
-            let request = StreamCreateRunRequest { thread_id, run, include, options: None };
+            let request = StreamCreateRunRequest {
+                thread_id,
+                run,
+                include,
+                options: None,
+            };
             client.stream_create_run(caller, &request).await?
         };
         Ok(self.opened(opened, place))
     }
 
-    /// The run's first state is awaited, so that a run that is not there is an answer and not a stream.
+    /// The run's first state is awaited, so that a run that is not there is an answer and not a
+    /// stream.
     async fn attach(&mut self, attach: ConverseAttach) -> Result<Phase, Error> {
-        for (field, id) in [("attach.thread_id", &attach.thread_id), ("attach.run_id", &attach.run_id)] {
+        for (field, id) in [
+            ("attach.thread_id", &attach.thread_id),
+            ("attach.run_id", &attach.run_id),
+        ] {
             if id.is_empty() {
                 return Err(Error::invalid(field, "must be set"));
             }
         }
         let mut follow = follow(&mut self.reader)?;
-        let first = self.desk.attend(&self.farewell, follow.next(&self.reader.progress)).await?;
+        let first = self
+            .inbox
+            .attend(&self.canceller, follow.next(&self.reader.progress))
+            .await?;
         let first = first.map_err(|error| self.reader.interrupted(error))?;
         Ok(Phase::Following(Box::new((follow, Some(first)))))
     }
 
-    fn opened(&mut self, opened: Opened, place: OwnedSemaphorePermit) -> Phase {
+    fn opened(&mut self, opened: UpstreamReply, place: OwnedSemaphorePermit) -> Phase {
         match opened {
-            Opened::Stream(stream) => {
-                self.reader.source = Some(Source { stream, _place: place });
+            UpstreamReply::Stream(stream) => {
+                self.reader.source = Some(Source {
+                    stream,
+                    _place: place,
+                });
                 Phase::Live(None)
             }
-            Opened::Run(answer) => {
-                self.reader.progress.knows(&answer.message.thread_id, &answer.message.id);
+            UpstreamReply::Run(answer) => {
+                self.reader
+                    .progress
+                    .knows(&answer.message.thread_id, &answer.message.id);
                 Phase::Live(Some(Box::new(run_event(answer.message))))
             }
         }
@@ -233,44 +302,56 @@ impl Conversation {
             self.send(*event).await?;
         }
         loop {
-            let next = unless_left(&self.events, next(&mut self.reader));
-            let Some(event) = self.desk.attend(&self.farewell, next).await??? else { break };
+            let next = unless_disconnected(&self.events, next(&mut self.reader));
+            let Some(event) = self.inbox.attend(&self.canceller, next).await??? else {
+                break;
+            };
             // The upstream's word for the end of a round is not the end of the conversation.
             if event.r#type() != RunEventType::Done || self.reader.progress.is_terminal() {
                 self.send(event).await?;
             }
         }
         self.reader.source = None;
-        if self.reader.progress.is_told() {
+        if self.reader.progress.terminal_sent() {
             return Ok(Phase::Waiting);
         }
         if streams {
             cut(&self.reader);
         }
-        Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
+        Ok(Phase::Following(Box::new((
+            follow(&mut self.reader)?,
+            None,
+        ))))
     }
 
     /// Passes on what polling shows, until the run is settled.
-    async fn following(&mut self, mut follow: Follow, mut first: Option<Followed>) -> Result<Phase, Ended> {
+    async fn following(
+        &mut self,
+        mut follow: Follow,
+        mut first: Option<Followed>,
+    ) -> Result<Phase, Ended> {
         loop {
             let followed = if let Some(first) = first.take() {
                 first
             } else {
-                let next = unless_left(&self.events, follow.next(&self.reader.progress));
-                self.desk.attend(&self.farewell, next).await???
+                let next = unless_disconnected(&self.events, follow.next(&self.reader.progress));
+                self.inbox.attend(&self.canceller, next).await???
             };
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
                 Followed::Settled(mut events, run) => {
                     let calls = calls(&run);
-                    // Told again, it would look like another round, and tools would be run twice: its outputs are here, to be submitted again.
-                    let again = run.status() == RunStatus::RequiresAction && !calls.is_empty() && self.desk.is_round(&calls);
+                    // Told again, it would look like another round, and tools would be run twice:
+                    // its outputs are here, to be submitted again.
+                    let again = run.status() == RunStatus::RequiresAction
+                        && !calls.is_empty()
+                        && self.inbox.is_round(&calls);
                     if again {
                         events.pop();
                     }
                     self.send_all(events).await?;
                     if again {
-                        self.desk.open_round(calls)?;
+                        self.inbox.open_round(calls)?;
                     }
                     return Ok(Phase::Waiting);
                 }
@@ -281,7 +362,7 @@ impl Conversation {
     /// Waits for the outputs of a round, and submits them.
     async fn waiting(&mut self) -> Result<Phase, Ended> {
         // A round whose outputs came early needs no poll.
-        if !self.desk.is_complete()
+        if !self.inbox.is_complete()
             && let Some(phase) = self.watching().await?
         {
             return Ok(phase);
@@ -292,13 +373,13 @@ impl Conversation {
     /// Watches the run until the outputs of its round are there, or it goes on without them.
     async fn watching(&mut self) -> Result<Option<Phase>, Ended> {
         let mut follow = follow(&mut self.reader)?;
-        while !self.desk.is_complete() {
+        while !self.inbox.is_complete() {
             tokio::select! {
-                heard = self.desk.hear(&self.farewell) => heard?,
+                heard = self.inbox.hear(&self.canceller) => heard?,
                 () = self.events.closed() => return Err(Ended::Left),
                 followed = follow.next(&self.reader.progress) => match followed? {
                     Followed::Settled(events, run) if run.status() == RunStatus::RequiresAction => {
-                        if !self.desk.is_round(&calls(&run)) {
+                        if !self.inbox.is_round(&calls(&run)) {
                             self.send_all(events).await?;
                         }
                     }
@@ -316,10 +397,17 @@ impl Conversation {
     async fn submit(&mut self) -> Result<Phase, Ended> {
         let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
         let doubt = self.doubt.take();
-        let allowed = doubt.as_ref().is_none_or(|doubt| client.allows_submit(caller, doubt));
+        let allowed = doubt
+            .as_ref()
+            .is_none_or(|doubt| client.allows_submit(caller, doubt));
         if self.submits == MAX_SUBMITS || !allowed {
             let what = "the run asks again for outputs that it was given".to_owned();
-            return Err(doubt.unwrap_or(Error::Unusable { what, request_id: None }).into());
+            return Err(doubt
+                .unwrap_or(Error::Unusable {
+                    what,
+                    request_id: None,
+                })
+                .into());
         }
         self.submits += 1;
         let place = self.reader.streams.place()?;
@@ -327,11 +415,22 @@ impl Conversation {
         let request = StreamSubmitToolOutputsRequest {
             thread_id: resume.thread_id,
             run_id: resume.run_id,
-            tool_outputs: Some(ToolOutputs { tool_outputs: self.desk.submit(), extra_json: String::new() }),
+            tool_outputs: Some(ToolOutputs {
+                tool_outputs: self.inbox.submit(),
+                extra_json: String::new(),
+            }),
             options: None,
         };
-        let opened = self.desk.attend(&self.farewell, client.stream_submit_tool_outputs(caller, &request)).await?;
-        self.reader.streams.touched(&request.thread_id, &request.run_id);
+        let opened = self
+            .inbox
+            .attend(
+                &self.canceller,
+                client.stream_submit_tool_outputs(caller, &request),
+            )
+            .await?;
+        self.reader
+            .streams
+            .touched(&request.thread_id, &request.run_id);
         match opened {
             Ok(opened) => {
                 self.reader.progress.resumed();
@@ -339,13 +438,22 @@ impl Conversation {
             }
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() => {
-                let pause = async { error.is_state_conflict() || client.pause_in_doubt(caller, &error).await };
-                if !self.desk.attend(&self.farewell, unless_left(&self.events, pause)).await?? {
+                let pause = async {
+                    error.is_state_conflict() || client.pause_in_doubt(caller, &error).await
+                };
+                if !self
+                    .inbox
+                    .attend(&self.canceller, unless_disconnected(&self.events, pause))
+                    .await??
+                {
                     return Err(error.into());
                 }
                 tracing::info!(error = %error.log(), "submitting failed; looking at the run");
                 self.doubt = Some(error);
-                Ok(Phase::Following(Box::new((follow(&mut self.reader)?, None))))
+                Ok(Phase::Following(Box::new((
+                    follow(&mut self.reader)?,
+                    None,
+                ))))
             }
             Err(error) => Err(error.into()),
         }
@@ -359,27 +467,33 @@ impl Conversation {
     }
 
     async fn send(&mut self, event: RunEvent) -> Result<(), Ended> {
-        let Ok(place) = self.desk.attend(&self.farewell, self.events.reserve()).await? else {
+        let Ok(place) = self
+            .inbox
+            .attend(&self.canceller, self.events.reserve())
+            .await?
+        else {
             // The run's name may be in it, and is needed to cancel the run.
             self.reader.progress.sent(&event);
             return Err(Ended::Left);
         };
         self.reader.progress.sent(&event);
         let asked = match &event.payload {
-            Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => Some(calls(run)),
+            Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => {
+                Some(calls(run))
+            }
             Some(Payload::Run(_)) if self.reader.progress.is_terminal() => {
-                self.desk.close();
+                self.inbox.close();
                 None
             }
             Some(Payload::Run(_)) => {
-                self.desk.end_round();
+                self.inbox.end_round();
                 None
             }
             _ => None,
         };
         place.send(event);
         if let Some(calls) = asked
-            && self.desk.open_round(calls)?
+            && self.inbox.open_round(calls)?
         {
             self.submits = 0;
             self.doubt = None;
@@ -390,11 +504,17 @@ impl Conversation {
 
 /// The conversation's task has panicked.
 fn aborted() -> Error {
-    Error::Unusable { what: "the request was aborted".to_owned(), request_id: None }
+    Error::Unusable {
+        what: "the request was aborted".to_owned(),
+        request_id: None,
+    }
 }
 
 /// Does `work` unless the caller leaves before it is done.
-async fn unless_left<T>(events: &mpsc::Sender<RunEvent>, work: impl Future<Output = T>) -> Result<T, Ended> {
+async fn unless_disconnected<T>(
+    events: &mpsc::Sender<RunEvent>,
+    work: impl Future<Output = T>,
+) -> Result<T, Ended> {
     tokio::select! {
         done = work => Ok(done),
         () = events.closed() => Err(Ended::Left),

@@ -1,4 +1,5 @@
-//! A run by polling, as far as a stream that lost its upstream needs it: until the run is terminal or requires action.
+//! A run by polling, as far as a stream that lost its upstream needs it: until the run is terminal
+//! or requires action.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use super::{
     changes::Changes,
     is_settled,
     progress::{Progress, run_event, synthesized},
-    watch::Watch,
+    watch::Subscription,
 };
 use crate::{
     error::Error,
@@ -15,7 +16,7 @@ use crate::{
 
 /// A run that is followed. Dropping it stops the polling.
 pub(super) struct Follow {
-    watch: Watch,
+    watch: Subscription,
     changes: Changes,
 }
 
@@ -23,14 +24,18 @@ pub(super) struct Follow {
 pub(super) enum Followed {
     /// It goes on; these events tell how.
     On(Vec<RunEvent>),
-    /// It is terminal or requires action; these events are the last: what was missed, and the run's state.
+    /// It is terminal or requires action; these events are the last: what was missed, and the run's
+    /// state.
     Settled(Vec<RunEvent>, Box<Run>),
 }
 
 impl Follow {
     /// Follows the run of a watch that was joined with steps.
-    pub(super) fn new(watch: Watch) -> Self {
-        Self { watch, changes: Changes::default() }
+    pub(super) fn new(watch: Subscription) -> Self {
+        Self {
+            watch,
+            changes: Changes::default(),
+        }
     }
 
     /// What comes next, given what was sent. May be dropped while it waits: nothing is lost.
@@ -38,7 +43,9 @@ impl Follow {
         let snapshot = self.watch.next().await?;
         if !is_settled(snapshot.run.status()) {
             let changes = self.changes.to(&snapshot.run, snapshot.steps()).into_iter();
-            return Ok(Followed::On(changes.filter(|event| !progress.has(event)).collect()));
+            return Ok(Followed::On(
+                changes.filter(|event| !progress.has(event)).collect(),
+            ));
         }
         let gap = match snapshot.steps {
             // Something was missed, and nobody can say what.
@@ -46,7 +53,10 @@ impl Follow {
             _ => progress.gap(snapshot.steps()),
         };
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));
-        let events = gap.into_iter().chain([run_event(snapshot.run.clone())]).collect();
+        let events = gap
+            .into_iter()
+            .chain([run_event(snapshot.run.clone())])
+            .collect();
         Ok(Followed::Settled(events, snapshot.run.clone()))
     }
 }

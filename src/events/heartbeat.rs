@@ -1,4 +1,5 @@
-//! Signs of life in quiet streams. Proxies end streams on which nothing happens, and HTTP/2 pings do not count for them.
+//! Signs of life in quiet streams. Proxies end streams on which nothing happens, and HTTP/2 pings
+//! do not count for them.
 
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use crate::v1::{RunEvent, RunEventType};
 
 /// The same events, and a heartbeat whenever nothing happened for `interval`.
 pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> Events {
-    let Some(interval) = interval else { return events };
+    let Some(interval) = interval else {
+        return events;
+    };
     Box::pin(stream! {
         loop {
             // Not a point in time: an interval may be longer than any clock goes.

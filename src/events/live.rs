@@ -1,7 +1,8 @@
 //! The events of a run that this call started.
 //!
-//! Must hold: the end of the upstream's bytes is never quietly success. After `done`, or when the bytes end, the run's last state decides: if it
-//! was sent, the stream ends with OK; if not, the run is watched from here on, what was missed is named in a `gap`, and its last state is
+//! Must hold: the end of the upstream's bytes is never quietly success. After `done`, or when the
+//! bytes end, the run's last state decides: if it was sent, the stream ends with OK; if not, the
+//! run is watched from here on, what was missed is named in a `gap`, and its last state is
 //! synthesized. Before any run id is known there is nothing to look at, and the outcome is unknown.
 
 use async_stream::try_stream;
@@ -17,9 +18,12 @@ use super::{
     received::{Received, received},
 };
 use crate::{
-    error::{Effect, Error, Outcome},
-    rest::{Caller, Opened, error_event},
-    v1::{RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest},
+    error::{Delivery, Error, Idempotency},
+    rest::{Caller, UpstreamReply, error_event},
+    v1::{
+        RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
+        StreamSubmitToolOutputsRequest,
+    },
 };
 
 impl Streams {
@@ -34,10 +38,14 @@ impl Streams {
         let progress = Progress::new(resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
         let client = self.client.clone();
-        self.start(reader, options, async move { client.stream_create_run(&caller, &request).await }).await
+        self.start(reader, options, async move {
+            client.stream_create_run(&caller, &request).await
+        })
+        .await
     }
 
-    /// Creates a thread and a run and gives their events. `resume` says at any time how to resume them.
+    /// Creates a thread and a run and gives their events. `resume` says at any time how to resume
+    /// them.
     pub async fn create_thread_and_run(
         &self,
         caller: Caller,
@@ -47,10 +55,14 @@ impl Streams {
         let options = Options::new(request.options.as_ref())?;
         let reader = Reader::new(self, &caller, Progress::new(resume, "", ""), options);
         let client = self.client.clone();
-        self.start(reader, options, async move { client.stream_create_thread_and_run(&caller, &request).await }).await
+        self.start(reader, options, async move {
+            client.stream_create_thread_and_run(&caller, &request).await
+        })
+        .await
     }
 
-    /// Submits tool outputs and gives the run's further events. `resume` says at any time how to resume them.
+    /// Submits tool outputs and gives the run's further events. `resume` says at any time how to
+    /// resume them.
     pub async fn submit_tool_outputs(
         &self,
         caller: Caller,
@@ -62,18 +74,21 @@ impl Streams {
         let reader = Reader::new(self, &caller, progress, options);
         let streams = self.clone();
         let opening = async move {
-            let opened = streams.client.stream_submit_tool_outputs(&caller, &request).await;
+            let opened = streams
+                .client
+                .stream_submit_tool_outputs(&caller, &request)
+                .await;
             streams.touched(&request.thread_id, &request.run_id);
             opened
         };
         self.start(reader, options, opening).await
     }
 
-    /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening goes on when it leaves meanwhile: without
-    /// the answer nobody would know which run to cancel.
+    /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening
+    /// goes on when it leaves meanwhile: without the answer nobody would know which run to cancel.
     async fn start<F>(&self, reader: Reader, options: Options, opening: F) -> Result<Events, Error>
     where
-        F: Future<Output = Result<Opened, Error>> + Send + 'static,
+        F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
     {
         let place = self.place();
         let opened = async move {
@@ -83,23 +98,32 @@ impl Streams {
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((Opened::Stream(stream), place)) => {
-                    reader.source = Some(Source { stream, _place: place });
+                Ok((UpstreamReply::Stream(stream), place)) => {
+                    reader.source = Some(Source {
+                        stream,
+                        _place: place,
+                    });
                     Ok((reader, None))
                 }
-                Ok((Opened::Run(answer), _)) => {
-                    reader.progress.knows(&answer.message.thread_id, &answer.message.id);
+                Ok((UpstreamReply::Run(answer), _)) => {
+                    reader
+                        .progress
+                        .knows(&answer.message.thread_id, &answer.message.id);
                     Ok((reader, Some(run_event(answer.message))))
                 }
                 Err(error) => Err((reader, error)),
             }
         };
         let opened = if options.cancel_on_disconnect {
-            // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels the run.
+            // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels
+            // the run.
             self.detached
                 .spawn(opened)
                 .await
-                .map_err(|_| Error::Unusable { what: "the request was aborted".to_owned(), request_id: None })?
+                .map_err(|_| Error::Unusable {
+                    what: "the request was aborted".to_owned(),
+                    request_id: None,
+                })?
         } else {
             opened.await
         };
@@ -108,12 +132,19 @@ impl Streams {
             reader.settle();
             error
         })?;
-        Ok(with_heartbeat(Box::pin(events(reader, first)), options.heartbeat))
+        Ok(with_heartbeat(
+            Box::pin(events(reader, first)),
+            options.heartbeat,
+        ))
     }
 }
 
-/// All events, from the first one (of an upstream that answered with the run alone) to the run's last state.
-fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
+/// All events, from the first one (of an upstream that answered with the run alone) to the run's
+/// last state.
+fn events(
+    mut reader: Reader,
+    first: Option<RunEvent>,
+) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         let streams = reader.source.is_some();
         if let Some(event) = first {
@@ -125,7 +156,7 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
             yield event;
         }
         reader.source = None;
-        if !reader.progress.is_told() {
+        if !reader.progress.terminal_sent() {
             if streams {
                 cut(&reader);
             }
@@ -136,20 +167,35 @@ fn events(mut reader: Reader, first: Option<RunEvent>) -> impl Stream<Item = Res
     }
 }
 
-/// The next event of the upstream's stream; `None` once it is over, in whatever way but an error of the upstream's own.
+/// The next event of the upstream's stream; `None` once it is over, in whatever way but an error of
+/// the upstream's own.
 pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
-    let told = reader.progress.is_told();
+    let told = reader.progress.terminal_sent();
     let limits = &reader.streams.limits;
-    let Some(source) = &mut reader.source else { return Ok(None) };
+    let Some(source) = &mut reader.source else {
+        return Ok(None);
+    };
     let next = source.stream.next(limits.idle);
     // After the run's last event only `done` is to come, and some upstreams never send it.
-    let next = if told { timeout(limits.linger, next).await.unwrap_or(Ok(None)) } else { next.await };
+    let next = if told {
+        timeout(limits.linger, next).await.unwrap_or(Ok(None))
+    } else {
+        next.await
+    };
     let frame = match next {
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            let super::Resume { thread_id, run_id, .. } = reader.progress.resume();
-            tracing::warn!(cause = cut.0, told, thread_id, run_id, "the upstream's stream was cut");
+            let super::Resume {
+                thread_id, run_id, ..
+            } = reader.progress.resume();
+            tracing::warn!(
+                cause = cut.0,
+                told,
+                thread_id,
+                run_id,
+                "the upstream's stream was cut"
+            );
             return Ok(None);
         }
     };
@@ -158,14 +204,19 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         // The upstream's word for the end of a stream is passed on only where it is true.
         Received::Done => {
             reader.source = None;
-            let event = RunEvent { r#type: RunEventType::Done.into(), payload: None, synthesized: false };
+            let event = RunEvent {
+                r#type: RunEventType::Done.into(),
+                payload: None,
+                synthesized: false,
+            };
             Ok(told.then_some(event))
         }
         Received::Error(data) => Err(reader.interrupted(error_event(&data))),
     }
 }
 
-/// What comes after the upstream's stream, if that was cut or there was none: the run's changes by polling, what was missed, its last state.
+/// What comes after the upstream's stream, if that was cut or there was none: the run's changes by
+/// polling, what was missed, its last state.
 fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         let mut follow = follow(reader)?;
@@ -187,7 +238,13 @@ fn rest(reader: &mut Reader) -> impl Stream<Item = Result<RunEvent, Error>> + Se
 
 /// Counts a stream that ended before its run did.
 pub(super) fn cut(reader: &Reader) {
-    reader.streams.client.telemetry().metrics().streams_cut.inc();
+    reader
+        .streams
+        .client
+        .telemetry()
+        .metrics()
+        .streams_cut
+        .inc();
 }
 
 /// Begins to follow the run.
@@ -196,13 +253,19 @@ pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();
         return Err(reader.interrupted(Error::Lost {
-            outcome: Outcome::Unknown,
-            effect: Effect::Once,
+            delivery: Delivery::Unknown,
+            idempotency: Idempotency::NonIdempotent,
             cause,
             timed_out: false,
             request_id: None,
         }));
     }
-    let watch = reader.streams.watches.join(&reader.caller, &resume.thread_id, &resume.run_id, true);
-    watch.map(Follow::new).map_err(|error| reader.interrupted(error))
+    let watch =
+        reader
+            .streams
+            .watches
+            .join(&reader.caller, &resume.thread_id, &resume.run_id, true);
+    watch
+        .map(Follow::new)
+        .map_err(|error| reader.interrupted(error))
 }

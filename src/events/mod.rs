@@ -8,24 +8,25 @@
 //! | `observe.rs` | runs that somebody else started: watching and waiting |
 //! | `follow.rs` | a run by polling, for a stream that lost its upstream |
 //! | `converse.rs` | a conversation: all rounds of a run on one stream |
-//! | `desk.rs` | what a conversation's caller says: outputs, held until they are asked for |
+//! | `inbox.rs` | what a conversation's caller says: outputs, held until they are asked for |
 //! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
 //! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
 //! | `changes.rs` | states of a run as events |
 //! | `heartbeat.rs` | signs of life in quiet streams |
 //!
-//! Must hold: no stream ends quietly in the middle. It ends with OK after the run's last state (or after the run came to require action), or
-//! with a status that says how to resume. Streams are pulled: nothing is read from the upstream, and nothing is held, for a reader that does
-//! not read. Dropping a stream lets go of all that it holds at once.
+//! Must hold: no stream ends quietly in the middle. It ends with OK after the run's last state (or
+//! after the run came to require action), or with a status that says how to resume. Streams are
+//! pulled: nothing is read from the upstream, and nothing is held, for a reader that does not read.
+//! Dropping a stream lets go of all that it holds at once.
 
 mod changes;
 mod converse;
-mod desk;
 mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod heartbeat;
+mod inbox;
 mod live;
 mod observe;
 mod progress;
@@ -55,17 +56,21 @@ pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
 /// Limits of streams. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]
 pub struct StreamLimits {
-    /// Live event streams of the upstream at a time; each has a connection of its own. One more is refused at once.
+    /// Live event streams of the upstream at a time; each has a connection of its own. One more is
+    /// refused at once.
     pub live: usize,
-    /// How long the upstream may be silent on a live stream before the gateway looks at the run itself.
+    /// How long the upstream may be silent on a live stream before the gateway looks at the run
+    /// itself.
     pub idle: Duration,
     /// How long to wait for the upstream's `done` after the run's last event: some never send it.
     pub linger: Duration,
-    /// How long `WaitRun` waits when nobody says how long. A run expires ten minutes after it was created.
+    /// How long `WaitRun` waits when nobody says how long. A run expires ten minutes after it was
+    /// created.
     pub wait: Duration,
     /// How long a cancellation goes on after its caller has left.
-    pub farewell: Duration,
-    /// The most tool outputs that are held for a conversation, in bytes; each counts 256 more than its text.
+    pub cancel_timeout: Duration,
+    /// The most tool outputs that are held for a conversation, in bytes; each counts 256 more than
+    /// its text.
     pub held_output_bytes: usize,
     /// Polling.
     pub poll: PollLimits,
@@ -78,7 +83,7 @@ impl Default for StreamLimits {
             idle: Duration::from_secs(60),
             linger: Duration::from_secs(2),
             wait: Duration::from_secs(15 * 60),
-            farewell: Duration::from_secs(30),
+            cancel_timeout: Duration::from_secs(30),
             held_output_bytes: 16 << 20,
             poll: PollLimits::default(),
         }
@@ -89,7 +94,7 @@ impl Default for StreamLimits {
 #[derive(Debug, Clone)]
 pub struct Streams {
     client: Client,
-    watches: watch::Watches,
+    watches: watch::PollerRegistry,
     live: Arc<Semaphore>,
     /// What goes on after its caller has left.
     detached: TaskTracker,
@@ -100,7 +105,7 @@ impl Streams {
     /// Streams of the runs of one upstream.
     pub fn new(client: Client, limits: StreamLimits) -> Self {
         Self {
-            watches: watch::Watches::new(client.clone(), limits.poll.clone()),
+            watches: watch::PollerRegistry::new(client.clone(), limits.poll.clone()),
             client,
             live: Arc::new(Semaphore::new(limits.live.min(Semaphore::MAX_PERMITS))),
             detached: TaskTracker::new(),
@@ -110,15 +115,21 @@ impl Streams {
 
     /// A place among the live streams of the upstream.
     fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.live).try_acquire_owned().map_err(|_| Error::Overloaded { what: "live streams" })
+        Arc::clone(&self.live)
+            .try_acquire_owned()
+            .map_err(|_| Error::Overloaded {
+                what: "live streams",
+            })
     }
 
-    /// The tasks that go on after their callers have left: cancellations that were asked for. Whoever ends the program waits for them.
+    /// The tasks that go on after their callers have left: cancellations that were asked for.
+    /// Whoever ends the program waits for them.
     pub fn detached(&self) -> TaskTracker {
         self.detached.clone()
     }
 
-    /// Tells whoever watches a run that it was changed by way of this gateway, so that they need not wait for the next poll.
+    /// Tells whoever watches a run that it was changed by way of this gateway, so that they need
+    /// not wait for the next poll.
     pub fn touched(&self, thread_id: &str, run_id: &str) {
         self.watches.touched(thread_id, run_id);
     }
@@ -148,18 +159,29 @@ struct Options {
 
 impl Options {
     fn new(options: Option<&StreamOptions>) -> Result<Self, Error> {
-        let Some(options) = options else { return Ok(Self::default()) };
+        let Some(options) = options else {
+            return Ok(Self::default());
+        };
         let field = "options.heartbeat_interval";
         let heartbeat = duration(field, options.heartbeat_interval.as_ref())?;
         if heartbeat.is_some_and(|interval| interval < Duration::from_secs(1)) {
             return Err(Error::invalid(field, "must be at least one second"));
         }
-        Ok(Self { cancel_on_disconnect: options.cancel_on_disconnect, heartbeat })
+        Ok(Self {
+            cancel_on_disconnect: options.cancel_on_disconnect,
+            heartbeat,
+        })
     }
 }
 
 /// A duration of the request that must not be negative.
-fn duration(field: &str, duration: Option<&prost_types::Duration>) -> Result<Option<Duration>, Error> {
+fn duration(
+    field: &str,
+    duration: Option<&prost_types::Duration>,
+) -> Result<Option<Duration>, Error> {
     let convert = |duration: &prost_types::Duration| Duration::try_from(*duration);
-    duration.map(convert).transpose().map_err(|_| Error::invalid(field, "must not be negative"))
+    duration
+        .map(convert)
+        .transpose()
+        .map_err(|_| Error::invalid(field, "must not be negative"))
 }

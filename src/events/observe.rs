@@ -21,8 +21,8 @@ use crate::{
 };
 
 impl Streams {
-    /// The state of a run and each of its changes, until it is terminal. `resume` says at any time how to resume. When `leave` is ready the
-    /// stream ends, to be resumed elsewhere.
+    /// The state of a run and each of its changes, until it is terminal. `resume` says at any time
+    /// how to resume. When `leave` is ready the stream ends, to be resumed elsewhere.
     pub async fn watch_run(
         &self,
         caller: &Caller,
@@ -32,10 +32,19 @@ impl Streams {
     ) -> Result<Events, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
-        let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, request.include_steps)?;
+        let mut watch = self.watches.join(
+            caller,
+            &request.thread_id,
+            &request.run_id,
+            request.include_steps,
+        )?;
         let mut reader = Reader::new(self, caller, progress, options);
-        // The first state is awaited, so that a run that is not there is an answer and not a stream.
-        let mut snapshot = watch.next().await.map_err(|error| reader.interrupted(error))?;
+        // The first state is awaited, so that a run that is not there is an answer and not a
+        // stream.
+        let mut snapshot = watch
+            .next()
+            .await
+            .map_err(|error| reader.interrupted(error))?;
         let include_steps = request.include_steps;
         let mut leave = Box::pin(leave);
         let events = try_stream! {
@@ -66,12 +75,22 @@ impl Streams {
     /// Waits until a run is terminal, or requires action if that is asked for, or the time is over.
     pub async fn wait_run(&self, caller: &Caller, request: &WaitRunRequest) -> Result<Run, Error> {
         let longest = self.limits.wait;
-        let wait = duration("timeout", request.timeout.as_ref())?.map_or(longest, |wait| wait.min(longest));
+        let wait = duration("timeout", request.timeout.as_ref())?
+            .map_or(longest, |wait| wait.min(longest));
         let until = Instant::now() + wait;
-        let enough = if request.return_on_requires_action { is_settled } else { is_terminal };
-        let mut watch = self.watches.join(caller, &request.thread_id, &request.run_id, false)?;
+        let enough = if request.return_on_requires_action {
+            is_settled
+        } else {
+            is_terminal
+        };
+        let mut watch = self
+            .watches
+            .join(caller, &request.thread_id, &request.run_id, false)?;
         // Errors are every watcher's; here there is nothing to resume.
-        let own = |error| Error::Interrupted { error, resume: Resume::default() };
+        let own = |error| Error::Interrupted {
+            error,
+            resume: Resume::default(),
+        };
         // The first state is waited for in any case: there is nothing else to answer.
         let mut snapshot = watch.next().await.map_err(own)?;
         while !enough(snapshot.run.status()) {

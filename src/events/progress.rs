@@ -1,7 +1,8 @@
 //! What a stream has sent so far.
 //!
-//! It answers three questions: how to resume (a broken stream says so in its `ErrorInfo`), whether the run has come to an end or waits for
-//! somebody, and, after a cut, which steps and messages were not sent whole.
+//! It answers three questions: how to resume (a broken stream says so in its `ErrorInfo`), whether
+//! the run has come to an end or waits for somebody, and, after a cut, which steps and messages
+//! were not sent whole.
 
 use std::{
     collections::HashSet,
@@ -9,7 +10,9 @@ use std::{
 };
 
 use super::{is_settled, is_terminal};
-use crate::v1::{Gap, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus, run_event::Payload};
+use crate::v1::{
+    Gap, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus, run_event::Payload,
+};
 
 /// How to resume a stream: watch this run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,7 +41,8 @@ impl SharedResume {
         self.lock().resume.clone()
     }
 
-    /// The same, for a stream that is cut while its reader is there: the run is the reader's to go on with, and is not cancelled.
+    /// The same, for a stream that is cut while its reader is there: the run is the reader's to go
+    /// on with, and is not cancelled.
     pub fn hand_over(&self) -> Resume {
         self.lock().handed_over = true;
         self.get()
@@ -57,7 +61,8 @@ impl SharedResume {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     resume: SharedResume,
-    /// The type of the event that was sent last, as it stands in `resume`, which is not looked at for every delta of a text.
+    /// The type of the event that was sent last, as it stands in `resume`, which is not looked at
+    /// for every delta of a text.
     last_event: RunEventType,
     /// The status of the run, as far as it was told.
     status: RunStatus,
@@ -69,7 +74,11 @@ impl Progress {
     /// Nothing was sent. Of `thread_id` and `run_id` either may be empty, if it is not known yet.
     pub(super) fn new(resume: SharedResume, thread_id: &str, run_id: &str) -> Self {
         let last_event = resume.lock().resume.last_event;
-        let progress = Self { resume, last_event, ..Self::default() };
+        let progress = Self {
+            resume,
+            last_event,
+            ..Self::default()
+        };
         progress.knows(thread_id, run_id);
         progress
     }
@@ -89,14 +98,17 @@ impl Progress {
     /// What an event tells was told before.
     pub(super) fn has(&self, event: &RunEvent) -> bool {
         match &event.payload {
-            Some(Payload::Run(run)) => run.status() == self.status && self.status != RunStatus::Unspecified,
+            Some(Payload::Run(run)) => {
+                run.status() == self.status && self.status != RunStatus::Unspecified
+            }
             Some(Payload::RunStep(step)) => self.whole.contains(&step.id),
             _ => false,
         }
     }
 
-    /// The run's last state was sent, or one in which somebody else has to act: a stream may end here.
-    pub(super) fn is_told(&self) -> bool {
+    /// The run's last state was sent, or one in which somebody else has to act: a stream may end
+    /// here.
+    pub(super) fn terminal_sent(&self) -> bool {
         is_settled(self.status)
     }
 
@@ -123,7 +135,10 @@ impl Progress {
                 self.knows(&step.thread_id, &step.run_id);
                 let ended = matches!(
                     kind,
-                    T::ThreadRunStepCompleted | T::ThreadRunStepFailed | T::ThreadRunStepCancelled | T::ThreadRunStepExpired
+                    T::ThreadRunStepCompleted
+                        | T::ThreadRunStepFailed
+                        | T::ThreadRunStepCancelled
+                        | T::ThreadRunStepExpired
                 );
                 if ended {
                     self.whole.insert(step.id.clone());
@@ -136,7 +151,9 @@ impl Progress {
                 }
             }
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
-            Some(Payload::Gap(gap)) => self.whole.extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
+            Some(Payload::Gap(gap)) => self
+                .whole
+                .extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
             _ => {}
         }
         if self.last_event != kind {
@@ -148,7 +165,10 @@ impl Progress {
     /// Notes which run this is about, as far as is known.
     pub(super) fn knows(&self, thread_id: &str, run_id: &str) {
         let resume = &mut self.resume.lock().resume;
-        for (known, id) in [(&mut resume.thread_id, thread_id), (&mut resume.run_id, run_id)] {
+        for (known, id) in [
+            (&mut resume.thread_id, thread_id),
+            (&mut resume.run_id, run_id),
+        ] {
             if known != id && !id.is_empty() {
                 id.clone_into(known);
             }
@@ -158,10 +178,29 @@ impl Progress {
     /// What of a run's steps was not sent whole; `None` if nothing is missing.
     pub(super) fn gap(&self, steps: &[RunStep]) -> Option<Gap> {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
-        let ended = |step: &&RunStep| !matches!(step.status(), RunStepStatus::Unspecified | RunStepStatus::InProgress);
-        let message = |step: &RunStep| Some(step.step_details.as_ref()?.message_creation.as_ref()?.message_id.clone());
+        let ended = |step: &&RunStep| {
+            !matches!(
+                step.status(),
+                RunStepStatus::Unspecified | RunStepStatus::InProgress
+            )
+        };
+        let message = |step: &RunStep| {
+            Some(
+                step.step_details
+                    .as_ref()?
+                    .message_creation
+                    .as_ref()?
+                    .message_id
+                    .clone(),
+            )
+        };
         let gap = Gap {
-            run_step_ids: steps.iter().filter(ended).map(|step| step.id.clone()).filter(missing).collect(),
+            run_step_ids: steps
+                .iter()
+                .filter(ended)
+                .map(|step| step.id.clone())
+                .filter(missing)
+                .collect(),
             message_ids: steps.iter().filter_map(message).filter(missing).collect(),
         };
         (gap != Gap::default()).then_some(gap)
@@ -202,5 +241,9 @@ pub(super) fn step_event(step: RunStep) -> RunEvent {
 
 /// An event of the gateway's own making.
 pub(super) fn synthesized(kind: RunEventType, payload: Payload) -> RunEvent {
-    RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: true }
+    RunEvent {
+        r#type: kind.into(),
+        payload: Some(payload),
+        synthesized: true,
+    }
 }

@@ -1,7 +1,8 @@
 //! What a stream holds for its reader, and what happens when the reader leaves.
 //!
-//! Must hold: with `cancel_on_disconnect` a run whose reader left before its end is cancelled, also when its id is not known yet: then the
-//! upstream's stream is read on until it names the run. All of it in a bounded time, and in no other case.
+//! Must hold: with `cancel_on_disconnect` a run whose reader left before its end is cancelled, also
+//! when its id is not known yet: then the upstream's stream is read on until it names the run. All
+//! of it in a bounded time, and in no other case.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +25,11 @@ use crate::{
 };
 
 /// Pauses between attempts to cancel.
-const PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(4)];
+const PAUSES: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+];
 
 /// One reader of a run's events.
 pub(super) struct Reader {
@@ -44,15 +49,26 @@ pub(super) struct Source {
 }
 
 impl Reader {
-    pub(super) fn new(streams: &Streams, caller: &Caller, progress: Progress, options: Options) -> Self {
-        Self { streams: streams.clone(), caller: caller.clone(), progress, source: None, cancel: options.cancel_on_disconnect }
+    pub(super) fn new(
+        streams: &Streams,
+        caller: &Caller,
+        progress: Progress,
+        options: Options,
+    ) -> Self {
+        Self {
+            streams: streams.clone(),
+            caller: caller.clone(),
+            progress,
+            source: None,
+            cancel: options.cancel_on_disconnect,
+        }
     }
 
-    /// Notes an event that is sent now. Who leaves after the run's last state, or the one in which another call has to answer it, has all that
-    /// such a stream is for.
+    /// Notes an event that is sent now. Who leaves after the run's last state, or the one in which
+    /// another call has to answer it, has all that such a stream is for.
     pub(super) fn sends(&mut self, event: &RunEvent) {
         self.progress.sent(event);
-        if self.progress.is_told() {
+        if self.progress.terminal_sent() {
             self.settle();
         }
     }
@@ -63,38 +79,44 @@ impl Reader {
     }
 
     /// What cancels this reader's run.
-    pub(super) fn farewell(&self) -> Farewell {
-        let mut farewell =
-            Farewell { streams: self.streams.clone(), caller: self.caller.clone(), resume: self.progress.shared() };
+    pub(super) fn canceller(&self) -> CancelOnDisconnect {
+        let mut canceller = CancelOnDisconnect {
+            streams: self.streams.clone(),
+            caller: self.caller.clone(),
+            resume: self.progress.shared(),
+        };
         // The caller's key is that of its own request.
-        farewell.caller.headers.remove(IDEMPOTENCY_KEY);
-        farewell
+        canceller.caller.headers.remove(IDEMPOTENCY_KEY);
+        canceller
     }
 
     /// The error that ends this stream: it says how to resume. The reader did not leave.
     pub(super) fn interrupted(&mut self, error: impl Into<Arc<Error>>) -> Error {
         self.settle();
-        Error::Interrupted { error: error.into(), resume: self.progress.resume() }
+        Error::Interrupted {
+            error: error.into(),
+            resume: self.progress.resume(),
+        }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
         if self.cancel && !self.progress.is_terminal() && !self.progress.is_handed_over() {
-            self.farewell().begin(self.source.take());
+            self.canceller().begin(self.source.take());
         }
     }
 }
 
 /// Cancels a run, apart from whoever wants it cancelled.
 #[derive(Debug, Clone)]
-pub(super) struct Farewell {
+pub(super) struct CancelOnDisconnect {
     streams: Streams,
     caller: Caller,
     resume: SharedResume,
 }
 
-impl Farewell {
+impl CancelOnDisconnect {
     pub(super) fn knows_run(&self) -> bool {
         !self.resume.get().run_id.is_empty()
     }
@@ -105,7 +127,7 @@ impl Farewell {
         let runtime = Handle::try_current().ok()?;
         let detached = self.streams.detached();
         let cancellation = async move {
-            let limit = self.streams.limits.farewell;
+            let limit = self.streams.limits.cancel_timeout;
             if timeout(limit, self.cancel(source)).await.is_err() {
                 tracing::warn!(?limit, "a run was not cancelled in time");
             }
@@ -115,7 +137,9 @@ impl Farewell {
 
     async fn cancel(&self, source: Option<Source>) {
         self.find_run(source).await;
-        let Resume { thread_id, run_id, .. } = self.resume.get();
+        let Resume {
+            thread_id, run_id, ..
+        } = self.resume.get();
         if run_id.is_empty() {
             tracing::warn!("a run cannot be cancelled: the upstream did not name it");
             return;
@@ -124,8 +148,12 @@ impl Farewell {
         for pause in PAUSES {
             sleep(pause).await;
             match self.streams.client.cancel_run(&self.caller, &request).await {
-                Err(error) if error.may_pass() => tracing::debug!(error = %error.log(), "cancelling failed"),
-                Err(error) => return tracing::info!(error = %error.log(), "a run was not cancelled"),
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(error = %error.log(), "cancelling failed")
+                }
+                Err(error) => {
+                    return tracing::info!(error = %error.log(), "a run was not cancelled");
+                }
                 Ok(_) => return self.streams.touched(&request.thread_id, &request.run_id),
             }
         }

@@ -1,7 +1,8 @@
 //! One frame of the upstream as an event of the contract.
 //!
-//! Must hold: everything arrives. What has an unknown name, or data that is not what its name promises, is an [`UnknownEvent`] with name and
-//! data verbatim. Two dialects are read: `event:` and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
+//! Must hold: everything arrives. What has an unknown name, or data that is not what its name
+//! promises, is an [`UnknownEvent`] with name and data verbatim. Two dialects are read: `event:`
+//! and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
 //! `{"event":"thread.run.created","data":{…}}`.
 
 use std::borrow::Cow;
@@ -38,8 +39,17 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
         _ => {}
     }
     let known = event_type(&name).and_then(|kind| Some((kind, payload(kind, data)?)));
-    let (kind, payload) = known.unwrap_or_else(|| (RunEventType::Unspecified, Payload::Unknown(Box::new(unknown(&name, data)))));
-    Received::Event(RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: false })
+    let (kind, payload) = known.unwrap_or_else(|| {
+        (
+            RunEventType::Unspecified,
+            Payload::Unknown(Box::new(unknown(&name, data))),
+        )
+    });
+    Received::Event(RunEvent {
+        r#type: kind.into(),
+        payload: Some(payload),
+        synthesized: false,
+    })
 }
 
 /// The event's name and data, wherever they stand.
@@ -77,9 +87,10 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
         | T::ThreadRunStepFailed
         | T::ThreadRunStepCancelled
         | T::ThreadRunStepExpired => Payload::RunStep(json::decode_boxed(data).ok()?),
-        T::ThreadMessageCreated | T::ThreadMessageInProgress | T::ThreadMessageCompleted | T::ThreadMessageIncomplete => {
-            Payload::Message(json::decode_boxed(data).ok()?)
-        }
+        T::ThreadMessageCreated
+        | T::ThreadMessageInProgress
+        | T::ThreadMessageCompleted
+        | T::ThreadMessageIncomplete => Payload::Message(json::decode_boxed(data).ok()?),
         T::ThreadRunCreated
         | T::ThreadRunQueued
         | T::ThreadRunInProgress
@@ -97,7 +108,15 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
 fn unknown(name: &[u8], data: &[u8]) -> UnknownEvent {
     let name = String::from_utf8_lossy(name).into_owned();
     match std::str::from_utf8(data) {
-        Ok(data) => UnknownEvent { name, data: data.to_owned(), binary_data: Vec::new() },
-        Err(_) => UnknownEvent { name, data: String::new(), binary_data: data.to_vec() },
+        Ok(data) => UnknownEvent {
+            name,
+            data: data.to_owned(),
+            binary_data: Vec::new(),
+        },
+        Err(_) => UnknownEvent {
+            name,
+            data: String::new(),
+            binary_data: data.to_vec(),
+        },
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! Must hold:
 //!
-//! - One poller per (thread, run, caller's identity), however many watch. Last leave and new join are decided under one lock; nothing is
-//!   kept after the last one left.
-//! - A joiner sees only a fetch that *started after* it joined: it reads its own writes. A thousand joiners at once cost two fetches at most.
-//! - No caller's deadline bounds the poller, and a slow watcher misses states in between, never the last.
-//! - What can pass (lost connections, 5xx, 429) is borne for [`PollLimits::patience`]; what cannot (401, 403, 404) ends all watches.
+//! - One poller per (thread, run, caller's identity), however many watch. Last leave and new join
+//!   are decided under one lock; nothing is kept after the last one left.
+//! - A joiner sees only a fetch that *started after* it joined: it reads its own writes. A thousand
+//!   joiners at once cost two fetches at most.
+//! - No caller's deadline bounds the poller, and a slow watcher misses states in between, never the
+//!   last.
+//! - What can pass (lost connections, 5xx, 429) is borne for [`PollLimits::patience`]; what cannot
+//!   (401, 403, 404) ends all watches.
 
 use std::{
     collections::HashMap,
@@ -65,31 +68,36 @@ const MAX_STEP_PAGES: usize = 100;
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     pub(super) run: Box<Run>,
-    /// Its steps, oldest first, if anybody asked for them and they could be read; or why they cannot be had. Neither is a reason to keep the run
-    /// from those who asked for the run alone.
+    /// Its steps, oldest first, if anybody asked for them and they could be read; or why they
+    /// cannot be had. Neither is a reason to keep the run from those who asked for the run alone.
     pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
 }
 
 impl Snapshot {
     /// The steps, as far as they are known.
     pub(super) fn steps(&self) -> &[RunStep] {
-        self.steps.as_ref().and_then(|steps| steps.as_deref().ok()).unwrap_or_default()
+        self.steps
+            .as_ref()
+            .and_then(|steps| steps.as_deref().ok())
+            .unwrap_or_default()
     }
 }
 
 /// All pollers of one gateway.
 #[derive(Debug, Clone)]
-pub(super) struct Watches(Arc<Shared>);
+pub(super) struct PollerRegistry(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     client: Client,
     limits: PollLimits,
     polls: Mutex<HashMap<Key, Poll>>,
-    /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait in the order of asking.
+    /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait
+    /// in the order of asking.
     next_slot: tokio::sync::Mutex<Instant>,
-    /// Held by the one poller that waits for a slot without anybody having asked for this fetch. However many runs are watched, a new watcher, or
-    /// a run that was changed, has one of those before it at most.
+    /// Held by the one poller that waits for a slot without anybody having asked for this fetch.
+    /// However many runs are watched, a new watcher, or a run that was changed, has one of those
+    /// before it at most.
     routine: tokio::sync::Mutex<()>,
     /// Until when an identity was asked to wait.
     slowed: Mutex<HashMap<Identity, Instant>>,
@@ -103,7 +111,8 @@ struct Key {
     identity: Identity,
 }
 
-/// One poller, as its watchers see it. Everything is read and written under the lock of [`Shared::polls`].
+/// One poller, as its watchers see it. Everything is read and written under the lock of
+/// [`Shared::polls`].
 #[derive(Debug)]
 struct Poll {
     watchers: usize,
@@ -128,8 +137,8 @@ struct Published {
 
 /// A place among the watchers of a run. Dropping it leaves.
 #[derive(Debug)]
-pub(super) struct Watch {
-    watches: Watches,
+pub(super) struct Subscription {
+    watches: PollerRegistry,
     key: Key,
     steps: bool,
     /// Fetches up to this one began before this watcher joined.
@@ -137,7 +146,7 @@ pub(super) struct Watch {
     published: watch::Receiver<Option<Published>>,
 }
 
-impl Watches {
+impl PollerRegistry {
     pub(super) fn new(client: Client, limits: PollLimits) -> Self {
         Self(Arc::new(Shared {
             client,
@@ -151,11 +160,23 @@ impl Watches {
     }
 
     /// Joins the watchers of a run.
-    pub(super) fn join(&self, caller: &Caller, thread_id: &str, run_id: &str, steps: bool) -> Result<Watch, Error> {
-        let key = Key { thread_id: thread_id.to_owned(), run_id: run_id.to_owned(), identity: caller.identity() };
+    pub(super) fn join(
+        &self,
+        caller: &Caller,
+        thread_id: &str,
+        run_id: &str,
+        steps: bool,
+    ) -> Result<Subscription, Error> {
+        let key = Key {
+            thread_id: thread_id.to_owned(),
+            run_id: run_id.to_owned(),
+            identity: caller.identity(),
+        };
         let mut polls = lock(&self.0.polls);
         if !polls.contains_key(&key) && polls.len() >= self.0.limits.runs {
-            return Err(Error::Overloaded { what: "runs watched" });
+            return Err(Error::Overloaded {
+                what: "runs watched",
+            });
         }
         let metrics = self.0.client.telemetry().metrics();
         metrics.watchers.inc();
@@ -169,7 +190,13 @@ impl Watches {
         poll.wake.notify_one();
         let (seen, published) = (poll.begun, poll.published.clone());
         drop(polls);
-        Ok(Watch { watches: self.clone(), key, steps, seen, published })
+        Ok(Subscription {
+            watches: self.clone(),
+            key,
+            steps,
+            seen,
+            published,
+        })
     }
 
     /// A run was changed: whoever watches it, as whoever, sees that as soon as can be.
@@ -196,22 +223,40 @@ impl Watches {
             failing_since: None,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(poller.run()));
-        Poll { watchers: 0, step_watchers: 0, begun: 0, wanted: 0, wake, published, _task: task }
+        Poll {
+            watchers: 0,
+            step_watchers: 0,
+            begun: 0,
+            wanted: 0,
+            wake,
+            published,
+            _task: task,
+        }
     }
 }
 
-impl Watch {
+impl Subscription {
     /// The next state of the run. May be dropped while it waits: nothing is lost.
     pub(super) async fn next(&mut self) -> Result<Arc<Snapshot>, Arc<Error>> {
         loop {
-            // The sender lives as long as there are watchers; a poller that panicked is the one exception.
+            // The sender lives as long as there are watchers; a poller that panicked is the one
+            // exception.
             if self.published.changed().await.is_err() {
-                return Err(Arc::new(Error::Unusable { what: "the poller has failed".to_owned(), request_id: None }));
+                return Err(Arc::new(Error::Unusable {
+                    what: "the poller has failed".to_owned(),
+                    request_id: None,
+                }));
             }
             let published = self.published.borrow_and_update().clone();
-            let Some(Published { number, result }) = published.filter(|it| it.number > self.seen) else { continue };
+            let Some(Published { number, result }) = published.filter(|it| it.number > self.seen)
+            else {
+                continue;
+            };
             self.seen = number;
-            let lacks_steps = self.steps && result.as_ref().is_ok_and(|snapshot| snapshot.steps.is_none());
+            let lacks_steps = self.steps
+                && result
+                    .as_ref()
+                    .is_ok_and(|snapshot| snapshot.steps.is_none());
             if !lacks_steps {
                 return result;
             }
@@ -219,7 +264,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Subscription {
     fn drop(&mut self) {
         let metrics = self.watches.0.client.telemetry().metrics();
         metrics.watchers.dec();
@@ -252,7 +297,9 @@ impl Poller {
         let mut number = 0;
         loop {
             self.turn(number).await;
-            let Some((begun, steps)) = self.begin() else { return };
+            let Some((begun, steps)) = self.begin() else {
+                return;
+            };
             number = begun;
             let fetched = self.fetch(steps).await;
             let pause = match fetched {
@@ -263,7 +310,8 @@ impl Poller {
         }
     }
 
-    /// Waits until the turn of the fetch after `number` has come, by the rate of all and by what this identity was asked to wait.
+    /// Waits until the turn of the fetch after `number` has come, by the rate of all and by what
+    /// this identity was asked to wait.
     async fn turn(&self, number: u64) {
         loop {
             let routine = tokio::select! {
@@ -278,7 +326,8 @@ impl Poller {
             }
             let slowed = lock(&self.shared.slowed).get(&self.key.identity).copied();
             let Some(until) = slowed.filter(|until| *until > Instant::now()) else {
-                // Taken only now: a poller that is aborted while it waits takes nothing from the others.
+                // Taken only now: a poller that is aborted while it waits takes nothing from the
+                // others.
                 *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
                 return;
             };
@@ -295,14 +344,33 @@ impl Poller {
         Some((poll.begun, poll.step_watchers > 0))
     }
 
-    /// The run, then its steps: those of a terminal run are read after it was seen to be terminal. With what the upstream asks to wait.
+    /// The run, then its steps: those of a terminal run are read after it was seen to be terminal.
+    /// With what the upstream asks to wait.
     async fn fetch(&self, steps: bool) -> Result<(Snapshot, Option<Duration>), Error> {
-        let Key { thread_id, run_id, .. } = &self.key;
-        let request = GetRunRequest { thread_id: thread_id.clone(), run_id: run_id.clone() };
+        let Key {
+            thread_id, run_id, ..
+        } = &self.key;
+        let request = GetRunRequest {
+            thread_id: thread_id.clone(),
+            run_id: run_id.clone(),
+        };
         let answer = self.shared.client.get_run(&self.caller, &request).await?;
-        let asked = answer.headers.get("openai-poll-after-ms").and_then(|value| value.to_str().ok()?.parse().ok());
-        let steps = if steps { Some(self.steps().await.map_err(Arc::new)) } else { None };
-        Ok((Snapshot { run: answer.message, steps }, asked.map(Duration::from_millis)))
+        let asked = answer
+            .headers
+            .get("openai-poll-after-ms")
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let steps = if steps {
+            Some(self.steps().await.map_err(Arc::new))
+        } else {
+            None
+        };
+        Ok((
+            Snapshot {
+                run: answer.message,
+                steps,
+            },
+            asked.map(Duration::from_millis),
+        ))
     }
 
     async fn steps(&self) -> Result<Vec<RunStep>, Error> {
@@ -315,11 +383,24 @@ impl Poller {
         };
         let mut steps = Vec::new();
         for _ in 0..MAX_STEP_PAGES {
-            let page = self.shared.client.list_run_steps(&self.caller, &request).await?.message;
+            let page = self
+                .shared
+                .client
+                .list_run_steps(&self.caller, &request)
+                .await?
+                .message;
             let more = page.has_more == Some(true) && !page.data.is_empty();
             // An upstream that names no last id is asked by the last one's own.
-            let last = page.data.last().map(|step| step.id.clone()).unwrap_or_default();
-            request.after = if page.last_id.is_empty() { last } else { page.last_id };
+            let last = page
+                .data
+                .last()
+                .map(|step| step.id.clone())
+                .unwrap_or_default();
+            request.after = if page.last_id.is_empty() {
+                last
+            } else {
+                page.last_id
+            };
             steps.extend(page.data);
             if !more {
                 break;
@@ -329,7 +410,12 @@ impl Poller {
     }
 
     /// Publishes a state, and says how long to rest; `None` for until somebody wants more.
-    fn succeeded(&mut self, number: u64, mut snapshot: Snapshot, asked: Option<Duration>) -> Option<Duration> {
+    fn succeeded(
+        &mut self,
+        number: u64,
+        mut snapshot: Snapshot,
+        asked: Option<Duration>,
+    ) -> Option<Duration> {
         let borne = match &snapshot.steps {
             Some(Err(error)) => self.bear(number, error),
             _ => None,
@@ -339,17 +425,31 @@ impl Poller {
         } else {
             self.failing_since = None;
         }
-        let before = self.publish.borrow().as_ref().and_then(|it| Some(it.result.as_ref().ok()?.run.status()));
+        let before = self
+            .publish
+            .borrow()
+            .as_ref()
+            .and_then(|it| Some(it.result.as_ref().ok()?.run.status()));
         let status = snapshot.run.status();
-        self.publish.send_replace(Some(Published { number, result: Ok(Arc::new(snapshot)) }));
+        self.publish.send_replace(Some(Published {
+            number,
+            result: Ok(Arc::new(snapshot)),
+        }));
         if borne.is_some() || is_terminal(status) {
             return borne;
         }
         let limits = &self.shared.limits;
         // While nothing happens the pauses grow.
-        self.interval = if before == Some(status) { self.interval * 3 / 2 } else { FIRST_INTERVAL };
+        self.interval = if before == Some(status) {
+            self.interval * 3 / 2
+        } else {
+            FIRST_INTERVAL
+        };
         self.interval = self.interval.clamp(limits.floor, limits.ceiling);
-        Some(asked.map_or_else(|| self.jittered(number), |asked| asked.clamp(limits.floor, limits.ceiling)))
+        Some(asked.map_or_else(
+            || self.jittered(number),
+            |asked| asked.clamp(limits.floor, limits.ceiling),
+        ))
     }
 
     /// Bears a failure or publishes it, and says how long to rest.
@@ -358,23 +458,27 @@ impl Poller {
         if borne.is_none() {
             // Who joins from here on finds a poller as patient as a new one.
             self.failing_since = None;
-            self.publish.send_replace(Some(Published { number, result: Err(Arc::new(error)) }));
+            self.publish.send_replace(Some(Published {
+                number,
+                result: Err(Arc::new(error)),
+            }));
         }
         borne
     }
 
-    /// How long to rest before what failed is tried again; `None` if it is not to be borne any longer.
+    /// How long to rest before what failed is tried again; `None` if it is not to be borne any
+    /// longer.
     fn bear(&mut self, number: u64, error: &Error) -> Option<Duration> {
         let limits = &self.shared.limits;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         // What does not pass ends these watches, and is no reason to keep others waiting.
-        if let Some(delay) = error.retry_delay().filter(|_| error.may_pass()) {
+        if let Some(delay) = error.retry_delay().filter(|_| error.is_transient()) {
             let until = Instant::now() + delay.min(limits.patience);
             let mut slowed = lock(&self.shared.slowed);
             slowed.retain(|_, until| *until > Instant::now());
             slowed.insert(self.key.identity.clone(), until);
         }
-        if !error.may_pass() || since.elapsed() >= limits.patience {
+        if !error.is_transient() || since.elapsed() >= limits.patience {
             return None;
         }
         tracing::debug!(error = %error.log(), "a poll failed; trying again");
@@ -382,7 +486,8 @@ impl Poller {
         Some(self.jittered(number))
     }
 
-    /// The interval, up to a quarter shorter, so that pollers that began together do not stay together.
+    /// The interval, up to a quarter shorter, so that pollers that began together do not stay
+    /// together.
     fn jittered(&self, number: u64) -> Duration {
         let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
         let parts = 1024 - u32::try_from(random).unwrap_or_default();
@@ -400,7 +505,10 @@ impl Poller {
 
     /// Waits until a fetch after `number` is wanted.
     async fn wanted(&self, number: u64) {
-        while lock(&self.shared.polls).get(&self.key).is_some_and(|poll| poll.wanted <= number) {
+        while lock(&self.shared.polls)
+            .get(&self.key)
+            .is_some_and(|poll| poll.wanted <= number)
+        {
             self.wake.notified().await;
         }
     }

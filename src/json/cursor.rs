@@ -1,7 +1,8 @@
 //! A cursor over JSON text that checks the grammar as it goes.
 //!
-//! Must hold: a value that was skipped or read was valid JSON to its last byte, as `serde_json` judges it (a property test compares the
-//! two); every method either moves past what it names or stops; nothing is allocated but for strings with escapes. A cursor that stopped is not read on.
+//! Must hold: a value that was skipped or read was valid JSON to its last byte, as `serde_json`
+//! judges it (a property test compares the two); every method either moves past what it names or
+//! stops; nothing is allocated but for strings with escapes. A cursor that stopped is not read on.
 
 use std::{borrow::Cow, fmt, mem};
 
@@ -24,7 +25,8 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Reading came to something that is not JSON or goes beyond a limit: [`Cursor::why`] tells. Without a size, so that results stay in registers.
+/// Reading came to something that is not JSON or goes beyond a limit: [`Cursor::why`] tells.
+/// Without a size, so that results stay in registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stopped;
 
@@ -38,14 +40,24 @@ pub(super) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// The string. `None` if an escape stands for half a surrogate pair: such a string has no UTF-8.
+    /// The string. `None` if an escape stands for half a surrogate pair: such a string has no
+    /// UTF-8.
     pub(super) fn text(self) -> Option<Cow<'a, str>> {
-        if self.escaped { String::from_utf8(unescape(self.raw)).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(self.raw)) }
+        if self.escaped {
+            String::from_utf8(unescape(self.raw)).ok().map(Cow::Owned)
+        } else {
+            Some(Cow::Borrowed(self.raw))
+        }
     }
 
-    /// The string's bytes, half surrogate pairs in the generalized UTF-8 that is called WTF-8: equal iff the strings are.
+    /// The string's bytes, half surrogate pairs in the generalized UTF-8 that is called WTF-8:
+    /// equal iff the strings are.
     pub(super) fn bytes(self) -> Cow<'a, [u8]> {
-        if self.escaped { Cow::Owned(unescape(self.raw)) } else { Cow::Borrowed(self.raw.as_bytes()) }
+        if self.escaped {
+            Cow::Owned(unescape(self.raw))
+        } else {
+            Cow::Borrowed(self.raw.as_bytes())
+        }
     }
 
     /// The text between the quotes, escapes and all.
@@ -75,8 +87,18 @@ pub(crate) struct Mark {
 
 impl<'a> Cursor<'a> {
     pub(crate) fn new(text: &'a [u8]) -> Result<Self, Malformed> {
-        let text = std::str::from_utf8(text).map_err(|error| Malformed { what: "not UTF-8", at: error.valid_up_to() })?;
-        Ok(Self { text, at: 0, depth: 0, unfolded: 0, first: false, stop: None })
+        let text = std::str::from_utf8(text).map_err(|error| Malformed {
+            what: "not UTF-8",
+            at: error.valid_up_to(),
+        })?;
+        Ok(Self {
+            text,
+            at: 0,
+            depth: 0,
+            unfolded: 0,
+            first: false,
+            stop: None,
+        })
     }
 
     #[cold]
@@ -93,7 +115,10 @@ impl<'a> Cursor<'a> {
 
     /// What it stopped at.
     pub(super) fn why(self, _: Stopped) -> Malformed {
-        self.stop.unwrap_or(Malformed { what: "not JSON", at: self.at })
+        self.stop.unwrap_or(Malformed {
+            what: "not JSON",
+            at: self.at,
+        })
     }
 
     /// The first byte of the next token; 0 at the end of the text.
@@ -109,19 +134,30 @@ impl<'a> Cursor<'a> {
     #[cold]
     fn peek_on(&mut self) -> u8 {
         let rest = &self.text.as_bytes()[self.at..];
-        let white = rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count();
+        let white = rest
+            .iter()
+            .take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+            .count();
         self.at += white;
         rest.get(white).copied().unwrap_or_default()
     }
 
     /// Nothing but white space is left.
     pub(super) fn end(&mut self) -> Read<()> {
-        if self.peek() == 0 && self.at == self.text.len() { Ok(()) } else { Err(self.malformed("more than one value")) }
+        if self.peek() == 0 && self.at == self.text.len() {
+            Ok(())
+        } else {
+            Err(self.malformed("more than one value"))
+        }
     }
 
     /// A place to go back to.
     pub(crate) fn mark(&self) -> Mark {
-        Mark { at: self.at, depth: self.depth, unfolded: self.unfolded }
+        Mark {
+            at: self.at,
+            depth: self.depth,
+            unfolded: self.unfolded,
+        }
     }
 
     /// Goes back. Whatever was read since is to be dropped, and does not count any more.
@@ -134,10 +170,15 @@ impl<'a> Cursor<'a> {
     /// Accounts for memory that a list element takes beyond its text.
     pub(super) fn unfold(&mut self, bytes: usize) -> Read<()> {
         self.unfolded += bytes;
-        if self.unfolded > MAX_UNFOLDED { Err(self.malformed("too many list elements")) } else { Ok(()) }
+        if self.unfolded > MAX_UNFOLDED {
+            Err(self.malformed("too many list elements"))
+        } else {
+            Ok(())
+        }
     }
 
-    /// Enters the list (`[`) or object (`{`) that comes next; false, and nothing moves, if another value comes.
+    /// Enters the list (`[`) or object (`{`) that comes next; false, and nothing moves, if another
+    /// value comes.
     pub(super) fn enter(&mut self, open: u8) -> Read<bool> {
         if self.peek() != open {
             return Ok(false);
@@ -151,19 +192,22 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
-    /// Moves to the next element of the list that was entered; false, and the list is left, when there is none.
+    /// Moves to the next element of the list that was entered; false, and the list is left, when
+    /// there is none.
     pub(super) fn element(&mut self) -> Read<bool> {
         self.next(b']')
     }
 
-    /// Moves to the name of the next member of the object that was entered; false, and the object is left, when there is none.
+    /// Moves to the name of the next member of the object that was entered; false, and the object
+    /// is left, when there is none.
     #[inline]
     pub(super) fn member(&mut self) -> Read<bool> {
         self.next(b'}')
     }
 
-    /// Moves past the member's name that comes next, to its value, if what leads there is `"name":` as it stands in `lead`; otherwise false, and nothing
-    /// moves but past white space: [`Self::name`] reads any name.
+    /// Moves past the member's name that comes next, to its value, if what leads there is `"name":`
+    /// as it stands in `lead`; otherwise false, and nothing moves but past white space:
+    /// [`Self::name`] reads any name.
     #[inline]
     pub(crate) fn is_led_by(&mut self, lead: &str) -> bool {
         self.peek();
@@ -211,10 +255,14 @@ impl<'a> Cursor<'a> {
     pub(super) fn string(&mut self) -> Read<Token<'a>> {
         let start = self.at + 1;
         let escaped = self.skip_string()?;
-        Ok(Token { raw: &self.text[start..self.at - 1], escaped })
+        Ok(Token {
+            raw: &self.text[start..self.at - 1],
+            escaped,
+        })
     }
 
-    /// Moves past the string that comes next, and tells whether it has escapes. The caller has seen its quote.
+    /// Moves past the string that comes next, and tells whether it has escapes. The caller has seen
+    /// its quote.
     #[inline]
     fn skip_string(&mut self) -> Read<bool> {
         let bytes = self.text.as_bytes();
@@ -237,7 +285,13 @@ impl<'a> Cursor<'a> {
                 Some(b'\\') => {
                     at += match bytes.get(at + 1) {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
-                        Some(b'u') if bytes.get(at + 2..at + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => 6,
+                        Some(b'u')
+                            if bytes
+                                .get(at + 2..at + 6)
+                                .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) =>
+                        {
+                            6
+                        }
                         _ => return Err(self.stop("a bad escape", at)),
                     };
                 }
@@ -258,7 +312,12 @@ impl<'a> Cursor<'a> {
         let bytes = self.text.as_bytes();
         let start = self.at;
         let mut at = start + usize::from(bytes[start] == b'-');
-        let digits = |from: usize| bytes[from..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let digits = |from: usize| {
+            bytes[from..]
+                .iter()
+                .take_while(|byte| byte.is_ascii_digit())
+                .count()
+        };
         let whole = digits(at);
         if whole == 0 || (whole > 1 && bytes[at] == b'0') {
             return Err(self.malformed("a bad number"));
@@ -318,17 +377,21 @@ impl<'a> Cursor<'a> {
                 self.number()?;
             }
             _ if self.literal("true") || self.literal("false") || self.literal("null") => {}
-            0 if self.at == self.text.len() => return Err(self.malformed("the end where a value was expected")),
+            0 if self.at == self.text.len() => {
+                return Err(self.malformed("the end where a value was expected"));
+            }
             _ => return Err(self.malformed("not a JSON value")),
         }
         Ok(&self.text[start..self.at])
     }
 }
 
-/// How many bytes stand before the next quote, backslash or control character. Strings are most of a document.
+/// How many bytes stand before the next quote, backslash or control character. Strings are most of
+/// a document.
 ///
-/// The first bytes are looked at by eights, since most strings are short, and what is behind them in blocks, by what the machine can. What lies behind the
-/// block of the byte that is found is not looked at: a text of many lines is asked for line by line.
+/// The first bytes are looked at by eights, since most strings are short, and what is behind them
+/// in blocks, by what the machine can. What lies behind the block of the byte that is found is not
+/// looked at: a text of many lines is asked for line by line.
 #[inline]
 pub(super) fn plain(bytes: &[u8]) -> usize {
     const BLOCK: usize = 32;
@@ -338,9 +401,14 @@ pub(super) fn plain(bytes: &[u8]) -> usize {
         return run;
     }
     let (blocks, _) = rest.as_chunks::<BLOCK>();
-    #[expect(clippy::needless_bitwise_bool, reason = "without a branch within a block compilers use vectors")]
+    #[expect(
+        clippy::needless_bitwise_bool,
+        reason = "without a branch within a block compilers use vectors"
+    )]
     let is_plain = |block: &&[u8; BLOCK]| {
-        !block.iter().fold(false, |found, byte| found | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\'))
+        !block.iter().fold(false, |found, byte| {
+            found | (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\')
+        })
     };
     let run = BLOCK * blocks.iter().take_while(is_plain).count();
     BLOCK + run + plain_by_eights(&rest[run..])
@@ -363,10 +431,15 @@ fn plain_by_eights(bytes: &[u8]) -> usize {
             return 8 * at + (found.trailing_zeros() / 8) as usize;
         }
     }
-    8 * words.len() + rest.iter().take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)).count()
+    8 * words.len()
+        + rest
+            .iter()
+            .take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20))
+            .count()
 }
 
-/// Resolves the escapes of a string whose grammar was checked. Half surrogate pairs come out as three bytes that are not UTF-8.
+/// Resolves the escapes of a string whose grammar was checked. Half surrogate pairs come out as
+/// three bytes that are not UTF-8.
 fn unescape(raw: &str) -> Vec<u8> {
     let bytes = raw.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -400,13 +473,22 @@ fn unescape(raw: &str) -> Vec<u8> {
 }
 
 fn hex(bytes: &[u8]) -> u32 {
-    bytes[..4].iter().fold(0, |unit, digit| unit * 16 + (*digit as char).to_digit(16).unwrap_or_default())
+    bytes[..4].iter().fold(0, |unit, digit| {
+        unit * 16 + (*digit as char).to_digit(16).unwrap_or_default()
+    })
 }
 
 fn push_wtf8(out: &mut Vec<u8>, point: u32) {
     match char::from_u32(point) {
         Some(letter) => out.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes()),
-        #[expect(clippy::cast_possible_truncation, reason = "a surrogate has sixteen bits")]
-        None => out.extend([0xe0 | (point >> 12) as u8, 0x80 | (point >> 6 & 0x3f) as u8, 0x80 | (point & 0x3f) as u8]),
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a surrogate has sixteen bits"
+        )]
+        None => out.extend([
+            0xe0 | (point >> 12) as u8,
+            0x80 | (point >> 6 & 0x3f) as u8,
+            0x80 | (point & 0x3f) as u8,
+        ]),
     }
 }

@@ -1,7 +1,8 @@
 //! Reading: one function per kind of field, called by the generated lines.
 //!
-//! Must hold: a function says true, "held", iff writing the field would give the value back (or the value is one of the empty forms that
-//! mean "unset"). Otherwise it leaves the field unset, whatever an earlier duplicate put there, and the caller goes back and takes the text.
+//! Must hold: a function says true, "held", iff writing the field would give the value back (or the
+//! value is one of the empty forms that mean "unset"). Otherwise it leaves the field unset,
+//! whatever an earlier duplicate put there, and the caller goes back and takes the text.
 
 use std::{
     borrow::Cow,
@@ -37,11 +38,20 @@ fn null<T: Default>(field: &mut T, value: &mut Cursor<'_>) -> bool {
 }
 
 fn string<'a>(value: &mut Cursor<'a>) -> Read<Option<Cow<'a, str>>> {
-    if value.peek() == b'"' { Ok(value.string()?.text()) } else { Ok(None) }
+    if value.peek() == b'"' {
+        Ok(value.string()?.text())
+    } else {
+        Ok(None)
+    }
 }
 
-/// Reads a value of which only a string or `null` can fit. Strings are most of what comes, and so are looked for first.
-fn set_text<T: Default>(field: &mut T, value: &mut Cursor<'_>, fit: impl FnOnce(Cow<'_, str>) -> Option<T>) -> Read<bool> {
+/// Reads a value of which only a string or `null` can fit. Strings are most of what comes, and so
+/// are looked for first.
+fn set_text<T: Default>(
+    field: &mut T,
+    value: &mut Cursor<'_>,
+    fit: impl FnOnce(Cow<'_, str>) -> Option<T>,
+) -> Read<bool> {
     if value.peek() != b'"' {
         return Ok(null(field, value) || set(field, None));
     }
@@ -51,7 +61,13 @@ fn set_text<T: Default>(field: &mut T, value: &mut Cursor<'_>, fit: impl FnOnce(
 
 /// An id or a name. The empty string does not fit: it would read back as unset.
 pub(crate) fn text(field: &mut String, value: &mut Cursor<'_>) -> Read<bool> {
-    set_text(field, value, |text| if text.is_empty() { None } else { Some(text.into_owned()) })
+    set_text(field, value, |text| {
+        if text.is_empty() {
+            None
+        } else {
+            Some(text.into_owned())
+        }
+    })
 }
 
 /// Free text, where the empty string differs from nothing.
@@ -74,16 +90,26 @@ pub(crate) fn flag(field: &mut Option<bool>, value: &mut Cursor<'_>) -> Read<boo
     if null(field, value) {
         return Ok(true);
     }
-    let flag = if value.literal("true") { Some(true) } else { value.literal("false").then_some(false) };
+    let flag = if value.literal("true") {
+        Some(true)
+    } else {
+        value.literal("false").then_some(false)
+    };
     Ok(set(field, flag.map(Some)))
 }
 
 /// A whole number.
-pub(crate) fn integer<N: TryFrom<i64>>(field: &mut Option<N>, value: &mut Cursor<'_>) -> Read<bool> {
+pub(crate) fn integer<N: TryFrom<i64>>(
+    field: &mut Option<N>,
+    value: &mut Cursor<'_>,
+) -> Read<bool> {
     if null(field, value) {
         return Ok(true);
     }
-    let number = value.number()?.and_then(decimal::integer).and_then(|number| N::try_from(number).ok());
+    let number = value
+        .number()?
+        .and_then(decimal::integer)
+        .and_then(|number| N::try_from(number).ok());
     Ok(set(field, number.map(Some)))
 }
 
@@ -101,8 +127,14 @@ pub(crate) fn time(field: &mut Option<Timestamp>, value: &mut Cursor<'_>) -> Rea
     if null(field, value) {
         return Ok(true);
     }
-    let seconds = value.number()?.and_then(decimal::integer).filter(|seconds| TIMES.contains(seconds));
-    Ok(set(field, seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 }))))
+    let seconds = value
+        .number()?
+        .and_then(decimal::integer)
+        .filter(|seconds| TIMES.contains(seconds));
+    Ok(set(
+        field,
+        seconds.map(|seconds| Some(Timestamp { seconds, nanos: 0 })),
+    ))
 }
 
 /// A value of a closed set.
@@ -110,7 +142,11 @@ pub(crate) fn name<N: Names>(field: &mut i32, value: &mut Cursor<'_>) -> Read<bo
     if null(field, value) {
         return Ok(true);
     }
-    let number = if value.peek() == b'"' { N::number(&value.string()?.bytes()) } else { None };
+    let number = if value.peek() == b'"' {
+        N::number(&value.string()?.bytes())
+    } else {
+        None
+    };
     Ok(set(field, number))
 }
 
@@ -186,7 +222,9 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
             *field = Vec::with_capacity(1);
         }
         field.push(M::default());
-        let Some(message) = field.last_mut() else { break };
+        let Some(message) = field.last_mut() else {
+            break;
+        };
         if !message.read_value(value)? {
             value.back(mark);
             *message = M::default();
@@ -198,7 +236,8 @@ pub(crate) fn objects<M: Object>(field: &mut Vec<M>, value: &mut Cursor<'_>) -> 
 
 /// An object, member by member; false if another value comes.
 ///
-/// Services write members in one order each, and so the member that followed last time is tried before a name is read.
+/// Services write members in one order each, and so the member that followed last time is tried
+/// before a name is read.
 pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -> Read<bool> {
     if !value.enter(b'{')? {
         return Ok(false);
@@ -222,7 +261,10 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
         let mark = value.mark();
         let held = match place {
             Some(place) => {
-                #[expect(clippy::cast_possible_truncation, reason = "no message has as many fields")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "no message has as many fields"
+                )]
                 following[last].store(place as u8, Ordering::Relaxed);
                 last = place + 1;
                 message.read(place, true, value)?
@@ -244,7 +286,8 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
 /// The members of one object that its message does not hold.
 #[derive(Default)]
 struct Extra<'a> {
-    /// Members with a field that could not hold them: at most one per field, so that duplicates cost nothing.
+    /// Members with a field that could not hold them: at most one per field, so that duplicates
+    /// cost nothing.
     unfit: Vec<(Token<'a>, &'a str)>,
     /// Members without a field. Duplicates are sorted out at the end.
     unknown: Vec<(Token<'a>, &'a str)>,
@@ -258,16 +301,27 @@ impl<'a> Extra<'a> {
     /// A member is in its field, which an earlier duplicate was not.
     fn held(&mut self, name: Token<'a>) {
         if !self.unfit.is_empty() {
-            self.unfit.retain(|(earlier, _)| earlier.bytes() != name.bytes());
+            self.unfit
+                .retain(|(earlier, _)| earlier.bytes() != name.bytes());
         }
     }
 
     /// Takes a member that its field could not hold, if it has one.
-    fn take(&mut self, name: Token<'a>, has_field: bool, value: &mut Cursor<'a>, mark: Mark) -> Read<()> {
+    fn take(
+        &mut self,
+        name: Token<'a>,
+        has_field: bool,
+        value: &mut Cursor<'a>,
+        mark: Mark,
+    ) -> Read<()> {
         self.held(name);
         value.back(mark);
         let member = (name, value.skip()?);
-        let place = if has_field { &mut self.unfit } else { &mut self.unknown };
+        let place = if has_field {
+            &mut self.unfit
+        } else {
+            &mut self.unknown
+        };
         place.push(member);
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! Writing: one function per kind of field, called by the generated lines.
 //!
-//! Must hold: what is written is JSON, whatever the message holds, or there is a [`Violation`]; fields first, then `extra_json`; on a
-//! request no member is written twice and none that the gateway owns comes from `extra_json`.
+//! Must hold: what is written is JSON, whatever the message holds, or there is a [`Violation`];
+//! fields first, then `extra_json`; on a request no member is written twice and none that the
+//! gateway owns comes from `extra_json`.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,7 +15,8 @@ use super::{Cursor, Names, Object, Value, cursor, decimal, names, one_value, rea
 
 /// A field that cannot be written:
 ///
-/// - `extra_json` that is not exactly one JSON object, names a member that is also set as a field, or one that the gateway sets itself;
+/// - `extra_json` that is not exactly one JSON object, names a member that is also set as a field,
+///   or one that the gateway sets itself;
 /// - `…_json` that is not one JSON value;
 /// - an enum number without a name; NaN or an infinity; a time with a fraction or out of range;
 /// - a bare form together with other fields.
@@ -28,7 +30,10 @@ pub struct Violation {
 
 impl Violation {
     fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Self { field: field.into(), description: description.into() }
+        Self {
+            field: field.into(),
+            description: description.into(),
+        }
     }
 
     /// The same violation in a message that holds the message as field `parent`.
@@ -76,7 +81,10 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn request(out: &'a mut Vec<u8>, owned: &'a [&'a str]) -> Self {
-        Self { out, request: Some(owned) }
+        Self {
+            out,
+            request: Some(owned),
+        }
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "one signature for every rule")]
@@ -98,8 +106,10 @@ impl<'a> Writer<'a> {
     }
 
     pub(crate) fn bare_objects<M: Object>(&mut self, messages: &[M]) -> Written {
-        list(self.out, self.request.is_some(), messages)
-            .map_err(|violation| Violation { field: format!("parts{}", violation.field), ..violation })
+        list(self.out, self.request.is_some(), messages).map_err(|violation| Violation {
+            field: format!("parts{}", violation.field),
+            ..violation
+        })
     }
 
     /// An object: its fields, then its `extra_json`.
@@ -108,26 +118,44 @@ impl<'a> Writer<'a> {
         let violation = |description: String| Violation::new("extra_json", description);
         let mut added = HashSet::new();
         if !extra.is_empty() {
-            let is_object = Cursor::new(extra.as_bytes()).is_ok_and(|mut cursor| cursor.peek() == b'{');
+            let is_object =
+                Cursor::new(extra.as_bytes()).is_ok_and(|mut cursor| cursor.peek() == b'{');
             if self.request.is_none() && !is_object {
                 // An element that was not an object.
                 return json(self.out, extra).map_err(violation);
             }
-            added = names(extra).map_err(|error| violation(format!("must be empty or one JSON object ({error})")))?;
+            added = names(extra).map_err(|error| {
+                violation(format!("must be empty or one JSON object ({error})"))
+            })?;
         }
-        if let Some(name) = self.request.unwrap_or_default().iter().find(|name| added.contains(name.as_bytes())) {
-            return Err(violation(format!("must not name {name:?}: the gateway sets it")));
+        if let Some(name) = self
+            .request
+            .unwrap_or_default()
+            .iter()
+            .find(|name| added.contains(name.as_bytes()))
+        {
+            return Err(violation(format!(
+                "must not name {name:?}: the gateway sets it"
+            )));
         }
         self.out.push(b'{');
-        let mut members = ObjectWriter { out: self.out, request: self.request.is_some(), added: &added, twice: None };
+        let mut members = ObjectWriter {
+            out: self.out,
+            request: self.request.is_some(),
+            added: &added,
+            twice: None,
+        };
         message.write(&mut members)?;
         if let Some(name) = members.twice {
-            return Err(violation(format!("names {name:?}, which is also set as a field")));
+            return Err(violation(format!(
+                "names {name:?}, which is also set as a field"
+            )));
         }
         if !added.is_empty() {
             separate(self.out);
             let object = extra.trim_ascii();
-            self.out.extend_from_slice(&object.as_bytes()[1..object.len() - 1]);
+            self.out
+                .extend_from_slice(&object.as_bytes()[1..object.len() - 1]);
         }
         self.out.push(b'}');
         Ok(())
@@ -169,8 +197,15 @@ impl ObjectWriter<'_> {
         self.optional_text(name, Some(text).filter(|text| !text.is_empty()), empty)
     }
 
-    pub(crate) fn optional_text(&mut self, name: &str, text: Option<&str>, empty: Empty) -> Written {
-        let Some(text) = text else { return self.empty(name, empty, "null") };
+    pub(crate) fn optional_text(
+        &mut self,
+        name: &str,
+        text: Option<&str>,
+        empty: Empty,
+    ) -> Written {
+        let Some(text) = text else {
+            return self.empty(name, empty, "null");
+        };
         self.key(name);
         string(self.out, text);
         Ok(())
@@ -181,25 +216,33 @@ impl ObjectWriter<'_> {
             return self.empty(name, empty, "null");
         }
         self.key(name);
-        json(self.out, text).map_err(|description| Violation::new(format!("{name}_json"), description))
+        json(self.out, text)
+            .map_err(|description| Violation::new(format!("{name}_json"), description))
     }
 
     pub(crate) fn flag(&mut self, name: &str, flag: Option<bool>, empty: Empty) -> Written {
-        let Some(flag) = flag else { return self.empty(name, empty, "null") };
+        let Some(flag) = flag else {
+            return self.empty(name, empty, "null");
+        };
         self.key(name);
-        self.out.extend_from_slice(if flag { b"true" } else { b"false" });
+        self.out
+            .extend_from_slice(if flag { b"true" } else { b"false" });
         Ok(())
     }
 
     pub(crate) fn integer(&mut self, name: &str, number: Option<i64>, empty: Empty) -> Written {
-        let Some(number) = number else { return self.empty(name, empty, "null") };
+        let Some(number) = number else {
+            return self.empty(name, empty, "null");
+        };
         self.key(name);
         decimal_integer(self.out, number);
         Ok(())
     }
 
     pub(crate) fn number(&mut self, name: &str, number: Option<f64>, empty: Empty) -> Written {
-        let Some(number) = number else { return self.empty(name, empty, "null") };
+        let Some(number) = number else {
+            return self.empty(name, empty, "null");
+        };
         if !number.is_finite() {
             return Err(Violation::new(name, "must be a finite number"));
         }
@@ -209,9 +252,14 @@ impl ObjectWriter<'_> {
     }
 
     pub(crate) fn time(&mut self, name: &str, time: Option<&Timestamp>, empty: Empty) -> Written {
-        let Some(time) = time else { return self.empty(name, empty, "null") };
+        let Some(time) = time else {
+            return self.empty(name, empty, "null");
+        };
         if time.nanos != 0 || !read::TIMES.contains(&time.seconds) {
-            return Err(Violation::new(name, "must be a whole number of seconds in the years 1 to 9999"));
+            return Err(Violation::new(
+                name,
+                "must be a whole number of seconds in the years 1 to 9999",
+            ));
         }
         self.integer(name, Some(time.seconds), empty)
     }
@@ -228,7 +276,9 @@ impl ObjectWriter<'_> {
     pub(crate) fn tag<N: Names>(&mut self, number: i32, payloads: &[(i32, bool)]) -> Written {
         let mut set = payloads.iter().filter(|(_, set)| *set);
         let inferred = match (number, set.next(), set.next()) {
-            (0, Some((only, _)), None) if self.request && !self.added.contains(&b"type"[..]) => *only,
+            (0, Some((only, _)), None) if self.request && !self.added.contains(&b"type"[..]) => {
+                *only
+            }
             _ => number,
         };
         self.name::<N>("type", inferred, Empty::Omitted)
@@ -248,7 +298,12 @@ impl ObjectWriter<'_> {
         Ok(())
     }
 
-    pub(crate) fn map(&mut self, name: &str, map: &BTreeMap<String, String>, empty: Empty) -> Written {
+    pub(crate) fn map(
+        &mut self,
+        name: &str,
+        map: &BTreeMap<String, String>,
+        empty: Empty,
+    ) -> Written {
         if map.is_empty() {
             return self.empty(name, empty, "{}");
         }
@@ -264,22 +319,39 @@ impl ObjectWriter<'_> {
         Ok(())
     }
 
-    pub(crate) fn object<M: Value>(&mut self, name: &str, message: Option<&M>, empty: Empty) -> Written {
-        let Some(message) = message else { return self.empty(name, empty, "null") };
+    pub(crate) fn object<M: Value>(
+        &mut self,
+        name: &str,
+        message: Option<&M>,
+        empty: Empty,
+    ) -> Written {
+        let Some(message) = message else {
+            return self.empty(name, empty, "null");
+        };
         self.key(name);
         // What the gateway owns it owns at the top.
         message
-            .write_value(&mut Writer { out: self.out, request: self.request.then_some(&[]) })
+            .write_value(&mut Writer {
+                out: self.out,
+                request: self.request.then_some(&[]),
+            })
             .map_err(|violation| violation.within(name))
     }
 
-    pub(crate) fn objects<M: Object>(&mut self, name: &str, messages: &[M], empty: Empty) -> Written {
+    pub(crate) fn objects<M: Object>(
+        &mut self,
+        name: &str,
+        messages: &[M],
+        empty: Empty,
+    ) -> Written {
         if messages.is_empty() {
             return self.empty(name, empty, "[]");
         }
         self.key(name);
-        list(self.out, self.request, messages)
-            .map_err(|violation| Violation { field: format!("{name}{}", violation.field), ..violation })
+        list(self.out, self.request, messages).map_err(|violation| Violation {
+            field: format!("{name}{}", violation.field),
+            ..violation
+        })
     }
 }
 
@@ -287,18 +359,26 @@ fn list<M: Object>(out: &mut Vec<u8>, request: bool, messages: &[M]) -> Written 
     out.push(b'[');
     for (at, message) in messages.iter().enumerate() {
         separate(out);
-        let mut writer = Writer { out, request: request.then_some(&[]) };
-        message.write_value(&mut writer).map_err(|violation| violation.within(&format!("[{at}]")))?;
+        let mut writer = Writer {
+            out,
+            request: request.then_some(&[]),
+        };
+        message
+            .write_value(&mut writer)
+            .map_err(|violation| violation.within(&format!("[{at}]")))?;
     }
     out.push(b']');
     Ok(())
 }
 
 fn no_name(number: i32) -> String {
-    format!("{number} is not a value that this contract names; send an unknown string by way of extra_json")
+    format!(
+        "{number} is not a value that this contract names; send an unknown string by way of extra_json"
+    )
 }
 
-/// A comma, unless this is the first entry: nothing else that is written ends in an opening bracket.
+/// A comma, unless this is the first entry: nothing else that is written ends in an opening
+/// bracket.
 fn separate(out: &mut Vec<u8>) {
     if !matches!(out.last(), Some(b'{' | b'[')) {
         out.push(b',');
@@ -336,7 +416,10 @@ fn string(out: &mut Vec<u8>, text: &str) {
             control => {
                 const HEX: &[u8; 16] = b"0123456789abcdef";
                 out.extend_from_slice(b"\\u00");
-                out.extend([HEX[usize::from(control >> 4)], HEX[usize::from(control & 15)]]);
+                out.extend([
+                    HEX[usize::from(control >> 4)],
+                    HEX[usize::from(control & 15)],
+                ]);
             }
         }
         at += 1;

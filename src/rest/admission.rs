@@ -1,19 +1,24 @@
 //! How many upstream requests there may be at a time, and whose turn it is.
 //!
-//! Must hold: load is shed, never piled up. Requests in flight, requests that wait, and the time that they wait are bounded; what exceeds a bound
-//! is refused at once. And one tenant's flood leaves others served: a tenant takes a place only while it holds fewer than [`HEADROOM`] times what
-//! is then left free. Alone it gets almost all places, many get equal shares, and whoever comes new finds one free. The same holds for places in
-//! the queue, which is served tenant by tenant.
+//! Must hold: load is shed, never piled up. Requests in flight, requests that wait, and the time
+//! that they wait are bounded; what exceeds a bound is refused at once. And one tenant's flood
+//! leaves others served: a tenant takes a place only while it holds fewer than [`HEADROOM`] times
+//! what is then left free. Alone it gets almost all places, many get equal shares, and whoever
+//! comes new finds one free. The same holds for places in the queue, which is served tenant by
+//! tenant.
 //!
-//! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of its own, also that and whatever else of it
-//! reaches the upstream ([`super::Caller::identity`]).
+//! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of
+//! its own, also that and whatever else of it reaches the upstream ([`super::Caller::identity`]).
 //!
-//! A create or a submit that has been sent is work for the upstream whether or not its caller waits. Its place is kept for a while after the caller
-//! has left ([`RequestLimits::left`]), so that whoever cancels calls as fast as they are made cannot begin runs without bound.
+//! A create or a submit that has been sent is work for the upstream whether or not its caller
+//! waits. Its place is kept for a while after the caller has left ([`RequestLimits::left`]), so
+//! that whoever cancels calls as fast as they are made cannot begin runs without bound.
 //!
-//! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and beyond the peer's stream limit (100 or more, as
-//! HTTP/2 recommends) they would queue inside the client, where nothing bounds or sheds them. So there are as many clients as it takes
-//! ([`RequestLimits::lanes`]), and a request goes to the first that has room. Where the upstream speaks HTTP/1.1 that changes nothing.
+//! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and
+//! beyond the peer's stream limit (100 or more, as HTTP/2 recommends) they would queue inside the
+//! client, where nothing bounds or sheds them. So there are as many clients as it takes
+//! ([`RequestLimits::connection_groups`]), and a request goes to the first that has room. Where the
+//! upstream speaks HTTP/1.1 that changes nothing.
 //!
 //! Why not a semaphore: it serves first come, first served, and the flood came first.
 
@@ -31,7 +36,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::error::{Effect, Error};
+use crate::error::{Error, Idempotency};
 
 /// How many times what is left free a tenant may hold. Alone it gets eight places of nine.
 const HEADROOM: usize = 8;
@@ -39,28 +44,37 @@ const HEADROOM: usize = 8;
 /// Limits of upstream requests. [`Default`] suits most upstreams.
 #[derive(Debug, Clone)]
 pub struct RequestLimits {
-    /// Upstream requests in flight. A stream counts until its head is there, a request until its answer is.
+    /// Upstream requests in flight. A stream counts until its head is there, a request until its
+    /// answer is.
     pub requests: usize,
-    /// How many of them go to one client, which has one connection if the upstream speaks HTTP/2. To be at most the upstream's stream limit.
+    /// How many of them go to one client, which has one connection if the upstream speaks HTTP/2.
+    /// To be at most the upstream's stream limit.
     pub per_connection: usize,
     /// Requests that wait for a place. One more is refused.
     pub queue: usize,
     /// How long a request waits for a place before it is refused.
     pub wait: Duration,
-    /// How long a create or a submit keeps its place after its caller has left: the upstream goes on with it. Without that, calls that are
-    /// cancelled as soon as they are made would reach the upstream without any bound; with it, as many a second as there are places.
+    /// How long a create or a submit keeps its place after its caller has left: the upstream goes
+    /// on with it. Without that, calls that are cancelled as soon as they are made would reach the
+    /// upstream without any bound; with it, as many a second as there are places.
     pub left: Duration,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self { requests: 512, per_connection: 100, queue: 1024, wait: Duration::from_secs(5), left: Duration::from_secs(1) }
+        Self {
+            requests: 512,
+            per_connection: 100,
+            queue: 1024,
+            wait: Duration::from_secs(5),
+            left: Duration::from_secs(1),
+        }
     }
 }
 
 impl RequestLimits {
     /// How many clients it takes.
-    pub(super) fn lanes(&self) -> usize {
+    pub(super) fn connection_groups(&self) -> usize {
         self.requests.div_ceil(self.per_connection.max(1)).max(1)
     }
 }
@@ -75,7 +89,8 @@ struct Shared {
     state: Mutex<State>,
     /// How many wait, for the metrics.
     queued: IntGauge,
-    /// Tenants are told apart by a hash: that two are taken for one is unlikely and harmless, and no credential is held.
+    /// Tenants are told apart by a hash: that two are taken for one is unlikely and harmless, and
+    /// no credential is held.
     hasher: RandomState,
 }
 
@@ -84,7 +99,7 @@ struct State {
     running: usize,
     waiting: usize,
     /// Requests on each client.
-    lanes: Vec<usize>,
+    connection_groups: Vec<usize>,
     /// By hash: a map that hashes would do so again.
     tenants: BTreeMap<u64, Tenant>,
     /// The tenants that wait, in the order of their turns.
@@ -105,7 +120,7 @@ pub(super) struct Place {
     shared: Arc<Shared>,
     tenant: u64,
     /// The client to send it by.
-    pub(super) lane: usize,
+    pub(super) connection_group: usize,
     /// A write is under way by it.
     pending: bool,
 }
@@ -115,22 +130,32 @@ impl Admission {
         let state = State {
             running: 0,
             waiting: 0,
-            lanes: vec![0; limits.lanes()],
+            connection_groups: vec![0; limits.connection_groups()],
             tenants: BTreeMap::new(),
             turns: VecDeque::new(),
             next: 0,
         };
-        Self(Arc::new(Shared { limits, state: Mutex::new(state), queued, hasher: RandomState::new() }))
+        Self(Arc::new(Shared {
+            limits,
+            state: Mutex::new(state),
+            queued,
+            hasher: RandomState::new(),
+        }))
     }
 
     /// Waits for a place.
     pub(super) async fn enter(&self, tenant: &impl Hash) -> Result<Place, Error> {
-        const REFUSED: Error = Error::Overloaded { what: "upstream requests" };
+        const REFUSED: Error = Error::Overloaded {
+            what: "upstream requests",
+        };
         let (shared, limits) = (&self.0, &self.0.limits);
         let tenant = shared.hasher.hash_one(tenant);
         let (waiter, mut place) = {
             let mut state = shared.lock();
-            let (free, unqueued) = (limits.requests.saturating_sub(state.running), limits.queue.saturating_sub(state.waiting));
+            let (free, unqueued) = (
+                limits.requests.saturating_sub(state.running),
+                limits.queue.saturating_sub(state.waiting),
+            );
             let this = state.tenants.entry(tenant).or_default();
             let (running, waiting) = (this.running, this.queue.len());
             // Who waits already goes first.
@@ -145,17 +170,33 @@ impl Admission {
             state.next += 1;
             state.waiting += 1;
             let (send, place) = oneshot::channel();
-            state.tenants.entry(tenant).or_default().queue.push_back((number, send));
+            state
+                .tenants
+                .entry(tenant)
+                .or_default()
+                .queue
+                .push_back((number, send));
             if waiting == 0 {
                 state.turns.push_back(tenant);
             }
             shared.queued.inc();
-            (Waiter { shared, tenant, number }, place)
+            (
+                Waiter {
+                    shared,
+                    tenant,
+                    number,
+                },
+                place,
+            )
         };
         let given = timeout(limits.wait, &mut place).await;
         drop(waiter);
         // A place that was given just now is not let go unused.
-        given.ok().and_then(Result::ok).or_else(|| place.try_recv().ok()).ok_or(REFUSED)
+        given
+            .ok()
+            .and_then(Result::ok)
+            .or_else(|| place.try_recv().ok())
+            .ok_or(REFUSED)
     }
 }
 
@@ -165,18 +206,27 @@ impl Shared {
     }
 
     fn take(self: &Arc<Self>, state: &mut State, tenant: u64) -> Place {
-        let lane = state.lanes.iter().position(|running| *running < self.limits.per_connection).unwrap_or_default();
-        state.lanes[lane] += 1;
+        let connection_group = state
+            .connection_groups
+            .iter()
+            .position(|running| *running < self.limits.per_connection)
+            .unwrap_or_default();
+        state.connection_groups[connection_group] += 1;
         state.running += 1;
         state.tenants.entry(tenant).or_default().running += 1;
-        Place { shared: Arc::clone(self), tenant, lane, pending: false }
+        Place {
+            shared: Arc::clone(self),
+            tenant,
+            connection_group,
+            pending: false,
+        }
     }
 
-    fn take_back(self: &Arc<Self>, tenant: u64, lane: usize) {
+    fn take_back(self: &Arc<Self>, tenant: u64, connection_group: usize) {
         let given = {
             let mut state = self.lock();
             state.running -= 1;
-            state.lanes[lane] -= 1;
+            state.connection_groups[connection_group] -= 1;
             if let Some(tenant) = state.tenants.get_mut(&tenant) {
                 tenant.running -= 1;
             }
@@ -189,14 +239,19 @@ impl Shared {
         }
     }
 
-    /// Gives what is free to those that wait, one to each tenant in turn. Returns what is to be sent when the lock is let go.
+    /// Gives what is free to those that wait, one to each tenant in turn. Returns what is to be
+    /// sent when the lock is let go.
     fn give(self: &Arc<Self>, state: &mut State) -> Vec<(oneshot::Sender<Place>, Place)> {
         let mut given = Vec::new();
         let mut passed_over = 0;
         while passed_over < state.turns.len() {
             let free = self.limits.requests.saturating_sub(state.running);
-            let Some(tenant) = state.turns.pop_front() else { break };
-            let Some(this) = state.tenants.get_mut(&tenant) else { continue };
+            let Some(tenant) = state.turns.pop_front() else {
+                break;
+            };
+            let Some(this) = state.tenants.get_mut(&tenant) else {
+                continue;
+            };
             if this.running >= free * HEADROOM {
                 state.turns.push_back(tenant);
                 passed_over += 1;
@@ -217,16 +272,21 @@ impl Shared {
 
 impl State {
     fn forget_idle(&mut self, tenant: u64) {
-        if self.tenants.get(&tenant).is_some_and(|it| it.running == 0 && it.queue.is_empty()) {
+        if self
+            .tenants
+            .get(&tenant)
+            .is_some_and(|it| it.running == 0 && it.queue.is_empty())
+        {
             self.tenants.remove(&tenant);
         }
     }
 }
 
 impl Place {
-    /// A request is sent by it now. If the place is dropped before the request is [over](Self::over), its caller has left.
-    pub(super) fn sends(&mut self, effect: Effect) {
-        self.pending = effect == Effect::Once;
+    /// A request is sent by it now. If the place is dropped before the request is
+    /// [over](Self::over), its caller has left.
+    pub(super) fn sends(&mut self, idempotency: Idempotency) {
+        self.pending = idempotency == Idempotency::NonIdempotent;
     }
 
     /// The request has its answer, or never will.
@@ -237,15 +297,20 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let (shared, tenant, lane, left) = (Arc::clone(&self.shared), self.tenant, self.lane, self.shared.limits.left);
+        let (shared, tenant, connection_group, left) = (
+            Arc::clone(&self.shared),
+            self.tenant,
+            self.connection_group,
+            self.shared.limits.left,
+        );
         match Handle::try_current() {
             Ok(runtime) if self.pending && !left.is_zero() => {
                 runtime.spawn(async move {
                     sleep(left).await;
-                    shared.take_back(tenant, lane);
+                    shared.take_back(tenant, connection_group);
                 });
             }
-            _ => shared.take_back(tenant, lane),
+            _ => shared.take_back(tenant, connection_group),
         }
     }
 }
@@ -261,9 +326,17 @@ impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.shared.queued.dec();
         let mut state = self.shared.lock();
-        let Some(tenant) = state.tenants.get_mut(&self.tenant) else { return };
-        // They queue in the order of their numbers. One that was given its place is not there any more.
-        let Ok(at) = tenant.queue.binary_search_by_key(&self.number, |(number, _)| *number) else { return };
+        let Some(tenant) = state.tenants.get_mut(&self.tenant) else {
+            return;
+        };
+        // They queue in the order of their numbers. One that was given its place is not there any
+        // more.
+        let Ok(at) = tenant
+            .queue
+            .binary_search_by_key(&self.number, |(number, _)| *number)
+        else {
+            return;
+        };
         tenant.queue.remove(at);
         let left = tenant.queue.is_empty();
         state.waiting -= 1;
@@ -294,7 +367,16 @@ mod tests {
     fn admission(requests: usize, per_connection: usize, queue: usize) -> Admission {
         let queued = IntGauge::new("queued", "Those that wait.").expect("a name");
         let (wait, left) = (Duration::from_millis(1100), Duration::from_secs(1));
-        Admission::new(RequestLimits { requests, per_connection, queue, wait, left }, queued)
+        Admission::new(
+            RequestLimits {
+                requests,
+                per_connection,
+                queue,
+                wait,
+                left,
+            },
+            queued,
+        )
     }
 
     fn is_empty(admission: &Admission) -> bool {
@@ -303,7 +385,7 @@ mod tests {
             && state.waiting == 0
             && state.tenants.is_empty()
             && state.turns.is_empty()
-            && state.lanes.iter().all(|it| *it == 0)
+            && state.connection_groups.iter().all(|it| *it == 0)
             && admission.0.queued.get() == 0
     }
 
@@ -319,7 +401,10 @@ mod tests {
         while !waiting.is_empty() {
             drop(place);
             yield_now().await;
-            let at = waiting.iter().position(|(_, asking)| asking.is_finished()).expect("somebody was served");
+            let at = waiting
+                .iter()
+                .position(|(_, asking)| asking.is_finished())
+                .expect("somebody was served");
             let (name, asking) = waiting.remove(at);
             place = asking.await.expect("no panic").expect("a place");
             served.push(name);
@@ -345,7 +430,14 @@ mod tests {
             assert_eq!(held, expected);
             assert!(admission.enter(&"new").await.is_ok());
             // No connection has more than it may have.
-            assert!(admission.0.lock().lanes.iter().all(|lane| *lane <= 10));
+            assert!(
+                admission
+                    .0
+                    .lock()
+                    .connection_groups
+                    .iter()
+                    .all(|connection_group| *connection_group <= 10)
+            );
             drop(places);
             assert!(is_empty(&admission));
         }
@@ -354,9 +446,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_whose_caller_left_keeps_its_place_for_a_while() {
         let admission = admission(1, 1, 1);
-        for (effect, over, kept) in [(Effect::Once, false, 1000), (Effect::Once, true, 0), (Effect::Repeatable, false, 0)] {
+        for (idempotency, over, kept) in [
+            (Idempotency::NonIdempotent, false, 1000),
+            (Idempotency::NonIdempotent, true, 0),
+            (Idempotency::Idempotent, false, 0),
+        ] {
             let mut place = admission.enter(&"a").await.expect("a free place");
-            place.sends(effect);
+            place.sends(idempotency);
             let left = Instant::now();
             if over {
                 place.over();
@@ -364,7 +460,11 @@ mod tests {
                 drop(place);
             }
             drop(admission.enter(&"b").await);
-            assert_eq!(left.elapsed().as_millis() / 100 * 100, kept, "{effect:?} {over}");
+            assert_eq!(
+                left.elapsed().as_millis() / 100 * 100,
+                kept,
+                "{idempotency:?} {over}"
+            );
         }
         assert!(is_empty(&admission));
     }
@@ -376,7 +476,10 @@ mod tests {
         let (bored, gone) = (ask(&admission, "a").await, ask(&admission, "b").await);
         assert!(admission.enter(&"c").await.is_err(), "the queue is full");
         gone.abort();
-        assert!(matches!(bored.await.expect("no panic"), Err(Error::Overloaded { .. })));
+        assert!(matches!(
+            bored.await.expect("no panic"),
+            Err(Error::Overloaded { .. })
+        ));
         // Given and not taken: it goes on to the next.
         let (given, next) = (ask(&admission, "a").await, ask(&admission, "b").await);
         drop(place);

@@ -1,46 +1,66 @@
 //! Why there is no answer, and how far the request got.
 //!
-//! Must hold: [`Outcome::Unsent`] and [`Outcome::Refused`] are said only where the upstream cannot have processed the request; everything that
-//! is not one of the known cases is [`Outcome::Unknown`]. Causes name no address: reqwest's own texts do.
+//! Must hold: [`Delivery::Unsent`] and [`Delivery::Refused`] are said only where the upstream
+//! cannot have processed the request; everything that is not one of the known cases is
+//! [`Delivery::Unknown`]. Causes name no address: reqwest's own texts do.
 
 use std::{error::Error as _, io, time::Duration};
 
-use crate::error::{Effect, Error, Outcome};
+use crate::error::{Delivery, Error, Idempotency};
 
 /// The error for a request whose answer did not begin.
-pub(super) fn lost(error: &reqwest::Error, effect: Effect) -> Error {
+pub(super) fn lost(error: &reqwest::Error, idempotency: Idempotency) -> Error {
     let chain = || chain(error);
     let http2 = chain().find_map(|error| error.downcast_ref::<h2::Error>());
-    let canceled = chain().filter_map(|error| error.downcast_ref::<hyper::Error>()).any(hyper::Error::is_canceled);
-    let outcome = if error.is_connect() || error.is_builder() || canceled {
-        Outcome::Unsent
+    let canceled = chain()
+        .filter_map(|error| error.downcast_ref::<hyper::Error>())
+        .any(hyper::Error::is_canceled);
+    let delivery = if error.is_connect() || error.is_builder() || canceled {
+        Delivery::Unsent
     } else if http2.is_some_and(is_refusal) {
-        Outcome::Refused
+        Delivery::Refused
     } else {
-        Outcome::Unknown
+        Delivery::Unknown
     };
-    let what = match outcome {
-        Outcome::Unsent => "the upstream cannot be reached",
-        Outcome::Refused => "the upstream refused the request",
-        Outcome::Unknown => "the connection to the upstream was lost",
+    let what = match delivery {
+        Delivery::Unsent => "the upstream cannot be reached",
+        Delivery::Refused => "the upstream refused the request",
+        Delivery::Unknown => "the connection to the upstream was lost",
     };
-    // The innermost cause is the operating system's, the TLS library's or the protocol's: it says why and names no URL.
+    // The innermost cause is the operating system's, the TLS library's or the protocol's: it says
+    // why and names no URL.
     let cause = match chain().last() {
         Some(why) if is_other_name(why) => format!("{what}: its certificate is for another name"),
         Some(why) => format!("{what}: {why}"),
         None => what.to_owned(),
     };
-    Error::Lost { outcome, effect, cause, timed_out: error.is_timeout(), request_id: None }
+    Error::Lost {
+        delivery,
+        idempotency,
+        cause,
+        timed_out: error.is_timeout(),
+        request_id: None,
+    }
 }
 
-/// The error for an answer whose body did not end. Whatever the upstream says now, of a request that it answered: it processed it.
-pub(super) fn cut(error: &reqwest::Error, effect: Effect) -> Error {
-    Error::Lost { outcome: Outcome::Unknown, effect, cause: why(error), timed_out: false, request_id: None }
+/// The error for an answer whose body did not end. Whatever the upstream says now, of a request
+/// that it answered: it processed it.
+pub(super) fn cut(error: &reqwest::Error, idempotency: Idempotency) -> Error {
+    Error::Lost {
+        delivery: Delivery::Unknown,
+        idempotency,
+        cause: why(error),
+        timed_out: false,
+        request_id: None,
+    }
 }
 
 /// Why a body ended before its end.
 pub(super) fn why(error: &reqwest::Error) -> String {
-    chain(error).last().map_or_else(|| "the body was cut".to_owned(), |why| format!("the body was cut: {why}"))
+    chain(error).last().map_or_else(
+        || "the body was cut".to_owned(),
+        |why| format!("the body was cut: {why}"),
+    )
 }
 
 fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
@@ -48,9 +68,15 @@ fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error
 }
 
 /// The error for an upstream that is silent for too long.
-pub(super) fn timed_out(limit: Duration, effect: Effect) -> Error {
+pub(super) fn timed_out(limit: Duration, idempotency: Idempotency) -> Error {
     let cause = format!("the upstream gave no answer within {limit:?}");
-    Error::Lost { outcome: Outcome::Unknown, effect, cause, timed_out: true, request_id: None }
+    Error::Lost {
+        delivery: Delivery::Unknown,
+        idempotency,
+        cause,
+        timed_out: true,
+        request_id: None,
+    }
 }
 
 /// The TLS library's text would name both.
@@ -60,12 +86,19 @@ fn is_other_name(why: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(inner) = why.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         return is_other_name(inner);
     }
-    matches!(why.downcast_ref(), Some(E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. })))
+    matches!(
+        why.downcast_ref(),
+        Some(E::InvalidCertificate(
+            C::NotValidForName | C::NotValidForNameContext { .. }
+        ))
+    )
 }
 
-/// The peer says that it did not process the request: it refused the stream, or went away before it came to it.
+/// The peer says that it did not process the request: it refused the stream, or went away before it
+/// came to it.
 fn is_refusal(error: &h2::Error) -> bool {
     let reason = error.reason();
     error.is_remote()
-        && (reason == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && reason == Some(h2::Reason::NO_ERROR)))
+        && (reason == Some(h2::Reason::REFUSED_STREAM)
+            || (error.is_go_away() && reason == Some(h2::Reason::NO_ERROR)))
 }

@@ -7,18 +7,28 @@ use super::{
     target::{Base, Query, target},
 };
 use crate::{
-    error::{Effect, Error},
+    error::{Error, Idempotency},
     v1::{ListRunStepsRequest, Run},
 };
 
-/// The URL of a request to `route`, filled with ids in order, with the page and the includes of `query`.
-pub fn url(base: &Url, route: &'static str, ids: &[&str], query: &ListRunStepsRequest) -> Result<Url, Error> {
+/// The URL of a request to `route`, filled with ids in order, with the page and the includes of
+/// `query`.
+pub fn url(
+    base: &Url,
+    route: &'static str,
+    ids: &[&str],
+    query: &ListRunStepsRequest,
+) -> Result<Url, Error> {
     let target = target(route, ids)?;
     let page = Query::default().page(query.limit, query.order, &query.after, &query.before)?;
     Ok(Base::new(base).url(&target.path, &page.include(&query.include)?))
 }
 
 /// What becomes of an answer to a request for a run.
-pub async fn read_answer(response: http::Response<Vec<u8>>, effect: Effect, own_key: bool) -> Result<Answer<Run>, Error> {
-    answer::read(&mut response.into(), effect, own_key, usize::MAX).await
+pub async fn read_answer(
+    response: http::Response<Vec<u8>>,
+    idempotency: Idempotency,
+    own_key: bool,
+) -> Result<Answer<Run>, Error> {
+    answer::read(&mut response.into(), idempotency, own_key, usize::MAX).await
 }

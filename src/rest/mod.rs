@@ -8,13 +8,14 @@
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
-//! | `settle.rs` | writes of which nobody knows whether they took effect: the run tells |
+//! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
 //! | `stream.rs` | event streams: a client of their own, frames as they come |
 //! | `sse.rs` | the framing of server-sent events, a pure parser |
 //!
-//! Must hold: nothing but `retry.rs` sends a request twice. Redirects are not followed (a 307 replays bodies, and a named key header would cross
-//! hosts), the client's own resending is off (it repeats POSTs), and no proxy is taken from the environment.
+//! Must hold: nothing but `retry.rs` sends a request twice. Redirects are not followed (a 307
+//! replays bodies, and a named key header would cross hosts), the client's own resending is off (it
+//! repeats POSTs), and no proxy is taken from the environment.
 
 mod admission;
 mod answer;
@@ -23,8 +24,8 @@ mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod reconcile;
 mod retry;
-mod settle;
 pub mod sse;
 mod stream;
 mod target;
@@ -41,15 +42,15 @@ use url::Url;
 pub use admission::RequestLimits;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use retry::RetryLimits;
-pub use stream::{Cut, EventStream, Opened};
+pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;
 use transport::Transport;
 pub use transport::{RENEWAL, UpstreamFiles};
 
 use crate::{
-    error::{Effect, Error},
+    error::{Error, Idempotency},
+    reloadable::Reloadable,
     telemetry::{self, Telemetry},
-    watched::Watched,
 };
 
 /// The upstream and how to talk to it.
@@ -73,8 +74,8 @@ pub struct Upstream {
     pub max_event_bytes: usize,
     /// Which HTTP is spoken.
     pub http: HttpVersion,
-    /// How long a connection with requests on it may be silent before it is asked for a sign of life: a ping over HTTP/2, TCP's keepalive below
-    /// HTTP/1.1. `None`: never.
+    /// How long a connection with requests on it may be silent before it is asked for a sign of
+    /// life: a ping over HTTP/2, TCP's keepalive below HTTP/1.1. `None`: never.
     pub ping_interval: Option<Duration>,
     /// How long a sign of life may take; without it the connection is over.
     pub ping_timeout: Duration,
@@ -137,7 +138,8 @@ impl AuthStyle {
 /// What a caller adds to the requests made for it.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
-    /// Headers to pass on: the allowed ones of its metadata, with its credential if it is to be passed on.
+    /// Headers to pass on: the allowed ones of its metadata, with its credential if it is to be
+    /// passed on.
     pub headers: HeaderMap,
     /// When its call has to be over. Nothing is waited for that ends later.
     pub deadline: Option<Instant>,
@@ -153,14 +155,26 @@ pub struct Caller {
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Forwarded headers that say nothing about what a caller may see.
-const ANONYMOUS_HEADERS: [&str; 4] = [IDEMPOTENCY_KEY, "traceparent", "tracestate", "x-client-request-id"];
+const ANONYMOUS_HEADERS: [&str; 4] = [
+    IDEMPOTENCY_KEY,
+    "traceparent",
+    "tracestate",
+    "x-client-request-id",
+];
 
 impl Caller {
-    /// The headers that may change what the upstream shows, in one order: callers with the same ones may share an answer.
+    /// The headers that may change what the upstream shows, in one order: callers with the same
+    /// ones may share an answer.
     pub fn identity(&self) -> Identity {
-        let relevant = self.headers.iter().filter(|(name, _)| !ANONYMOUS_HEADERS.contains(&name.as_str()));
-        let mut identity: Vec<_> = relevant.map(|(name, value)| (name.clone(), value.clone())).collect();
-        identity.sort_by(|a, b| (a.0.as_str(), a.1.as_bytes()).cmp(&(b.0.as_str(), b.1.as_bytes())));
+        let relevant = self
+            .headers
+            .iter()
+            .filter(|(name, _)| !ANONYMOUS_HEADERS.contains(&name.as_str()));
+        let mut identity: Vec<_> = relevant
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        identity
+            .sort_by(|a, b| (a.0.as_str(), a.1.as_bytes()).cmp(&(b.0.as_str(), b.1.as_bytes())));
         Identity(identity)
     }
 }
@@ -186,7 +200,7 @@ impl Identity {
 #[derive(Debug, Clone)]
 pub struct Client {
     telemetry: Telemetry,
-    transport: Watched<Transport>,
+    transport: Reloadable<Transport>,
     admission: admission::Admission,
     retry: Arc<retry::Retry>,
     base: target::Base,
@@ -199,14 +213,19 @@ pub struct Client {
 impl Client {
     /// A client of `upstream`, whose requests `telemetry` sees. Connects when first used.
     ///
-    /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are no TLS roots. Has to be called in a runtime.
+    /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are
+    /// no TLS roots. Has to be called in a runtime.
     pub fn new(upstream: &Upstream, telemetry: &Telemetry) -> Result<Self, String> {
-        // reqwest takes whatever provider the process has. A second installation changes nothing and is no error.
+        // reqwest takes whatever provider the process has. A second installation changes nothing
+        // and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             telemetry: telemetry.clone(),
             transport: Transport::watch(upstream)?,
-            admission: admission::Admission::new(upstream.requests.clone(), telemetry.metrics().queued.clone()),
+            admission: admission::Admission::new(
+                upstream.requests.clone(),
+                telemetry.metrics().queued.clone(),
+            ),
             retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
             own_key: upstream.has_own_key(),
@@ -221,16 +240,24 @@ impl Client {
         &self.telemetry
     }
 
-    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told apart by name alone: of the headers that they
-    /// choose, each could make itself many.
+    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told
+    /// apart by name alone: of the headers that they choose, each could make itself many.
     async fn enter(&self, caller: &Caller) -> Result<admission::Place, Error> {
         let anonymous = !self.own_key || caller.tenant.is_none();
-        self.admission.enter(&(&caller.tenant, anonymous.then(|| caller.identity()))).await
+        self.admission
+            .enter(&(&caller.tenant, anonymous.then(|| caller.identity())))
+            .await
     }
 
     /// Sends a request and reads its answer.
-    async fn send<M: answer::Answerable>(&self, caller: &Caller, request: Request) -> Result<Answer<M>, Error> {
-        self.retry.run(caller, |attempt| self.send_once(caller, &request, attempt)).await
+    async fn send<M: answer::Answerable>(
+        &self,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<Answer<M>, Error> {
+        self.retry
+            .run(caller, |attempt| self.send_once(caller, &request, attempt))
+            .await
     }
 
     async fn send_once<M: answer::Answerable>(
@@ -239,31 +266,50 @@ impl Client {
         request: &Request,
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
-        let effect = request.effect;
+        let idempotency = request.idempotency;
         let mut place = self.enter(caller).await?;
-        place.sends(effect);
-        let lane = place.lane;
-        let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        place.sends(idempotency);
+        let connection_group = place.connection_group;
+        let mut upstream_request = self.telemetry.upstream_request(
+            &caller.call,
+            &request.method,
+            request.target.route,
+            attempt,
+        );
         let mut id = None;
         let answer = {
-            // Pinned, and not moved into the timeout: it is large. So would the request be, were it held here while its answer is awaited.
+            // Pinned, and not moved into the timeout: it is large. So would the request be, were it
+            // held here while its answer is awaited.
             let asking = pin!(async {
                 let sending = {
                     let mut http = self.request(caller, request);
-                    exchange.inject(http.headers_mut());
-                    self.transport.get().unary[lane].execute(http)
+                    upstream_request.inject(http.headers_mut());
+                    self.transport.get().unary[connection_group].execute(http)
                 };
-                let mut response = sending.await.map_err(|error| failure::lost(&error, effect))?;
-                exchange.answered(response.status());
+                let mut response = sending
+                    .await
+                    .map_err(|error| failure::lost(&error, idempotency))?;
+                upstream_request.answered(response.status());
                 id = answer::request_id(response.headers()).map(str::to_owned);
-                answer::read(&mut response, effect, self.own_key, self.max_answer_bytes).await
+                answer::read(
+                    &mut response,
+                    idempotency,
+                    self.own_key,
+                    self.max_answer_bytes,
+                )
+                .await
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };
         place.over();
-        let answer = answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
-        exchange.ended(&answer);
-        if let Some(run) = answer.as_ref().ok().and_then(|answer: &Answer<M>| answer.message.run()) {
+        let answer =
+            answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
+        upstream_request.ended(&answer);
+        if let Some(run) = answer
+            .as_ref()
+            .ok()
+            .and_then(|answer: &Answer<M>| answer.message.run())
+        {
             self.telemetry.saw(run);
             caller.call.saw(run);
         }
@@ -272,17 +318,27 @@ impl Client {
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {
-        let mut http = reqwest::Request::new(request.method.clone(), self.base.url(&request.target.path, &request.query));
+        let mut http = reqwest::Request::new(
+            request.method.clone(),
+            self.base.url(&request.target.path, &request.query),
+        );
         http.headers_mut().clone_from(&caller.headers);
         if let Some(key) = &request.idempotency_key {
-            http.headers_mut().entry(IDEMPOTENCY_KEY).or_insert_with(|| key.clone());
+            http.headers_mut()
+                .entry(IDEMPOTENCY_KEY)
+                .or_insert_with(|| key.clone());
         }
         if let Some(body) = request.body.clone() {
-            http.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            http.headers_mut().insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
             *http.body_mut() = Some(body.into());
         } else if http.method() == Method::POST {
-            // Left out otherwise, and some servers answer 411 to a POST that does not say how long it is.
-            http.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            // Left out otherwise, and some servers answer 411 to a POST that does not say how long
+            // it is.
+            http.headers_mut()
+                .insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         http
     }
@@ -294,23 +350,37 @@ struct Request {
     target: Target,
     query: target::Query,
     body: Option<Bytes>,
-    effect: Effect,
-    /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know such keys, and no ground for a retry.
+    idempotency: Idempotency,
+    /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know
+    /// such keys, and no ground for a retry.
     idempotency_key: Option<HeaderValue>,
 }
 
 impl Request {
     fn get(target: Target) -> Self {
-        Self { method: Method::GET, ..Self::post(target, Effect::Repeatable) }
+        Self {
+            method: Method::GET,
+            ..Self::post(target, Idempotency::Idempotent)
+        }
     }
 
-    fn post(target: Target, effect: Effect) -> Self {
-        Self { method: Method::POST, target, query: target::Query::default(), body: None, effect, idempotency_key: None }
+    fn post(target: Target, idempotency: Idempotency) -> Self {
+        Self {
+            method: Method::POST,
+            target,
+            query: target::Query::default(),
+            body: None,
+            idempotency,
+            idempotency_key: None,
+        }
     }
 
     /// A request that makes something new.
     fn create(target: Target) -> Self {
-        Self { idempotency_key: retry::idempotency_key(), ..Self::post(target, Effect::Once) }
+        Self {
+            idempotency_key: retry::idempotency_key(),
+            ..Self::post(target, Idempotency::NonIdempotent)
+        }
     }
 
     fn body(mut self, body: Vec<u8>) -> Self {
@@ -318,12 +388,17 @@ impl Request {
         self
     }
 
-    /// The same request, asking for a stream. `stream` is the gateway's: encoding has refused bodies that name it.
+    /// The same request, asking for a stream. `stream` is the gateway's: encoding has refused
+    /// bodies that name it.
     fn streamed(mut self) -> Self {
         self.body = self.body.map(|body| {
             let mut body = Vec::from(body);
             body.pop();
-            body.extend_from_slice(if body.len() > 1 { b",\"stream\":true}" } else { b"\"stream\":true}" });
+            body.extend_from_slice(if body.len() > 1 {
+                b",\"stream\":true}"
+            } else {
+                b"\"stream\":true}"
+            });
             body.into()
         });
         self

@@ -1,12 +1,15 @@
-//! Server-sent events framing, as the WHATWG's HTML standard defines it: bytes in chunks become events.
+//! Server-sent events framing, as the WHATWG's HTML standard defines it: bytes in chunks become
+//! events.
 //!
-//! Must hold: any chunking gives the same frames; a frame is there as soon as its last byte is (a blank line that ends in CR is not held
-//! back to see whether LF follows); the work is linear in the bytes; what is held is bounded by a small multiple of the limit and the
-//! chunks that the event being read lies in. No I/O, and no panic on any input. Bytes are passed on as they came, UTF-8 or not: who reads
-//! the data judges it, and nothing is replaced.
+//! Must hold: any chunking gives the same frames; a frame is there as soon as its last byte is (a
+//! blank line that ends in CR is not held back to see whether LF follows); the work is linear in
+//! the bytes; what is held is bounded by a small multiple of the limit and the chunks that the
+//! event being read lies in. No I/O, and no panic on any input. Bytes are passed on as they came,
+//! UTF-8 or not: who reads the data judges it, and nothing is replaced.
 //!
-//! Where an event lies within one chunk, nothing of it is copied: its frame borrows from the chunk, which is let go as soon as it is read.
-//! Not a crate, since this is at the heart of the gateway and small: it needs the limit, the borrowing, and what was pending at the end.
+//! Where an event lies within one chunk, nothing of it is copied: its frame borrows from the chunk,
+//! which is let go as soon as it is read. Not a crate, since this is at the heart of the gateway
+//! and small: it needs the limit, the borrowing, and what was pending at the end.
 
 use std::{error::Error, fmt, mem, ops::Range};
 
@@ -27,9 +30,11 @@ pub struct Frame<'a> {
 /// What was left when a stream ended without the blank line that ends an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pending<'a> {
-    /// The event so far, a line that was not ended included. Without data it would not have been an event in any case.
+    /// The event so far, a line that was not ended included. Without data it would not have been an
+    /// event in any case.
     pub frame: Frame<'a>,
-    /// Its last line was ended. Otherwise that line, be it name or data, may have been cut anywhere.
+    /// Its last line was ended. Otherwise that line, be it name or data, may have been cut
+    /// anywhere.
     pub terminated: bool,
 }
 
@@ -97,27 +102,42 @@ enum Held {
 }
 
 impl Parser {
-    /// A parser at the beginning of a stream. `limit` bounds, in bytes, each line, and the name and data of each event with the line
-    /// that is being read.
+    /// A parser at the beginning of a stream. `limit` bounds, in bytes, each line, and the name and
+    /// data of each event with the line that is being read.
     pub fn new(limit: usize) -> Self {
-        Self { limit, chunk: Bytes::new(), at: 0, partial: Vec::new(), after_cr: false, ended: false, lines: Lines::default() }
+        Self {
+            limit,
+            chunk: Bytes::new(),
+            at: 0,
+            partial: Vec::new(),
+            after_cr: false,
+            ended: false,
+            lines: Lines::default(),
+        }
     }
 
-    /// Takes the next bytes of the stream. If [`Self::next_frame`] was not called until it gave `None`, they are copied to what is left.
+    /// Takes the next bytes of the stream. If [`Self::next_frame`] was not called until it gave
+    /// `None`, they are copied to what is left.
     pub fn push(&mut self, chunk: Bytes) {
         self.forget();
         self.lines.own(&self.chunk);
         let left = &self.chunk[self.at..];
-        self.chunk = if left.is_empty() { chunk } else { [left, &chunk].concat().into() };
+        self.chunk = if left.is_empty() {
+            chunk
+        } else {
+            [left, &chunk].concat().into()
+        };
         self.at = 0;
     }
 
-    /// The next event that is complete; `None` once all that was pushed is read. A stream that went beyond the limit stays failed.
+    /// The next event that is complete; `None` once all that was pushed is read. A stream that went
+    /// beyond the limit stays failed.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, TooLong> {
         Ok(self.advance()?.then(|| self.frame()))
     }
 
-    /// Reads on to the end of the next event, which then is [`Self::frame`]; false once all that was pushed is read.
+    /// Reads on to the end of the next event, which then is [`Self::frame`]; false once all that
+    /// was pushed is read.
     pub(super) fn advance(&mut self) -> Result<bool, TooLong> {
         self.forget();
         while !self.ended {
@@ -127,9 +147,15 @@ impl Parser {
             }
             let left = &self.chunk[self.at..];
             // Every event ends in a blank line, and so this is often there.
-            let end = if left.first() == Some(&b'\n') { Some(0) } else { memchr2(b'\r', b'\n', left) };
+            let end = if left.first() == Some(&b'\n') {
+                Some(0)
+            } else {
+                memchr2(b'\r', b'\n', left)
+            };
             let length = end.unwrap_or(left.len());
-            if self.partial.len() + self.lines.event.len() + self.lines.data.len() + length > self.limit {
+            if self.partial.len() + self.lines.event.len() + self.lines.data.len() + length
+                > self.limit
+            {
                 return Err(TooLong { limit: self.limit });
             }
             if end.is_none() || !self.partial.is_empty() {
@@ -145,9 +171,11 @@ impl Parser {
             self.at = line.end + 1;
             self.after_cr = self.chunk[line.end] == b'\r';
             let blank = if self.partial.is_empty() {
-                self.lines.read(&self.chunk[line.clone()], Some(line.start), &self.chunk)
+                self.lines
+                    .read(&self.chunk[line.clone()], Some(line.start), &self.chunk)
             } else {
-                self.lines.read(&mem::take(&mut self.partial), None, &self.chunk)
+                self.lines
+                    .read(&mem::take(&mut self.partial), None, &self.chunk)
             };
             if blank {
                 self.ended = self.lines.end();
@@ -165,23 +193,35 @@ impl Parser {
 
     /// The event whose end was reached.
     pub(super) fn frame(&self) -> Frame<'_> {
-        let Lines { event, data, id, .. } = &self.lines;
-        Frame { event: event.of(&self.chunk), data: data.of(&self.chunk), id }
+        let Lines {
+            event, data, id, ..
+        } = &self.lines;
+        Frame {
+            event: event.of(&self.chunk),
+            data: data.of(&self.chunk),
+            id,
+        }
     }
 
-    /// Ends the stream. The standard drops what is then pending (`Some` if there was more than comments after the last blank line), and
-    /// after a cut that is right. But some services leave out the last blank line, or even the last line end; the caller knows whether the
-    /// stream ended in good order, and whether what is pending makes sense.
+    /// Ends the stream. The standard drops what is then pending (`Some` if there was more than
+    /// comments after the last blank line), and after a cut that is right. But some services leave
+    /// out the last blank line, or even the last line end; the caller knows whether the stream
+    /// ended in good order, and whether what is pending makes sense.
     pub fn finish(&mut self) -> Option<Pending<'_>> {
         self.forget();
         let terminated = self.partial.is_empty() && self.at == self.chunk.len();
-        self.lines.read(&mem::take(&mut self.partial), None, &self.chunk);
-        self.lines.begun.then(|| Pending { frame: self.frame(), terminated })
+        self.lines
+            .read(&mem::take(&mut self.partial), None, &self.chunk);
+        self.lines.begun.then(|| Pending {
+            frame: self.frame(),
+            terminated,
+        })
     }
 }
 
 impl Lines {
-    /// Reads a line, which lies in the chunk if it has a place there; true if it is the blank one that ends an event.
+    /// Reads a line, which lies in the chunk if it has a place there; true if it is the blank one
+    /// that ends an event.
     fn read(&mut self, mut line: &[u8], place: Option<usize>, chunk: &[u8]) -> bool {
         let mut skipped = 0;
         if !mem::replace(&mut self.past_first, true) && line.starts_with(b"\xEF\xBB\xBF") {
@@ -192,7 +232,10 @@ impl Lines {
             return true;
         }
         // Names are short, and so found sooner byte by byte.
-        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let colon = line
+            .iter()
+            .position(|byte| *byte == b':')
+            .unwrap_or(line.len());
         let begin = match line.get(colon + 1) {
             None => line.len(),
             Some(b' ') => colon + 2,
@@ -205,7 +248,8 @@ impl Lines {
             b"data" => self.data.join(value, place, chunk),
             b"event" => self.event = Held::new(value, place),
             b"id" if !value.contains(&0) => self.id = value.to_vec(),
-            // A comment, a field that the standard does not know, or `retry`: nothing here reconnects.
+            // A comment, a field that the standard does not know, or `retry`: nothing here
+            // reconnects.
             _ => {}
         }
         false
@@ -238,7 +282,10 @@ impl Lines {
 
 impl Held {
     fn new(value: &[u8], place: Option<usize>) -> Self {
-        place.map_or_else(|| Self::Owned(value.to_vec()), |place| Self::Borrowed(place..place + value.len()))
+        place.map_or_else(
+            || Self::Owned(value.to_vec()),
+            |place| Self::Borrowed(place..place + value.len()),
+        )
     }
 
     fn of<'a>(&'a self, chunk: &'a [u8]) -> &'a [u8] {

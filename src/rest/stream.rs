@@ -1,8 +1,10 @@
 //! Event streams of the upstream: opening one, and reading its frames.
 //!
-//! Must hold: event streams go over a client of their own, HTTP/1.1 only, one connection per live stream. On a shared HTTP/2 connection a
-//! stream that nobody reads stalls all others. There is no total and no read timeout: both would end streams whose reader is slow.
-//! Bytes are read from the upstream only when the next frame is asked for, so a slow reader slows its own upstream and nothing else.
+//! Must hold: event streams go over a client of their own, HTTP/1.1 only, one connection per live
+//! stream. On a shared HTTP/2 connection a stream that nobody reads stalls all others. There is no
+//! total and no read timeout: both would end streams whose reader is slow. Bytes are read from the
+//! upstream only when the next frame is asked for, so a slow reader slows its own upstream and
+//! nothing else.
 
 use std::{
     fmt,
@@ -19,11 +21,13 @@ use super::{
     Answer, Caller, Client, Request, answer, failure,
     sse::{Frame, Parser},
 };
-use crate::{error::Error, json, noted::Noted, telemetry::Exchange, v1::Run};
+use crate::{
+    error::Error, json, registered_waker::RegisteredWaker, telemetry::UpstreamRequest, v1::Run,
+};
 
 /// What a request for a stream gave.
 #[derive(Debug)]
-pub enum Opened {
+pub enum UpstreamReply {
     /// The stream.
     Stream(Box<EventStream>),
     /// The run alone: the upstream does not stream.
@@ -36,17 +40,19 @@ pub struct EventStream {
     parser: Parser,
     /// The body came to its end.
     over: bool,
-    silence: Silence,
-    exchange: Exchange,
+    idle_timer: IdleTimer,
+    upstream_request: UpstreamRequest,
 }
 
-/// Watches how long reads wait. The timer is set once for many reads: when it fires, it is set again to the end of the read that waits then.
+/// Watches how long reads wait. The timer is set once for many reads: when it fires, it is
+/// set again to the end of the read that waits then.
 #[derive(Default)]
-struct Silence {
+struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
-    /// When it fires. Asked here and not of the timer, whose memory is seldom at hand: there are many streams, and each event comes alone.
+    /// When it fires. Asked here and not of the timer, whose memory is seldom at hand: there are
+    /// many streams, and each event comes alone.
     fires: Option<Instant>,
-    noted: Noted,
+    noted: RegisteredWaker,
 }
 
 /// What is there once the head is: of a stream the head alone.
@@ -63,76 +69,126 @@ impl fmt::Debug for EventStream {
 
 /// Why a stream ended before its end.
 #[derive(Debug)]
-pub struct Cut(pub String);
+pub struct StreamBroken(pub String);
 
 impl Client {
-    /// Sends a request whose body asks for a stream. The status of the answer is awaited, so an error comes before any event.
-    pub(super) async fn open(&self, caller: &Caller, request: Request) -> Result<Opened, Error> {
-        self.retry.run(caller, |attempt| self.open_once(caller, &request, attempt)).await
+    /// Sends a request whose body asks for a stream. The status of the answer is awaited, so an
+    /// error comes before any event.
+    pub(super) async fn open(
+        &self,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<UpstreamReply, Error> {
+        self.retry
+            .run(caller, |attempt| self.open_once(caller, &request, attempt))
+            .await
     }
 
-    async fn open_once(&self, caller: &Caller, request: &Request, attempt: u32) -> Result<Opened, Error> {
-        let effect = request.effect;
-        // It is let go with the head: a live stream has a place of its own, for as long as it lives.
+    async fn open_once(
+        &self,
+        caller: &Caller,
+        request: &Request,
+        attempt: u32,
+    ) -> Result<UpstreamReply, Error> {
+        let idempotency = request.idempotency;
+        // It is let go with the head: a live stream has a place of its own, for as long as it
+        // lives.
         let mut place = self.enter(caller).await?;
-        place.sends(effect);
-        let mut exchange = self.telemetry.exchange(&caller.call, &request.method, request.target.route, attempt);
+        place.sends(idempotency);
+        let mut upstream_request = self.telemetry.upstream_request(
+            &caller.call,
+            &request.method,
+            request.target.route,
+            attempt,
+        );
         let mut id = None;
         let head = async {
             let sending = {
                 let mut http = self.request(caller, request);
-                http.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-                exchange.inject(http.headers_mut());
+                http.headers_mut().insert(
+                    header::ACCEPT,
+                    HeaderValue::from_static("text/event-stream"),
+                );
+                upstream_request.inject(http.headers_mut());
                 self.transport.get().streams.execute(http)
             };
-            let mut response = sending.await.map_err(|error| failure::lost(&error, effect))?;
-            exchange.answered(response.status());
+            let mut response = sending
+                .await
+                .map_err(|error| failure::lost(&error, idempotency))?;
+            upstream_request.answered(response.status());
             id = answer::request_id(response.headers()).map(str::to_owned);
-            let kind = response.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-            let streams = kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
+            let kind = response
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .map_or(&b""[..], HeaderValue::as_bytes);
+            let streams = kind
+                .get(..17)
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
             if response.status().is_success() && streams {
                 return Ok(Head::Stream(response));
             }
-            let answer = answer::read(&mut response, effect, self.own_key, self.max_answer_bytes).await?;
+            let answer = answer::read(
+                &mut response,
+                idempotency,
+                self.own_key,
+                self.max_answer_bytes,
+            )
+            .await?;
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
         place.over();
-        let head = head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, effect)));
-        exchange.ended(&head);
+        let head =
+            head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
+        upstream_request.ended(&head);
         caller.call.answered(id.as_deref());
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
                 let parser = Parser::new(self.max_event_bytes);
-                Opened::Stream(Box::new(EventStream { response, parser, over: false, silence: Silence::default(), exchange }))
+                UpstreamReply::Stream(Box::new(EventStream {
+                    response,
+                    parser,
+                    over: false,
+                    idle_timer: IdleTimer::default(),
+                    upstream_request,
+                }))
             }
-            Head::Run(answer) => Opened::Run(answer),
+            Head::Run(answer) => UpstreamReply::Run(answer),
         })
     }
 }
 
 impl EventStream {
-    /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts as cut. Whatever it says breaks its
-    /// silence, a comment too, and no time passes while nobody reads. May be dropped while it waits: nothing is lost.
-    pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame<'_>>, Cut> {
-        while !self.parser.advance().map_err(|error| Cut(error.to_string()))? {
+    /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts
+    /// as cut. Whatever it says breaks its idle_timer, a comment too, and no time passes while
+    /// nobody reads. May be dropped while it waits: nothing is lost.
+    pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame<'_>>, StreamBroken> {
+        while !self
+            .parser
+            .advance()
+            .map_err(|error| StreamBroken(error.to_string()))?
+        {
             if self.over {
                 return Ok(None);
             }
-            let Some(chunk) = self.silence.within(idle, self.response.chunk()).await else {
-                return Err(Cut(format!("the upstream said nothing for {idle:?}")));
+            let Some(chunk) = self.idle_timer.within(idle, self.response.chunk()).await else {
+                return Err(StreamBroken(format!(
+                    "the upstream said nothing for {idle:?}"
+                )));
             };
             self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
                 Ok(Some(chunk)) => self.parser.push(chunk),
-                // Some services leave out the last blank line. What is then pending counts if it is whole.
+                // Some services leave out the last blank line. What is then pending counts if it is
+                // whole.
                 Ok(None) => {
                     let pending = self.parser.finish().map(|pending| pending.frame);
-                    return Ok(pending.filter(|frame| frame.data == b"[DONE]" || json::is_whole(frame.data)));
+                    return Ok(pending
+                        .filter(|frame| frame.data == b"[DONE]" || json::is_whole(frame.data)));
                 }
                 Err(error) => {
-                    self.exchange.broke();
-                    return Err(Cut(failure::why(&error)));
+                    self.upstream_request.broke();
+                    return Err(StreamBroken(failure::why(&error)));
                 }
             }
         }
@@ -140,8 +196,9 @@ impl EventStream {
     }
 }
 
-impl Silence {
-    /// What is read, unless that takes longer than `idle`. A time longer than any clock goes is for ever.
+impl IdleTimer {
+    /// What is read, unless that takes longer than `idle`. A time longer than any clock goes is for
+    /// ever.
     async fn within<T>(&mut self, idle: Duration, read: impl Future<Output = T>) -> Option<T> {
         let mut read = pin!(read);
         let mut until = None;
@@ -150,12 +207,16 @@ impl Silence {
                 return Poll::Ready(Some(read));
             }
             let now = Instant::now();
-            let Some(until) = *until.get_or_insert_with(|| now.checked_add(idle)) else { return Poll::Pending };
+            let Some(until) = *until.get_or_insert_with(|| now.checked_add(idle)) else {
+                return Poll::Pending;
+            };
             // It never fires too late: no read that came before this one could wait longer.
             if self.fires.is_some_and(|fires| now < fires) && self.noted.is(cx) {
                 return Poll::Pending;
             }
-            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(sleep_until(until)));
             while self.noted.poll(timer.as_mut(), cx).is_ready() {
                 if Instant::now() >= until {
                     return Poll::Ready(None);

@@ -1,7 +1,8 @@
 //! Paths and queries.
 //!
-//! Must hold: nothing that a caller sends can change which endpoint is called. An id becomes exactly one path segment, whatever it holds;
-//! one that no segment can stand for (empty, `.`, `..`) is refused with the field's name.
+//! Must hold: nothing that a caller sends can change which endpoint is called. An id becomes
+//! exactly one path segment, whatever it holds; one that no segment can stand for (empty, `.`,
+//! `..`) is refused with the field's name.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
@@ -9,20 +10,29 @@ use url::Url;
 use crate::{error::Error, v1::SortOrder};
 
 /// All but what RFC 3986 calls unreserved.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// The longest page that can be asked for.
 const MAX_LIMIT: i32 = 100;
 
-/// The longest text of a caller's in a URL, in bytes as it stands there. All that one request can have stay below what HTTP libraries and
-/// servers take for a URL, 64 KiB: what cannot be sent is refused here, by name, and is not taken for an upstream that cannot be reached.
+/// The longest text of a caller's in a URL, in bytes as it stands there. All that one request can
+/// have stay below what HTTP libraries and servers take for a URL, 64 KiB: what cannot be sent is
+/// refused here, by name, and is not taken for an upstream that cannot be reached.
 const MAX_TEXT: usize = 10 << 10;
 
 /// Appends a caller's text, encoded so that it stands for itself and nothing else.
 fn push(url: &mut String, field: &str, text: &str) -> Result<(), Error> {
     let before = url.len();
     url.extend(utf8_percent_encode(text, RESERVED));
-    if url.len() - before > MAX_TEXT { Err(Error::invalid(field, "is too long for a URL")) } else { Ok(()) }
+    if url.len() - before > MAX_TEXT {
+        Err(Error::invalid(field, "is too long for a URL"))
+    } else {
+        Ok(())
+    }
 }
 
 /// An endpoint, and where it is for certain ids.
@@ -34,13 +44,17 @@ pub(super) struct Target {
     pub(super) path: String,
 }
 
-/// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a segment is an error that names its field.
+/// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a
+/// segment is an error that names its field.
 pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error> {
     let mut path = String::with_capacity(route.len() + 64);
     let mut ids = ids.iter();
     for segment in route.split('/').skip(1) {
         path.push('/');
-        let Some(field) = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else {
+        let Some(field) = segment
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+        else {
             path.push_str(segment);
             continue;
         };
@@ -64,14 +78,23 @@ pub(super) struct Base {
 impl Base {
     pub(super) fn new(url: &Url) -> Self {
         let prefix = url.path().trim_end_matches('/').to_owned();
-        Self { before: url.clone(), prefix, query: url.query().unwrap_or_default().to_owned() }
+        Self {
+            before: url.clone(),
+            prefix,
+            query: url.query().unwrap_or_default().to_owned(),
+        }
     }
 
     pub(super) fn url(&self, path: &str, query: &Query) -> Url {
         let mut url = self.before.clone();
-        // Dots and escapes were dealt with in `path`: the parser that this goes through finds nothing to change.
+        // Dots and escapes were dealt with in `path`: the parser that this goes through finds
+        // nothing to change.
         url.set_path(&[&self.prefix, path].concat());
-        let separator = if self.query.is_empty() || query.0.is_empty() { "" } else { "&" };
+        let separator = if self.query.is_empty() || query.0.is_empty() {
+            ""
+        } else {
+            "&"
+        };
         let query = [&self.query, separator, &query.0].concat();
         url.set_query(Some(query.as_str()).filter(|query| !query.is_empty()));
         url
@@ -105,7 +128,13 @@ impl Query {
     }
 
     /// The page of a list.
-    pub(super) fn page(mut self, limit: Option<i32>, order: i32, after: &str, before: &str) -> Result<Self, Error> {
+    pub(super) fn page(
+        mut self,
+        limit: Option<i32>,
+        order: i32,
+        after: &str,
+        before: &str,
+    ) -> Result<Self, Error> {
         if let Some(limit) = limit {
             if !(1..=MAX_LIMIT).contains(&limit) {
                 return Err(Error::invalid("limit", format!("must be 1 to {MAX_LIMIT}")));
@@ -116,7 +145,12 @@ impl Query {
             Ok(SortOrder::Unspecified) => {}
             Ok(SortOrder::Asc) => self.pair("order", "asc")?,
             Ok(SortOrder::Desc) => self.pair("order", "desc")?,
-            Err(_) => return Err(Error::invalid("order", "is not a value that this contract names")),
+            Err(_) => {
+                return Err(Error::invalid(
+                    "order",
+                    "is not a value that this contract names",
+                ));
+            }
         }
         for (name, id) in [("after", after), ("before", before)] {
             if !id.is_empty() {
@@ -136,8 +170,14 @@ mod tests {
         let cases = [
             ("https://host", "https://host/threads/runs?limit=1"),
             ("https://host/", "https://host/threads/runs?limit=1"),
-            ("https://host/openai/v1/", "https://host/openai/v1/threads/runs?limit=1"),
-            ("https://host/openai?api-version=1", "https://host/openai/threads/runs?api-version=1&limit=1"),
+            (
+                "https://host/openai/v1/",
+                "https://host/openai/v1/threads/runs?limit=1",
+            ),
+            (
+                "https://host/openai?api-version=1",
+                "https://host/openai/threads/runs?api-version=1&limit=1",
+            ),
         ];
         for (base, expected) in cases {
             let base = Base::new(&base.parse().expect("a URL"));
@@ -149,17 +189,27 @@ mod tests {
     #[test]
     fn an_id_is_one_segment_or_an_error() {
         let base = Base::new(&"http://h/p".parse().expect("a URL"));
-        for id in ["a/b", "a?b", "a#b", "é", "%2e%2e", "a\\b", " ", "\u{0}", "..%2f", "a;b", "...", ".a"] {
+        for id in [
+            "a/b", "a?b", "a#b", "é", "%2e%2e", "a\\b", " ", "\u{0}", "..%2f", "a;b", "...", ".a",
+        ] {
             let target = target("/threads/{thread_id}/runs", &[id]).expect("a target");
             let url = base.url(&target.path, &Query::default());
             let segments: Vec<_> = url.path_segments().expect("segments").collect();
             assert_eq!(segments.len(), 4, "{id:?} became {url}");
-            assert_eq!((segments[0], segments[1], segments[3]), ("p", "threads", "runs"));
-            let decoded = percent_encoding::percent_decode_str(segments[2]).decode_utf8().expect("UTF-8");
+            assert_eq!(
+                (segments[0], segments[1], segments[3]),
+                ("p", "threads", "runs")
+            );
+            let decoded = percent_encoding::percent_decode_str(segments[2])
+                .decode_utf8()
+                .expect("UTF-8");
             assert_eq!(decoded, id);
         }
         for id in ["", ".", ".."] {
-            assert!(target("/threads/{thread_id}/runs", &[id]).is_err(), "{id:?}");
+            assert!(
+                target("/threads/{thread_id}/runs", &[id]).is_err(),
+                "{id:?}"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The HTTP clients and what they are made of: the key, the TLS roots, the client certificate.
 //!
-//! Must hold: what was read from files is read again when they change, and connections are renewed in time even if nothing changes: a connection
-//! that is kept alive for ever never sees that the upstream's address has changed. Requests under way keep what they began with.
+//! Must hold: what was read from files is read again when they change, and connections are renewed
+//! in time even if nothing changes: a connection that is kept alive for ever never sees that the
+//! upstream's address has changed. Requests under way keep what they began with.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use rustls::{
 use secrecy::SecretString;
 
 use super::{HttpVersion, Upstream};
-use crate::watched::Watched;
+use crate::reloadable::Reloadable;
 
 /// Files that may change while the gateway runs.
 #[derive(Debug, Clone, Default)]
@@ -24,34 +25,46 @@ pub struct UpstreamFiles {
     pub key: Option<PathBuf>,
     /// CAs that sign the upstream's certificate, PEM, in place of the system's.
     pub ca: Option<PathBuf>,
-    /// The gateway's certificate chain and its private key, PEM, for an upstream that asks for them.
+    /// The gateway's certificate chain and its private key, PEM, for an upstream that asks for
+    /// them.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// The HTTP clients of one upstream.
 #[derive(Debug)]
 pub(super) struct Transport {
-    /// One for each lane of the admission.
+    /// One for each connection_group of the admission.
     pub(super) unary: Vec<reqwest::Client>,
     pub(super) streams: reqwest::Client,
 }
 
 impl Transport {
     /// The clients of `upstream`, made anew when a file has changed or the time has come.
-    pub(super) fn watch(upstream: &Upstream) -> Result<Watched<Self>, String> {
+    pub(super) fn watch(upstream: &Upstream) -> Result<Reloadable<Self>, String> {
         let UpstreamFiles { key, ca, identity } = upstream.files.clone();
         let present = (key.is_some(), ca.is_some(), identity.is_some());
         let (certificate, private) = identity.unzip();
-        let files = [key, ca, certificate, private].into_iter().flatten().collect();
+        let files = [key, ca, certificate, private]
+            .into_iter()
+            .flatten()
+            .collect();
         let settings = upstream.clone();
         let make = move |contents: &[Vec<u8>]| {
             let mut contents = contents.iter();
-            let key = if present.0 { Some(parse_key(contents.next())?) } else { settings.key.clone() };
+            let key = if present.0 {
+                Some(parse_key(contents.next())?)
+            } else {
+                settings.key.clone()
+            };
             let ca = if present.1 { contents.next() } else { None };
-            let identity = if present.2 { contents.next().zip(contents.next()) } else { None };
+            let identity = if present.2 {
+                contents.next().zip(contents.next())
+            } else {
+                None
+            };
             Self::new(&settings, key.as_ref(), ca, identity)
         };
-        Watched::renewed(files, upstream.reload_interval, upstream.renewal, make)
+        Reloadable::renewed(files, upstream.reload_interval, upstream.renewal, make)
     }
 
     fn new(
@@ -63,10 +76,17 @@ impl Transport {
         let mut headers = upstream.headers.clone();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         if let Some(key) = key {
-            headers.insert(upstream.auth.header(), upstream.auth.value(key).map_err(|_| NO_KEY.to_owned())?);
+            headers.insert(
+                upstream.auth.header(),
+                upstream.auth.value(key).map_err(|_| NO_KEY.to_owned())?,
+            );
         }
         // An upstream in the clear needs no roots, and reading the system's takes time.
-        let tls = if upstream.base.scheme() == "https" { Some(tls(ca, identity)?) } else { None };
+        let tls = if upstream.base.scheme() == "https" {
+            Some(tls(ca, identity)?)
+        } else {
+            None
+        };
         let builder = |protocols: &[&str]| {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))
@@ -81,10 +101,14 @@ impl Transport {
                 .tcp_keepalive_interval(upstream.ping_timeout)
                 .connect_timeout(upstream.connect_timeout);
             let mut config = tls.clone().unwrap_or_else(no_tls);
-            config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+            config.alpn_protocols = protocols
+                .iter()
+                .map(|protocol| protocol.as_bytes().to_vec())
+                .collect();
             builder.tls_backend_preconfigured(config)
         };
-        // Answers are small and many share a connection: each may fill its window without stalling the others.
+        // Answers are small and many share a connection: each may fill its window without stalling
+        // the others.
         let unary = || {
             let windows = |client: reqwest::ClientBuilder| {
                 client
@@ -98,9 +122,14 @@ impl Transport {
                 HttpVersion::Http2 => windows(builder(&["h2"])).http2_prior_knowledge().build(),
             }
         };
-        let clients = (0..upstream.requests.lanes()).map(|_| unary()).collect::<Result<_, _>>();
+        let clients = (0..upstream.requests.connection_groups())
+            .map(|_| unary())
+            .collect::<Result<_, _>>();
         let streams = builder(&["http/1.1"]).http1_only().build();
-        Ok(Self { unary: clients.map_err(|error| error.to_string())?, streams: streams.map_err(|error| error.to_string())? })
+        Ok(Self {
+            unary: clients.map_err(|error| error.to_string())?,
+            streams: streams.map_err(|error| error.to_string())?,
+        })
     }
 }
 
@@ -108,8 +137,13 @@ const NO_KEY: &str = "the upstream's key is empty, or not a key that a header ca
 
 /// The key in a file: its text without white space around it.
 fn parse_key(text: Option<&Vec<u8>>) -> Result<SecretString, String> {
-    let text = text.and_then(|text| std::str::from_utf8(text).ok()).map(str::trim).filter(|text| !text.is_empty());
-    let key = text.filter(|text| HeaderValue::from_str(text).is_ok()).ok_or(NO_KEY)?;
+    let text = text
+        .and_then(|text| std::str::from_utf8(text).ok())
+        .map(str::trim)
+        .filter(|text| !text.is_empty());
+    let key = text
+        .filter(|text| HeaderValue::from_str(text).is_ok())
+        .ok_or(NO_KEY)?;
     Ok(SecretString::from(key))
 }
 
@@ -117,11 +151,16 @@ fn no_tls() -> ClientConfig {
     config(RootCertStore::empty()).with_no_client_auth()
 }
 
-fn tls(ca: Option<&Vec<u8>>, identity: Option<(&Vec<u8>, &Vec<u8>)>) -> Result<ClientConfig, String> {
+fn tls(
+    ca: Option<&Vec<u8>>,
+    identity: Option<(&Vec<u8>, &Vec<u8>)>,
+) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
     if let Some(ca) = ca {
         for root in certificates(ca).map_err(|error| format!("upstream CA: {error}"))? {
-            roots.add(root).map_err(|error| format!("upstream CA: {error}"))?;
+            roots
+                .add(root)
+                .map_err(|error| format!("upstream CA: {error}"))?;
         }
     } else {
         let native = rustls_native_certs::load_native_certs();
@@ -131,15 +170,26 @@ fn tls(ca: Option<&Vec<u8>>, identity: Option<(&Vec<u8>, &Vec<u8>)>) -> Result<C
         roots.add_parsable_certificates(native.certs);
     }
     if roots.is_empty() {
-        return Err("there are no TLS roots to know the upstream by: install them, or name a CA file".to_owned());
+        return Err(
+            "there are no TLS roots to know the upstream by: install them, or name a CA file"
+                .to_owned(),
+        );
     }
-    let Some((certificate, key)) = identity else { return Ok(config(roots).with_no_client_auth()) };
-    let chain = certificates(certificate).map_err(|error| format!("upstream client certificate: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("upstream client key: {error}"))?;
-    config(roots).with_client_auth_cert(chain, key).map_err(|error| format!("upstream client certificate and key: {error}"))
+    let Some((certificate, key)) = identity else {
+        return Ok(config(roots).with_no_client_auth());
+    };
+    let chain = certificates(certificate)
+        .map_err(|error| format!("upstream client certificate: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|error| format!("upstream client key: {error}"))?;
+    config(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| format!("upstream client certificate and key: {error}"))
 }
 
-fn config(roots: RootCertStore) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+fn config(
+    roots: RootCertStore,
+) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     // ring has all that these versions need, as a constant of the library.
     builder
@@ -151,8 +201,13 @@ fn config(roots: RootCertStore) -> rustls::ConfigBuilder<ClientConfig, rustls::c
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = certificates.map_err(|error| error.to_string())?;
-    if certificates.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err("no certificate in it".to_owned())
+    } else {
+        Ok(certificates)
+    }
 }
 
-/// The default of [`Upstream::renewal`]: a changed address is followed within minutes, and handshakes stay rare.
+/// The default of [`Upstream::renewal`]: a changed address is followed within minutes, and
+/// handshakes stay rare.
 pub const RENEWAL: Duration = Duration::from_secs(300);

@@ -1,11 +1,12 @@
 //! Who may call: the one place that decides.
 //!
-//! Must hold: with a key of the gateway's own, a call is admitted only if its caller is known by a token or by a client certificate, or if it was
-//! said by name that anybody may call. Without one the caller's own credential is passed on, and the upstream decides. Health and reflection
-//! give nothing away and are open to all.
+//! Must hold: with a key of the gateway's own, a call is admitted only if its caller is known by a
+//! token or by a client certificate, or if it was said by name that anybody may call. Without one
+//! the caller's own credential is passed on, and the upstream decides. Health and reflection give
+//! nothing away and are open to all.
 //!
-//! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time against all of them: neither a core dump nor a
-//! stopwatch tells one.
+//! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time
+//! against all of them: neither a core dump nor a stopwatch tells one.
 
 use std::{fmt, sync::Arc};
 
@@ -14,7 +15,7 @@ use subtle::ConstantTimeEq as _;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::{error::Error, watched::Watched};
+use crate::{error::Error, reloadable::Reloadable};
 
 /// The services that are guarded.
 const GUARDED: &str = "/runsgateway.";
@@ -23,14 +24,16 @@ const GUARDED: &str = "/runsgateway.";
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     /// Tokens that are admitted, as `authorization: Bearer TOKEN`.
-    pub tokens: Option<Watched<Tokens>>,
-    /// Names in client certificates that are admitted: subject alternative names (DNS or URI, such as `spiffe://domain/service`) or common
-    /// names. An empty list admits every certificate that the client CA signed. `None`: certificates are not asked for.
+    pub tokens: Option<Reloadable<Tokens>>,
+    /// Names in client certificates that are admitted: subject alternative names (DNS or URI, such
+    /// as `spiffe://domain/service`) or common names. An empty list admits every certificate that
+    /// the client CA signed. `None`: certificates are not asked for.
     pub clients: Option<Arc<[String]>>,
 }
 
-/// The name of an admitted caller, if callers are told apart. It stands beside the token in its file, or is the name that admits the certificate.
-/// Callers of one name share what is shared out by callers.
+/// The name of an admitted caller, if callers are told apart. It stands beside the token in its
+/// file, or is the name that admits the certificate. Callers of one name share what is shared out
+/// by callers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant(pub Arc<str>);
 
@@ -45,17 +48,31 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN | sha256sum` prints it, and the
-    /// caller's name. Without one (or with the `-` of `sha256sum`) the hash's first letters are the name. Empty lines and lines that begin with
-    /// `#` are for people.
+    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN |
+    /// sha256sum` prints it, and the caller's name. Without one (or with the `-` of `sha256sum`)
+    /// the hash's first letters are the name. Empty lines and lines that begin with `#` are for
+    /// people.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "the tokens are not text".to_owned())?;
-        let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .enumerate()
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let parse = |(at, line): (usize, &str)| {
             let (word, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-            let hash = hash(word).ok_or_else(|| format!("line {} of the tokens does not begin with a SHA-256 hash", at + 1))?;
+            let hash = hash(word).ok_or_else(|| {
+                format!(
+                    "line {} of the tokens does not begin with a SHA-256 hash",
+                    at + 1
+                )
+            })?;
             let name = name.trim();
-            let name = if matches!(name, "" | "-") { &word[..8] } else { name };
+            let name = if matches!(name, "" | "-") {
+                &word[..8]
+            } else {
+                name
+            };
             Ok((hash, Tenant(name.into())))
         };
         lines.map(parse).collect::<Result<_, _>>().map(Self)
@@ -64,9 +81,13 @@ impl Tokens {
     fn admit(&self, token: &[u8]) -> Option<&Tenant> {
         let digest = ring::digest::digest(&ring::digest::SHA256, token);
         // To the last one, whichever it is.
-        self.0
-            .iter()
-            .fold(None, |found, (known, tenant)| if known[..].ct_eq(digest.as_ref()).into() { Some(tenant) } else { found })
+        self.0.iter().fold(None, |found, (known, tenant)| {
+            if known[..].ct_eq(digest.as_ref()).into() {
+                Some(tenant)
+            } else {
+                found
+            }
+        })
     }
 }
 
@@ -81,7 +102,8 @@ fn hash(hex: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// What is known of the other side of a connection: the names in its certificate, if it has shown one.
+/// What is known of the other side of a connection: the names in its certificate, if it has shown
+/// one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Peer {
     names: Option<Arc<[String]>>,
@@ -90,36 +112,63 @@ pub(super) struct Peer {
 impl Peer {
     /// The peer whose certificate was verified in the handshake.
     pub(super) fn new(certificate: Option<&CertificateDer<'_>>) -> Self {
-        Self { names: certificate.map(|certificate| names(certificate).into()) }
+        Self {
+            names: certificate.map(|certificate| names(certificate).into()),
+        }
     }
 }
 
 /// The names in a certificate.
 fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+        return Vec::new();
+    };
     let alternative = certificate.subject_alternative_name().ok().flatten();
-    let alternative = alternative.iter().flat_map(|extension| &extension.value.general_names).filter_map(|name| match name {
-        GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
-        _ => None,
-    });
-    let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok().map(str::to_owned));
+    let alternative = alternative
+        .iter()
+        .flat_map(|extension| &extension.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+    let common = certificate
+        .subject()
+        .iter_common_name()
+        .filter_map(|name| name.as_str().ok().map(str::to_owned));
     alternative.chain(common).collect()
 }
 
 impl Access {
-    /// Decides whether a call of `path` is admitted, and as whose. A token says more than a certificate, which many may share behind a proxy.
-    pub(super) fn admit(&self, peer: &Peer, path: &str, headers: &HeaderMap) -> Result<Option<Tenant>, Error> {
+    /// Decides whether a call of `path` is admitted, and as whose. A token says more than a
+    /// certificate, which many may share behind a proxy.
+    pub(super) fn admit(
+        &self,
+        peer: &Peer,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Option<Tenant>, Error> {
         if !path.starts_with(GUARDED) || (self.tokens.is_none() && self.clients.is_none()) {
             return Ok(None);
         }
-        let by_token = self.tokens.as_ref().zip(bearer(headers)).and_then(|(tokens, token)| tokens.get().admit(token).cloned());
+        let by_token = self
+            .tokens
+            .as_ref()
+            .zip(bearer(headers))
+            .and_then(|(tokens, token)| tokens.get().admit(token).cloned());
         let by_certificate = || {
             let (allowed, names) = self.clients.as_ref().zip(peer.names.as_ref())?;
-            let name = names.iter().find(|name| allowed.is_empty() || allowed.contains(name));
+            let name = names
+                .iter()
+                .find(|name| allowed.is_empty() || allowed.contains(name));
             // A certificate of the CA's without a name is as good as any, if any is good.
-            name.map(String::as_str).or_else(|| allowed.is_empty().then_some("")).map(|name| Tenant(name.into()))
+            name.map(String::as_str)
+                .or_else(|| allowed.is_empty().then_some(""))
+                .map(|name| Tenant(name.into()))
         };
-        by_token.or_else(by_certificate).map(Some).ok_or(Error::NotAdmitted)
+        by_token
+            .or_else(by_certificate)
+            .map(Some)
+            .ok_or(Error::NotAdmitted)
     }
 }
 
@@ -143,17 +192,23 @@ mod tests {
 
     fn access(tokens: Option<&str>, clients: Option<&[&str]>) -> Access {
         Access {
-            tokens: tokens.map(|text| Watched::fixed(Tokens::parse(text.as_bytes()).expect("tokens"))),
+            tokens: tokens
+                .map(|text| Reloadable::fixed(Tokens::parse(text.as_bytes()).expect("tokens"))),
             clients: clients.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
         }
     }
 
     fn peer(names: Option<&[&str]>) -> Peer {
-        Peer { names: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()) }
+        Peer {
+            names: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+        }
     }
 
     fn headers(values: &[&str]) -> HeaderMap {
-        values.iter().map(|value| (header::AUTHORIZATION, value.parse().expect("a value"))).collect()
+        values
+            .iter()
+            .map(|value| (header::AUTHORIZATION, value.parse().expect("a value")))
+            .collect()
     }
 
     #[test]
@@ -162,8 +217,22 @@ mod tests {
         let named = format!("{} the batch job\n{} -", &SECRET[..64], &OTHER[..64]);
         // Admitted as whose: nobody is asked, or nobody is told apart, if as `None`.
         let cases = [
-            ("nobody is asked", access(None, None), peer(None), headers(&[]), PATH, Ok(None)),
-            ("a known token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret"]), PATH, Ok(Some("2bb80d53"))),
+            (
+                "nobody is asked",
+                access(None, None),
+                peer(None),
+                headers(&[]),
+                PATH,
+                Ok(None),
+            ),
+            (
+                "a known token",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["Bearer secret"]),
+                PATH,
+                Ok(Some("2bb80d53")),
+            ),
             (
                 "a token with a name",
                 access(Some(&named), None),
@@ -172,7 +241,14 @@ mod tests {
                 PATH,
                 Ok(Some("the batch job")),
             ),
-            ("another one", access(Some(&named), None), peer(None), headers(&["Bearer other"]), PATH, Ok(Some("d9298a10"))),
+            (
+                "another one",
+                access(Some(&named), None),
+                peer(None),
+                headers(&["Bearer other"]),
+                PATH,
+                Ok(Some("d9298a10")),
+            ),
             (
                 "the scheme in lower case",
                 access(Some(SECRET), None),
@@ -181,14 +257,70 @@ mod tests {
                 PATH,
                 Ok(Some("2bb80d53")),
             ),
-            ("no token", access(Some(SECRET), None), peer(None), headers(&[]), PATH, Err(())),
-            ("another token", access(Some(SECRET), None), peer(None), headers(&["Bearer secret2"]), PATH, Err(())),
-            ("the hash instead of the token", access(Some(SECRET), None), peer(None), headers(&[&SECRET[..64]]), PATH, Err(())),
-            ("two tokens", access(Some(SECRET), None), peer(None), headers(&["Bearer secret", "Bearer x"]), PATH, Err(())),
-            ("another scheme", access(Some(SECRET), None), peer(None), headers(&["Basic secret"]), PATH, Err(())),
-            ("an empty token", access(Some(SECRET), None), peer(None), headers(&["Bearer "]), PATH, Err(())),
-            ("no tokens are admitted", access(Some("# none"), None), peer(None), headers(&["Bearer secret"]), PATH, Err(())),
-            ("health is open", access(Some(SECRET), None), peer(None), headers(&[]), "/grpc.health.v1.Health/Check", Ok(None)),
+            (
+                "no token",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&[]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "another token",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["Bearer secret2"]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "the hash instead of the token",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&[&SECRET[..64]]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "two tokens",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["Bearer secret", "Bearer x"]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "another scheme",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["Basic secret"]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "an empty token",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&["Bearer "]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "no tokens are admitted",
+                access(Some("# none"), None),
+                peer(None),
+                headers(&["Bearer secret"]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "health is open",
+                access(Some(SECRET), None),
+                peer(None),
+                headers(&[]),
+                "/grpc.health.v1.Health/Check",
+                Ok(None),
+            ),
             (
                 "a named client",
                 access(None, Some(spiffe)),
@@ -197,10 +329,38 @@ mod tests {
                 PATH,
                 Ok(Some(spiffe[0])),
             ),
-            ("another client", access(None, Some(spiffe)), peer(Some(&["spiffe://mesh/ns/a/sa/c"])), headers(&[]), PATH, Err(())),
-            ("any client of the CA", access(None, Some(&[])), peer(Some(&["x", "y"])), headers(&[]), PATH, Ok(Some("x"))),
-            ("one without a name", access(None, Some(&[])), peer(Some(&[])), headers(&[]), PATH, Ok(Some(""))),
-            ("no certificate", access(None, Some(&[])), peer(None), headers(&[]), PATH, Err(())),
+            (
+                "another client",
+                access(None, Some(spiffe)),
+                peer(Some(&["spiffe://mesh/ns/a/sa/c"])),
+                headers(&[]),
+                PATH,
+                Err(()),
+            ),
+            (
+                "any client of the CA",
+                access(None, Some(&[])),
+                peer(Some(&["x", "y"])),
+                headers(&[]),
+                PATH,
+                Ok(Some("x")),
+            ),
+            (
+                "one without a name",
+                access(None, Some(&[])),
+                peer(Some(&[])),
+                headers(&[]),
+                PATH,
+                Ok(Some("")),
+            ),
+            (
+                "no certificate",
+                access(None, Some(&[])),
+                peer(None),
+                headers(&[]),
+                PATH,
+                Err(()),
+            ),
             (
                 "a token instead of a certificate",
                 access(Some(SECRET), Some(spiffe)),
@@ -228,13 +388,22 @@ mod tests {
         ];
         for (case, access, peer, headers, path, admitted) in cases {
             let told = access.admit(&peer, path, &headers);
-            assert_eq!(told.as_ref().map(|tenant| tenant.as_ref().map(|it| &*it.0)).map_err(|_| ()), admitted, "{case}");
+            assert_eq!(
+                told.as_ref()
+                    .map(|tenant| tenant.as_ref().map(|it| &*it.0))
+                    .map_err(|_| ()),
+                admitted,
+                "{case}"
+            );
         }
     }
 
     #[test]
     fn a_file_of_tokens_is_hashes_and_words_for_people() {
-        let text = format!("# who may call\n\n{SECRET}\n{} the batch job\n", &SECRET[..64].to_uppercase());
+        let text = format!(
+            "# who may call\n\n{SECRET}\n{} the batch job\n",
+            &SECRET[..64].to_uppercase()
+        );
         assert_eq!(Tokens::parse(text.as_bytes()).expect("tokens").0.len(), 2);
         for wrong in ["secret", "2bb80d", &"zz".repeat(32), "ä"] {
             let error = Tokens::parse(wrong.as_bytes()).expect_err(wrong);

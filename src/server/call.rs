@@ -1,12 +1,15 @@
-//! One call, from its headers to the last byte of its answer: deadline, end from outside, telemetry.
+//! One call, from its headers to the last byte of its answer: deadline, end from outside,
+//! telemetry.
 //!
-//! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's future into its body and goes with
-//! the last byte, or with the caller. A call that is cut ends with a gRPC status (trailers only if the head was not sent yet) and lets go
-//! of its handler at once, even if the caller reads nothing; only an answer that is no stream, and so is there already, may wait for its
-//! reader as long as the connection lasts. A caller's leaving is `CANCELLED`, never success.
+//! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's
+//! future into its body and goes with the last byte, or with the caller. A call that is cut ends
+//! with a gRPC status (trailers only if the head was not sent yet) and lets go of its handler at
+//! once, even if the caller reads nothing; only an answer that is no stream, and so is there
+//! already, may wait for its reader as long as the connection lasts. A caller's leaving is
+//! `CANCELLED`, never success.
 //!
-//! Why not tower's layers: they let go when the response head is there, and that is when a stream begins. Why not tonic's `timeout`: it
-//! bounds only the head and answers CANCELLED.
+//! Why not tower's layers: they let go when the response head is there, and that is when a stream
+//! begins. Why not tonic's `timeout`: it bounds only the head and answers CANCELLED.
 
 use std::{
     any::Any,
@@ -37,23 +40,23 @@ use super::{
     connection::jittered,
     deadline,
     drain::Drain,
-    routes::{Routes, is_aside, is_asking_health},
+    routes::{Routes, is_asking_health, is_infra_stream},
     web::is_grpc,
 };
 use crate::{
     error::Error,
-    noted::Noted,
+    registered_waker::RegisteredWaker,
     telemetry::{self, Telemetry},
 };
 
 /// What a handler may know of its call, as an extension of the request.
 #[derive(Debug, Clone, Default)]
 pub struct CallContext {
-    /// When the call has to be over, if the caller set a deadline. It is cut then in any case: this is for what should not be begun, or not be
-    /// waited for.
+    /// When the call has to be over, if the caller set a deadline. It is cut then in any case: this
+    /// is for what should not be begun, or not be waited for.
     pub deadline: Option<Instant>,
     /// What the call answers when it is cut.
-    pub last_words: LastWords,
+    pub termination_status: TerminationStatus,
     /// What notes its events and its failure.
     pub record: telemetry::Call,
     /// Who calls, if that is known.
@@ -64,46 +67,54 @@ pub struct CallContext {
 
 /// Why a call was ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum Termination {
     /// Its deadline passed.
     Deadline,
     /// Its connection, or the whole server, is about to close, or it has reached its own age.
     Closing,
 }
 
-impl Cut {
+impl Termination {
     fn status(self) -> Status {
         match self {
-            Self::Deadline => Status::deadline_exceeded("the deadline passed before the call was over"),
-            Self::Closing => Status::unavailable("the gateway ends this call, or its connection: call again"),
+            Self::Deadline => {
+                Status::deadline_exceeded("the deadline passed before the call was over")
+            }
+            Self::Closing => {
+                Status::unavailable("the gateway ends this call, or its connection: call again")
+            }
         }
     }
 }
 
-/// What a call answers when it is cut. Unless it is set, that is `DEADLINE_EXCEEDED` or `UNAVAILABLE`.
+/// What a call answers when it is cut. Unless it is set, that is `DEADLINE_EXCEEDED` or
+/// `UNAVAILABLE`.
 ///
-/// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write that may have reached the upstream
-/// must not be; and a stream can say how to resume.
+/// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write
+/// that may have reached the upstream must not be; and a stream can say how to resume.
 #[derive(Clone, Default)]
-pub struct LastWords(Arc<Mutex<Option<Words>>>);
+pub struct TerminationStatus(Arc<Mutex<Option<Words>>>);
 
-type Words = Box<dyn Fn(Cut) -> Status + Send>;
+type Words = Box<dyn Fn(Termination) -> Status + Send>;
 
-impl LastWords {
+impl TerminationStatus {
     /// From now on a cut answers what `words` says.
-    pub fn set(&self, words: impl Fn(Cut) -> Status + Send + 'static) {
+    pub fn set(&self, words: impl Fn(Termination) -> Status + Send + 'static) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(words));
     }
 
-    fn status(&self, cut: Cut) -> Status {
+    fn status(&self, cut: Termination) -> Status {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        words.as_ref().map_or_else(|| cut.status(), |words| words(cut))
+        words
+            .as_ref()
+            .map_or_else(|| cut.status(), |words| words(cut))
     }
 }
 
-impl fmt::Debug for LastWords {
+impl fmt::Debug for TerminationStatus {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("LastWords").finish_non_exhaustive()
+        out.debug_struct("TerminationStatus")
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,7 +132,7 @@ pub(super) struct Calls {
     /// One for each call that may be open, on all connections together.
     pub(super) places: Arc<Semaphore>,
     /// The same for streams of health and reflection.
-    pub(super) asides: Arc<Semaphore>,
+    pub(super) infra_streams: Arc<Semaphore>,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
@@ -139,19 +150,35 @@ where
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
         let timeout = deadline::take(request.headers_mut());
-        let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| Instant::now() + timeout.min(self.max_deadline));
+        let deadline = timeout
+            .as_ref()
+            .ok()
+            .copied()
+            .flatten()
+            .map(|timeout| Instant::now() + timeout.min(self.max_deadline));
         let path = request.uri().path();
-        let mut call = Call::begin(self, self.telemetry.call(path, request.headers()), path, deadline);
+        let mut call = Call::begin(
+            self,
+            self.telemetry.call(path, request.headers()),
+            path,
+            deadline,
+        );
         if !is_grpc(request.headers().get(CONTENT_TYPE)) {
-            // A browser sends other types to any server without asking first. The status is what the specification of gRPC over HTTP/2 asks for.
-            let mut answer = call.refuse(Status::invalid_argument("content-type: must be application/grpc"));
+            // A browser sends other types to any server without asking first. The status is what
+            // the specification of gRPC over HTTP/2 asks for.
+            let mut answer = call.refuse(Status::invalid_argument(
+                "content-type: must be application/grpc",
+            ));
             *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(ready(Ok(answer)));
         }
-        let admitted = self.access.admit(&self.peer, path, request.headers()).and_then(|tenant| {
-            call.place = self.place(path)?;
-            Ok(tenant)
-        });
+        let admitted = self
+            .access
+            .admit(&self.peer, path, request.headers())
+            .and_then(|tenant| {
+                call.place = self.place(path)?;
+                Ok(tenant)
+            });
         let admitted = admitted.map_err(|error| {
             call.record.failed(&error);
             error.status()
@@ -160,8 +187,18 @@ where
             Ok(tenant) => tenant,
             Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
         };
-        let (last_words, record, drain) = (call.last_words.clone(), call.record.clone(), self.drain.clone());
-        request.extensions_mut().insert(CallContext { deadline, last_words, record, tenant, drain });
+        let (termination_status, record, drain) = (
+            call.termination_status.clone(),
+            call.record.clone(),
+            self.drain.clone(),
+        );
+        request.extensions_mut().insert(CallContext {
+            deadline,
+            termination_status,
+            record,
+            tenant,
+            drain,
+        });
         Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
     }
 }
@@ -171,10 +208,15 @@ impl Calls {
     fn place(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Error> {
         let (places, what) = match path {
             path if is_asking_health(path) => return Ok(None),
-            path if is_aside(path) => (&self.asides, "streams of health and reflection"),
+            path if is_infra_stream(path) => {
+                (&self.infra_streams, "streams of health and reflection")
+            }
             _ => (&self.places, "calls"),
         };
-        Arc::clone(places).try_acquire_owned().map(Some).map_err(|_| Error::Overloaded { what })
+        Arc::clone(places)
+            .try_acquire_owned()
+            .map(Some)
+            .map_err(|_| Error::Overloaded { what })
     }
 }
 
@@ -182,13 +224,13 @@ impl Calls {
 struct Call {
     record: telemetry::Call,
     /// When time cuts it, and how: its deadline or its age, whichever comes first.
-    limit: Option<(Instant, Cut)>,
+    limit: Option<(Instant, Termination)>,
     end: CancellationToken,
     /// Ready when the call is cut.
-    is_cut: Pin<Box<dyn Future<Output = Cut> + Send>>,
+    is_cut: Pin<Box<dyn Future<Output = Termination> + Send>>,
     /// Whom that will wake.
-    noted: Noted,
-    last_words: LastWords,
+    noted: RegisteredWaker,
+    termination_status: TerminationStatus,
     /// How it ended, once that is known.
     code: Option<Code>,
     open: watch::Sender<usize>,
@@ -197,19 +239,31 @@ struct Call {
 }
 
 impl Call {
-    fn begin(calls: &Calls, record: telemetry::Call, path: &str, deadline: Option<Instant>) -> Self {
+    fn begin(
+        calls: &Calls,
+        record: telemetry::Call,
+        path: &str,
+        deadline: Option<Instant>,
+    ) -> Self {
         calls.open.send_if_modified(|open| {
             *open += 1;
             *open == 1
         });
         let end = calls.end.clone();
-        let age = calls.max_age.filter(|_| !is_aside(path)).map(|age| (Instant::now() + jittered(age), Cut::Closing));
-        let limit = deadline.map(|deadline| (deadline, Cut::Deadline)).into_iter().chain(age).min_by_key(|(at, _)| *at);
+        let age = calls
+            .max_age
+            .filter(|_| !is_infra_stream(path))
+            .map(|age| (Instant::now() + jittered(age), Termination::Closing));
+        let limit = deadline
+            .map(|deadline| (deadline, Termination::Deadline))
+            .into_iter()
+            .chain(age)
+            .min_by_key(|(at, _)| *at);
         let is_cut = {
             let end = end.clone();
             async move {
                 select! {
-                    () = end.cancelled() => Cut::Closing,
+                    () = end.cancelled() => Termination::Closing,
                     cut = passed(limit) => cut,
                 }
             }
@@ -219,15 +273,19 @@ impl Call {
             limit,
             end,
             is_cut: Box::pin(is_cut),
-            noted: Noted::default(),
-            last_words: LastWords::default(),
+            noted: RegisteredWaker::default(),
+            termination_status: TerminationStatus::default(),
             code: None,
             open: calls.open.clone(),
             place: None,
         }
     }
 
-    async fn answer(mut self, routes: Arc<Routes>, request: Request<Body>) -> Result<Response<CallBody>, Infallible> {
+    async fn answer(
+        mut self,
+        routes: Arc<Routes>,
+        request: Request<Body>,
+    ) -> Result<Response<CallBody>, Infallible> {
         let answered = {
             // A call on a connection that has ended must not reach a handler, which may write.
             let mut handler = match self.cut() {
@@ -251,13 +309,13 @@ impl Call {
         }
     }
 
-    /// What is polled, unless the call is cut, which goes first: a handler that always has more to say is cut, too. Asking whether it is due costs
-    /// less than waiting for it.
+    /// What is polled, unless the call is cut, which goes first: a handler that always has more to
+    /// say is cut, too. Asking whether it is due costs less than waiting for it.
     fn poll_unless_cut<T>(
         &mut self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<Result<T, Cut>> {
+    ) -> Poll<Result<T, Termination>> {
         if let Some(cut) = self.cut() {
             return Poll::Ready(Err(cut));
         }
@@ -271,13 +329,16 @@ impl Call {
     }
 
     /// Why it is to be cut, if it is.
-    fn cut(&self) -> Option<Cut> {
-        let passed = self.limit.filter(|(at, _)| *at <= Instant::now()).map(|(_, cut)| cut);
-        passed.or_else(|| self.end.is_cancelled().then_some(Cut::Closing))
+    fn cut(&self) -> Option<Termination> {
+        let passed = self
+            .limit
+            .filter(|(at, _)| *at <= Instant::now())
+            .map(|(_, cut)| cut);
+        passed.or_else(|| self.end.is_cancelled().then_some(Termination::Closing))
     }
 
-    fn cut_short(self, cut: Cut) -> Response<CallBody> {
-        let status = self.last_words.status(cut);
+    fn cut_short(self, cut: Termination) -> Response<CallBody> {
+        let status = self.termination_status.status(cut);
         self.refuse(status)
     }
 
@@ -290,12 +351,14 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // Without a code, neither a handler's status nor a cut reached the caller: it left, or did not read until the connection was cut.
+        // Without a code, neither a handler's status nor a cut reached the caller: it left, or did
+        // not read until the connection was cut.
         let code = self.code.unwrap_or_else(|| match self.cut() {
-            Some(Cut::Deadline) => Code::DeadlineExceeded,
-            Some(Cut::Closing) => {
-                // Nobody hears it any more, but it also tells the handler's side, which goes next, that its caller did not leave.
-                drop(self.last_words.status(Cut::Closing));
+            Some(Termination::Deadline) => Code::DeadlineExceeded,
+            Some(Termination::Closing) => {
+                // Nobody hears it any more, but it also tells the handler's side, which goes next,
+                // that its caller did not leave.
+                drop(self.termination_status.status(Termination::Closing));
                 Code::Unavailable
             }
             None => Code::Cancelled,
@@ -314,24 +377,32 @@ pub(super) struct CallBody(Option<Streaming>);
 
 struct Streaming {
     call: Call,
-    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but a stream has to go at the deadline or its age.
+    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but
+    /// a stream has to go at the deadline or its age.
     handler: Arc<Mutex<Option<Body>>>,
-    /// Drops the handler's side then. An answer that is no stream is there already, and holds nothing of the upstream's.
+    /// Drops the handler's side then. An answer that is no stream is there already, and holds
+    /// nothing of the upstream's.
     _reaper: Option<AbortOnDropHandle<()>>,
 }
 
 impl Streaming {
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let handler = &self.handler;
-        let polled = self.call.poll_unless_cut(cx, |cx| match lock(handler).as_mut() {
-            Some(body) => caught(|| Pin::new(body).poll_frame(cx)).map(Some),
-            // The reaper's clock was the faster one.
-            None => Poll::Ready(None),
-        });
+        let polled = self
+            .call
+            .poll_unless_cut(cx, |cx| match lock(handler).as_mut() {
+                Some(body) => caught(|| Pin::new(body).poll_frame(cx)).map(Some),
+                // The reaper's clock was the faster one.
+                None => Poll::Ready(None),
+            });
         Poll::Ready(match ready!(polled) {
             Ok(Some(polled)) => polled.unwrap_or_else(|status| Some(Err(status))),
-            Ok(None) => Some(Err(self.call.last_words.status(self.call.limit.map_or(Cut::Deadline, |(_, cut)| cut)))),
-            Err(cut) => Some(Err(self.call.last_words.status(cut))),
+            Ok(None) => Some(Err(self.call.termination_status.status(
+                self.call
+                    .limit
+                    .map_or(Termination::Deadline, |(_, cut)| cut),
+            ))),
+            Err(cut) => Some(Err(self.call.termination_status.status(cut))),
         })
     }
 }
@@ -340,15 +411,20 @@ impl CallBody {
     fn new(call: Call, body: Body) -> Self {
         let handler = Arc::new(Mutex::new(Some(body)));
         let reaper = call.limit.filter(|_| call.record.streams()).map(|limit| {
-            let (handler, last_words) = (Arc::clone(&handler), call.last_words.clone());
+            let (handler, termination_status) =
+                (Arc::clone(&handler), call.termination_status.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
                 // Said first, so that the handler's side learns why it goes.
-                drop(last_words.status(passed(Some(limit)).await));
+                drop(termination_status.status(passed(Some(limit)).await));
                 let body = lock(&handler).take();
                 drop(body);
             }))
         });
-        Self(Some(Streaming { call, handler, _reaper: reaper }))
+        Self(Some(Streaming {
+            call,
+            handler,
+            _reaper: reaper,
+        }))
     }
 
     fn close(&mut self, code: Code) {
@@ -367,8 +443,13 @@ impl http_body::Body for CallBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(streaming) = &mut self.0 else { return Poll::Ready(None) };
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(streaming) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
         Poll::Ready(match ready!(streaming.poll_handler(cx)) {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
@@ -392,7 +473,11 @@ impl http_body::Body for CallBody {
 
     /// Nothing is promised, as the call may be cut at any time.
     fn size_hint(&self) -> SizeHint {
-        if self.0.is_none() { SizeHint::with_exact(0) } else { SizeHint::default() }
+        if self.0.is_none() {
+            SizeHint::with_exact(0)
+        } else {
+            SizeHint::default()
+        }
     }
 }
 
@@ -400,8 +485,10 @@ fn lock(handler: &Mutex<Option<Body>>) -> MutexGuard<'_, Option<Body>> {
     handler.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn passed(limit: Option<(Instant, Cut)>) -> Cut {
-    let Some((at, cut)) = limit else { return std::future::pending().await };
+async fn passed(limit: Option<(Instant, Termination)>) -> Termination {
+    let Some((at, cut)) = limit else {
+        return std::future::pending().await;
+    };
     // At once, if it has passed: a sleep takes its millisecond even so.
     if at > Instant::now() {
         tokio::time::sleep_until(at).await;
@@ -409,9 +496,11 @@ async fn passed(limit: Option<(Instant, Cut)>) -> Cut {
     cut
 }
 
-/// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream, which reads as "cancelled".
+/// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream,
+/// which reads as "cancelled".
 fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Status>> {
-    // What was being polled is dropped by its owner, never polled again: nothing sees a half-changed state.
+    // What was being polled is dropped by its owner, never polled again: nothing sees a
+    // half-changed state.
     match panic::catch_unwind(AssertUnwindSafe(poll)) {
         Ok(poll) => poll.map(Ok),
         Err(panic) => {
@@ -422,11 +511,17 @@ fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Status>> {
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("")
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("")
 }
 
 fn code(headers: &HeaderMap) -> Code {
-    headers.get(Status::GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
+    headers
+        .get(Status::GRPC_STATUS)
+        .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
 fn trailers(status: Status) -> HeaderMap {

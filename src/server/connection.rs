@@ -1,7 +1,7 @@
 //! One connection: handshake, life, GOAWAY (or, of HTTP/1.1, `connection: close`), end.
 //!
-//! Must hold: every wait here has a limit. A connection never just vanishes from under its calls: GOAWAY first, then time to finish, then
-//! a status for what is left, then the cut.
+//! Must hold: every wait here has a limit. A connection never just vanishes from under its calls:
+//! GOAWAY first, then time to finish, then a status for what is left, then the cut.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -32,7 +32,8 @@ use super::{
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Time for the statuses of calls that were cut to reach their callers. One that does not read is not waited for.
+/// Time for the statuses of calls that were cut to reach their callers. One that does not read is
+/// not waited for.
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it is closed.
@@ -55,32 +56,59 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         routes: Arc::clone(&server.routes),
         access: server.access.clone(),
         peer,
-        drain: Drain { begun: server.draining.clone(), within: limits.drain_timeout / 2 },
+        drain: Drain {
+            begun: server.draining.clone(),
+            within: limits.drain_timeout / 2,
+        },
         max_deadline: limits.deadline,
         telemetry: server.telemetry.clone(),
         max_age: limits.call_age,
         places: Arc::clone(&server.places),
-        asides: Arc::clone(&server.asides),
+        infra_streams: Arc::clone(&server.infra_streams),
         end: end.clone(),
         open: open.clone(),
     };
     let (io, writes) = gathered(io);
     let io = TokioIo::new(io);
     match (http, &server.web) {
-        (Http::Two, None) => live(server.http2.serve_connection(io, calls), &writes, server, open.subscribe(), end).await,
+        (Http::Two, None) => {
+            live(
+                server.http2.serve_connection(io, calls),
+                &writes,
+                server,
+                open.subscribe(),
+                end,
+            )
+            .await
+        }
         (Http::Two, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);
-            live(server.http2.serve_connection(io, calls), &writes, server, open.subscribe(), end).await;
+            live(
+                server.http2.serve_connection(io, calls),
+                &writes,
+                server,
+                open.subscribe(),
+                end,
+            )
+            .await;
         }
         (Http::One, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);
-            live(server.http1.serve_connection(io, calls), &writes, server, open.subscribe(), end).await;
+            live(
+                server.http1.serve_connection(io, calls),
+                &writes,
+                server,
+                open.subscribe(),
+                end,
+            )
+            .await;
         }
         (Http::One, None) => tracing::debug!("not HTTP/2"),
     }
 }
 
-/// From the first call to the end. Not an `async fn`: the compiler does not see that one to be `Send`.
+/// From the first call to the end. Not an `async fn`: the compiler does not see that one to be
+/// `Send`.
 fn live(
     connection: impl GracefulConnection + Send,
     writes: &Writes<Box<dyn Io>>,
@@ -98,7 +126,8 @@ fn live(
             // No time of its own: the server's drain timeout bounds it.
             () = server.draining.cancelled() => None,
         };
-        // GOAWAY, or `connection: close`. From here on the connection ends as soon as no call is open.
+        // GOAWAY, or `connection: close`. From here on the connection ends as soon as no call is
+        // open.
         connection.as_mut().graceful_shutdown();
         select! {
             _ = writes.polled(connection.as_mut()) => return,
@@ -128,7 +157,13 @@ async fn handshake(stream: TcpStream, server: &Server) -> io::Result<(Box<dyn Io
         return Ok((Box::new(io), http, Peer::default()));
     };
     let stream = TlsAcceptor::from(tls.get()).accept(stream).await?;
-    let peer = Peer::new(stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()));
+    let peer = Peer::new(
+        stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first()),
+    );
     let (read, write) = tokio::io::split(stream);
     let (io, http) = preface(read, write).await?;
     Ok((Box::new(io), http, peer))
@@ -139,8 +174,8 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Waits for the preface, or for a byte that is not its, and puts it back in front. hyper reads it, too, but without a limit and without saying when
-/// it has.
+/// Waits for the preface, or for a byte that is not its, and puts it back in front. hyper reads it,
+/// too, but without a limit and without saying when it has.
 async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut read: R,
     write: W,
@@ -148,11 +183,20 @@ async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     let mut start = Vec::with_capacity(PREFACE.len());
     while start.len() < PREFACE.len() && PREFACE.starts_with(&start) {
         let missing = PREFACE.len() - start.len();
-        if (&mut read).take(missing as u64).read_buf(&mut start).await? == 0 {
+        if (&mut read)
+            .take(missing as u64)
+            .read_buf(&mut start)
+            .await?
+            == 0
+        {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    let http = if start == PREFACE { Http::Two } else { Http::One };
+    let http = if start == PREFACE {
+        Http::Two
+    } else {
+        Http::One
+    };
     Ok((tokio::io::join(Cursor::new(start).chain(read), write), http))
 }
 
@@ -185,9 +229,19 @@ mod tests {
 
     #[test]
     fn jitter_stays_within_ten_percent_and_differs() {
-        let times: Vec<_> = (0..100).map(|_| jittered(Duration::from_secs(100))).collect();
-        assert!(times.iter().all(|time| (90..=110).contains(&time.as_secs())), "{times:?}");
+        let times: Vec<_> = (0..100)
+            .map(|_| jittered(Duration::from_secs(100)))
+            .collect();
+        assert!(
+            times
+                .iter()
+                .all(|time| (90..=110).contains(&time.as_secs())),
+            "{times:?}"
+        );
         let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
-        assert!(most.saturating_sub(*least) > Duration::from_secs(10), "{times:?}");
+        assert!(
+            most.saturating_sub(*least) > Duration::from_secs(10),
+            "{times:?}"
+        );
     }
 }

@@ -7,14 +7,19 @@ use tonic::Status;
 
 /// Takes the time that the caller gives the call, counted from now; `None` if it sets none.
 ///
-/// The protocol does not say what to do with a malformed one. Ignoring it, as some servers do, would turn a call with a bound into one
-/// without; `INTERNAL`, as others answer, would count a caller's mistake as ours. Zero is no positive integer, but callers whose deadline
-/// has just passed do send it.
+/// The protocol does not say what to do with a malformed one. Ignoring it, as some servers do,
+/// would turn a call with a bound into one without; `INTERNAL`, as others answer, would count a
+/// caller's mistake as ours. Zero is no positive integer, but callers whose deadline has just
+/// passed do send it.
 pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.remove("grpc-timeout") else { return Ok(None) };
+    let Some(value) = headers.remove("grpc-timeout") else {
+        return Ok(None);
+    };
     match parse(value.as_bytes()) {
         Some(timeout) => Ok(Some(timeout)),
-        None => Err(Status::invalid_argument("grpc-timeout must be one to eight digits and one of H, M, S, m, u, n")),
+        None => Err(Status::invalid_argument(
+            "grpc-timeout must be one to eight digits and one of H, M, S, m, u, n",
+        )),
     }
 }
 
@@ -23,7 +28,9 @@ fn parse(value: &[u8]) -> Option<Duration> {
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+    let number = digits
+        .iter()
+        .fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
     match unit {
         b'H' => Some(Duration::from_secs(number * 3600)),
         b'M' => Some(Duration::from_secs(number * 60)),

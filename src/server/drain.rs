@@ -1,7 +1,7 @@
 //! Streams that can be taken up elsewhere leave a draining server early.
 //!
-//! Must hold: they leave one by one, spread over the first half of the drain timeout. Together they would all come back together, to the servers
-//! that are left.
+//! Must hold: they leave one by one, spread over the first half of the drain timeout. Together they
+//! would all come back together, to the servers that are left.
 
 use std::{
     hash::{BuildHasher as _, RandomState},

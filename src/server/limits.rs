@@ -5,17 +5,20 @@ use std::time::Duration;
 /// The limits of a server. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections open at a time, those that are still in their handshake among them. One more is accepted and closed at once: its
-    /// caller goes to another replica. Left in the backlog it would look connected, and calls on it would hang until their deadline.
+    /// Connections open at a time, those that are still in their handshake among them. One more is
+    /// accepted and closed at once: its caller goes to another replica. Left in the backlog it
+    /// would look connected, and calls on it would hang until their deadline.
     pub connections: usize,
-    /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for the head of a request, from the end of the
-    /// one before, and for each piece of its body.
+    /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for
+    /// the head of a request, from the end of the one before, and for each piece of its body.
     pub handshake: Duration,
-    /// Streams open at a time per connection. One more is refused, which callers know to be safe to repeat.
+    /// Streams open at a time per connection. One more is refused, which callers know to be safe to
+    /// repeat.
     pub streams: u32,
-    /// Calls open at a time on all connections together, streams among them. One more is refused at once with a time to come back, and has done
-    /// nothing. Calls of health and reflection are not counted: they are answered when nothing else is. Their streams have places of their own, as many
-    /// as connections.
+    /// Calls open at a time on all connections together, streams among them. One more is refused at
+    /// once with a time to come back, and has done nothing. Calls of health and reflection are not
+    /// counted: they are answered when nothing else is. Their streams have places of their own, as
+    /// many as connections.
     pub calls: usize,
     /// Bytes that a caller may send ahead on one stream.
     pub stream_window: u32,
@@ -23,7 +26,8 @@ pub struct Limits {
     pub connection_window: u32,
     /// Bytes that the server holds per stream for a caller that does not read.
     pub stream_send_buffer: u32,
-    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over HTTP/1.1: of a request's head.
+    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over
+    /// HTTP/1.1: of a request's head.
     pub metadata: u32,
     /// Time between two pings on a connection; `None` for no pings.
     pub ping_interval: Option<Duration>,
@@ -31,27 +35,34 @@ pub struct Limits {
     pub ping_timeout: Duration,
     /// Time without a call after which a connection is closed; `None` for never.
     pub idle: Option<Duration>,
-    /// Age at which a connection takes no more calls (GOAWAY), ±10% so that they do not all come back at once; `None` for never. It is
-    /// what lets callers find new replicas behind a balancer that balances connections.
+    /// Age at which a connection takes no more calls (GOAWAY), ±10% so that they do not all come
+    /// back at once; `None` for never. It is what lets callers find new replicas behind a balancer
+    /// that balances connections.
     pub age: Option<Duration>,
-    /// Time from that GOAWAY (or the one for being idle) until what still runs on the connection ends as UNAVAILABLE.
+    /// Time from that GOAWAY (or the one for being idle) until what still runs on the connection
+    /// ends as UNAVAILABLE.
     pub age_grace: Duration,
-    /// Streams of a connection that the server may have to reset for errors of the peer's, in the connection's whole life and counting
-    /// those refused for [`Limits::streams`]; one more closes the connection.
+    /// Streams of a connection that the server may have to reset for errors of the peer's, in the
+    /// connection's whole life and counting those refused for [`Limits::streams`]; one more closes
+    /// the connection.
     pub error_resets: usize,
-    /// Streams that a caller may have reset before the server came to see them; one more closes the connection.
+    /// Streams that a caller may have reset before the server came to see them; one more closes the
+    /// connection.
     pub pending_resets: usize,
-    /// The longest deadline: a call that asks for more gets this. A call that asks for none has none.
+    /// The longest deadline: a call that asks for more gets this. A call that asks for none has
+    /// none.
     pub deadline: Duration,
-    /// Age at which a call ends as UNAVAILABLE, ±10% so that streams that began together do not all come back at once; `None` for never. A stream
-    /// says then how to resume it, as in a drain. A connection's age ends most streams sooner; this bounds them where connections have none.
+    /// Age at which a call ends as UNAVAILABLE, ±10% so that streams that began together do not all
+    /// come back at once; `None` for never. A stream says then how to resume it, as in a drain. A
+    /// connection's age ends most streams sooner; this bounds them where connections have none.
     /// Calls of health and reflection have no age.
     pub call_age: Option<Duration>,
-    /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused and the open ones take no more calls.
-    /// Whoever routes calls here learns in this time to route them elsewhere.
+    /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused
+    /// and the open ones take no more calls. Whoever routes calls here learns in this time to route
+    /// them elsewhere.
     pub drain_delay: Duration,
-    /// Time after the delay until what still runs ends as UNAVAILABLE, and until cancellations that callers have asked for in case they leave
-    /// are given up.
+    /// Time after the delay until what still runs ends as UNAVAILABLE, and until cancellations that
+    /// callers have asked for in case they leave are given up.
     pub drain_timeout: Duration,
 }
 
@@ -72,7 +83,8 @@ impl Default for Limits {
             ping_timeout: Duration::from_secs(20),
             idle: Some(minutes(30)),
             age: Some(minutes(30)),
-            // A run expires ten minutes after it was created: the stream of one that was just started can end by itself.
+            // A run expires ten minutes after it was created: the stream of one that was just
+            // started can end by itself.
             age_grace: minutes(15),
             error_resets: 1024,
             // h2's own 20 is less than the calls that a busy caller may cancel together.

@@ -12,11 +12,12 @@
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
 //! | `web` | calls from pages in browsers |
 //!
-//! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the others; nothing, a full descriptor
-//! table neither, makes the loop spin or end; a drain ends in bounded time, and every call that it cuts is told so.
+//! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the
+//! others; nothing, a full descriptor table neither, makes the loop spin or end; a drain ends in
+//! bounded time, and every call that it cuts is told so.
 //!
-//! Why not tonic's own transport server: its age limit cuts without GOAWAY, its streams are unlimited, its handshakes have no limit,
-//! and a drain waits for open streams for ever.
+//! Why not tonic's own transport server: its age limit cuts without GOAWAY, its streams are
+//! unlimited, its handshakes have no limit, and a drain waits for open streams for ever.
 
 mod access;
 mod call;
@@ -42,11 +43,11 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{telemetry::Telemetry, watched::Watched};
+use crate::{reloadable::Reloadable, telemetry::Telemetry};
 
 pub use self::{
     access::{Access, Tenant, Tokens},
-    call::{CallContext, Cut, LastWords},
+    call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
     limits::Limits,
     routes::{Health, Routes, routes},
@@ -54,14 +55,29 @@ pub use self::{
     web::{Origin, Web},
 };
 
-/// Time to wait when no connection can be accepted for want of something that only others can give back, such as descriptors.
+/// Time to wait when no connection can be accepted for want of something that only others can give
+/// back, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`] the listener closes and connections get
-/// GOAWAY; after [`Limits::drain_timeout`] the calls still open end as UNAVAILABLE. Returns when all is closed and what callers have left to be
-/// done is done, two seconds after that at the latest.
-pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdown: CancellationToken) {
-    let Served { routes, health, access, tls, web, telemetry, detached } = served;
+/// Serves until `shutdown`, then drains: health turns `NOT_SERVING`; after [`Limits::drain_delay`]
+/// the listener closes and connections get GOAWAY; after [`Limits::drain_timeout`] the calls still
+/// open end as UNAVAILABLE. Returns when all is closed and what callers have left to be done is
+/// done, two seconds after that at the latest.
+pub async fn serve(
+    listener: TcpListener,
+    served: Served,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let Served {
+        routes,
+        health,
+        access,
+        tls,
+        web,
+        telemetry,
+        detached,
+    } = served;
     let tasks = TaskTracker::new();
     let server = Arc::new(Server {
         http1: http1(&limits),
@@ -74,7 +90,9 @@ pub async fn serve(listener: TcpListener, served: Served, limits: Limits, shutdo
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
         places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
-        asides: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+        infra_streams: Arc::new(Semaphore::new(
+            limits.connections.min(Semaphore::MAX_PERMITS),
+        )),
         limits,
     });
 
@@ -116,7 +134,7 @@ pub struct Served {
     /// Who may call.
     pub access: Access,
     /// TLS; without it connections are in the clear.
-    pub tls: Option<Watched<ServerConfig>>,
+    pub tls: Option<Reloadable<ServerConfig>>,
     /// What counts and traces.
     pub telemetry: Telemetry,
     /// Which pages may call; without any there is no gRPC-Web and no HTTP/1.1.
@@ -128,7 +146,7 @@ pub struct Served {
 /// What all connections share.
 struct Server {
     access: Access,
-    tls: Option<Watched<ServerConfig>>,
+    tls: Option<Reloadable<ServerConfig>>,
     telemetry: Telemetry,
     web: Option<Web>,
     limits: Limits,
@@ -138,7 +156,7 @@ struct Server {
     /// One for each call that may be open.
     places: Arc<Semaphore>,
     /// One for each stream of health or reflection that may be open: as many as connections.
-    asides: Arc<Semaphore>,
+    infra_streams: Arc<Semaphore>,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -167,7 +185,11 @@ fn http1(limits: &Limits) -> http1::Builder {
         .header_read_timeout(limits.handshake)
         .max_header_size(metadata)
         // hyper takes no less.
-        .max_buf_size(metadata.max(limits.stream_send_buffer as usize).max(8 << 10));
+        .max_buf_size(
+            metadata
+                .max(limits.stream_send_buffer as usize)
+                .max(8 << 10),
+        );
     http1
 }
 
@@ -189,8 +211,14 @@ fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
     http2
 }
 
-async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracker) -> std::convert::Infallible {
-    let places = Arc::new(Semaphore::new(server.limits.connections.min(Semaphore::MAX_PERMITS)));
+async fn accept(
+    listener: &TcpListener,
+    server: &Arc<Server>,
+    tasks: &TaskTracker,
+) -> std::convert::Infallible {
+    let places = Arc::new(Semaphore::new(
+        server.limits.connections.min(Semaphore::MAX_PERMITS),
+    ));
     let mut complained = None;
     loop {
         let stream = match listener.accept().await {
@@ -206,7 +234,10 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracke
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             if once_a_second(&mut complained) {
-                tracing::warn!(limit = server.limits.connections, "too many connections: closing new ones");
+                tracing::warn!(
+                    limit = server.limits.connections,
+                    "too many connections: closing new ones"
+                );
             }
             continue;
         };
@@ -224,7 +255,10 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>, tasks: &TaskTracke
 /// Whether only this connection failed, before it was accepted: there is nothing to wait for.
 fn is_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 fn once_a_second(last: &mut Option<Instant>) -> bool {

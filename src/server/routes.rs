@@ -1,7 +1,7 @@
 //! What is served: the gateway's own services, and health and reflection beside them.
 //!
-//! Why not tonic's `Routes`: it is axum's router, which puts three more boxes around every call and its body. A method is named by two segments
-//! of a path, and what is named so needs no router.
+//! Why not tonic's `Routes`: it is axum's router, which puts three more boxes around every call and
+//! its body. A method is named by two segments of a path, and what is named so needs no router.
 
 use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc};
 
@@ -28,10 +28,14 @@ impl Routes {
     #[must_use]
     pub fn with<S>(mut self, service: S) -> Self
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer> + NamedService,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>
+            + NamedService,
         S: Clone + Send + Sync + 'static,
     {
-        self.0.insert(S::NAME, Arc::new(move |request| service.clone().call(request)));
+        self.0.insert(
+            S::NAME,
+            Arc::new(move |request| service.clone().call(request)),
+        );
         self
     }
 
@@ -52,17 +56,27 @@ impl fmt::Debug for Routes {
 }
 
 /// What health speaks of: the server as a whole, and each service.
-const NAMES: [&str; 3] = ["", run_service_server::SERVICE_NAME, run_step_service_server::SERVICE_NAME];
+const NAMES: [&str; 3] = [
+    "",
+    run_service_server::SERVICE_NAME,
+    run_step_service_server::SERVICE_NAME,
+];
 
-/// Whether a call of this path is one of health or reflection. Whoever routes calls here has to get an answer when there is no place for any
-/// other.
-pub(super) fn is_aside(path: &str) -> bool {
-    ["/grpc.health.", "/grpc.reflection."].iter().any(|service| path.starts_with(service))
+/// Whether a call of this path is one of health or reflection. Whoever routes calls here has to get
+/// an answer when there is no place for any other.
+pub(super) fn is_infra_stream(path: &str) -> bool {
+    ["/grpc.health.", "/grpc.reflection."]
+        .iter()
+        .any(|service| path.starts_with(service))
 }
 
 /// Whether it is one of those that are over at once: all but the streams.
 pub(super) fn is_asking_health(path: &str) -> bool {
-    ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"].contains(&path)
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+    ]
+    .contains(&path)
 }
 
 /// What [`grpc.health.v1.Health`](tonic_health) answers.
@@ -81,7 +95,8 @@ impl Health {
         self.set(ServingStatus::NotServing).await;
     }
 
-    /// Ends the streams of those who watch: they last for ever, and would hold a drain until its timeout.
+    /// Ends the streams of those who watch: they last for ever, and would hold a drain until its
+    /// timeout.
     pub(super) async fn close(mut self) {
         for name in NAMES {
             self.0.clear_service_status(name).await;
@@ -89,7 +104,8 @@ impl Health {
     }
 }
 
-/// Adds health (everything SERVING) and reflection (v1 and v1alpha, comments included) to the gateway's services.
+/// Adds health (everything SERVING) and reflection (v1 and v1alpha, comments included) to the
+/// gateway's services.
 ///
 /// # Panics
 ///
@@ -99,7 +115,8 @@ pub async fn routes(services: Routes) -> (Routes, Health) {
     let health = Health(reporter);
     health.set(ServingStatus::Serving).await;
 
-    // Both versions describe all that is served, each other among it. v1alpha is what many clients still ask first.
+    // Both versions describe all that is served, each other among it. v1alpha is what many clients
+    // still ask first.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTOR)
@@ -107,11 +124,21 @@ pub async fn routes(services: Routes) -> (Routes, Health) {
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(
+                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+            )
     };
     let services = services
         .with(service)
-        .with(reflection().build_v1().expect("embedded descriptors are valid"))
-        .with(reflection().build_v1alpha().expect("embedded descriptors are valid"));
+        .with(
+            reflection()
+                .build_v1()
+                .expect("embedded descriptors are valid"),
+        )
+        .with(
+            reflection()
+                .build_v1alpha()
+                .expect("embedded descriptors are valid"),
+        );
     (services, health)
 }

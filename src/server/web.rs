@@ -1,16 +1,21 @@
 //! gRPC-Web and CORS: calls from pages in browsers. Off unless origins are named.
 //!
-//! A page cannot speak gRPC: it sees no trailers, and without TLS no HTTP/2. gRPC-Web puts the trailers into the body, as its last frame. That is
-//! done outside of a [`Calls`]' answer, so that a call that is cut says why here, too.
+//! A page cannot speak gRPC: it sees no trailers, and without TLS no HTTP/2. gRPC-Web puts the
+//! trailers into the body, as its last frame. That is done outside of a [`Calls`]' answer, so that
+//! a call that is cut says why here, too.
 //!
-//! Must hold: a page whose origin is not named reaches no handler and is told nothing, not even where its browser would not have asked first (a
-//! name that was made to point here; `application/grpc` over HTTP/2 alone is served whatever its origin, as browsers ask first and other callers
-//! may name one); what is neither gRPC, gRPC-Web nor a preflight is refused, since a page may send `text/plain` unasked;
-//! preflights carry no credentials and need none; no more is buffered than a piece of a body; HTTP/1.1 has no pings, so that the rest of a request
-//! that has begun is waited for with a limit.
+//! Must hold: a page whose origin is not named reaches no handler and is told nothing, not even
+//! where its browser would not have asked first (a name that was made to point here;
+//! `application/grpc` over HTTP/2 alone is served whatever its origin, as browsers ask first and
+//! other callers may name one); what is neither gRPC, gRPC-Web nor a preflight is refused, since a
+//! page may send `text/plain` unasked; preflights carry no credentials and need none; no more is
+//! buffered than a piece of a body; HTTP/1.1 has no pings, so that the rest of a request that has
+//! begun is waited for with a limit.
 //!
-//! The framing is tonic-web's. What it gets wrong is made up for here: it knows a text answer only by `accept`, and takes a caller's broken body for
-//! a failure of the server's. CORS is not tower-http's, which sends most of its headers to every origin and takes every OPTIONS for a preflight.
+//! The framing is tonic-web's. What it gets wrong is made up for here: it knows a text answer only
+//! by `accept`, and takes a caller's broken body for a failure of the server's. CORS is not
+//! tower-http's, which sends most of its headers to every origin and takes every OPTIONS for a
+//! preflight.
 
 use std::{
     convert::Infallible,
@@ -38,19 +43,36 @@ use url::Url;
 use super::call::Calls;
 
 /// What a request needs beside the metadata that the gateway passes on.
-const REQUEST_HEADERS: [&str; 5] = ["authorization", "content-type", "grpc-timeout", "x-grpc-web", "x-user-agent"];
+const REQUEST_HEADERS: [&str; 5] = [
+    "authorization",
+    "content-type",
+    "grpc-timeout",
+    "x-grpc-web",
+    "x-user-agent",
+];
 
-/// Where an answer without a body has its status, beside the headers of the upstream's that are shown.
-const STATUS_HEADERS: [&str; 4] = ["grpc-message", "grpc-retry-pushback-ms", "grpc-status", "grpc-status-details-bin"];
+/// Where an answer without a body has its status, beside the headers of the upstream's that are
+/// shown.
+const STATUS_HEADERS: [&str; 4] = [
+    "grpc-message",
+    "grpc-retry-pushback-ms",
+    "grpc-status",
+    "grpc-status-details-bin",
+];
 
 /// How long a browser remembers the answer to a preflight: as long as any of them does.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
 /// The content types of gRPC-Web.
-const WEB_TYPES: [&str; 4] =
-    ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text", "application/grpc-web-text+proto"];
+const WEB_TYPES: [&str; 4] = [
+    "application/grpc-web",
+    "application/grpc-web+proto",
+    "application/grpc-web-text",
+    "application/grpc-web-text+proto",
+];
 
-/// Where a page comes from, as browsers write it: `https://app.example`, `http://localhost:5173`. `*` is any page.
+/// Where a page comes from, as browsers write it: `https://app.example`, `http://localhost:5173`.
+/// `*` is any page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(HeaderValue);
 
@@ -65,30 +87,38 @@ impl FromStr for Origin {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // Browsers write an origin in one way only, and it is compared byte by byte: another spelling, or a pattern, would never match.
+        // Browsers write an origin in one way only, and it is compared byte by byte: another
+        // spelling, or a pattern, would never match.
         let is_web = |url: &Url| ["http", "https"].contains(&url.scheme()) && !text.contains('*');
         let origin = Url::parse(text).ok().filter(is_web).map(|url| url.origin());
         match origin.map(|origin| origin.ascii_serialization()) {
-            Some(written) if written != text => Err(format!("not how browsers write an origin: {written}")),
-            None if text != "*" => Err("not an origin, such as https://app.example or http://localhost:5173".to_owned()),
-            _ => HeaderValue::from_str(text).map(Self).map_err(|_| "not an origin".to_owned()),
+            Some(written) if written != text => {
+                Err(format!("not how browsers write an origin: {written}"))
+            }
+            None if text != "*" => Err(
+                "not an origin, such as https://app.example or http://localhost:5173".to_owned(),
+            ),
+            _ => HeaderValue::from_str(text)
+                .map(Self)
+                .map_err(|_| "not an origin".to_owned()),
         }
     }
 }
 
 /// Which pages may call, and what their browsers are told.
 #[derive(Debug, Clone)]
-pub struct Web(Arc<Told>);
+pub struct Web(Arc<WebSettings>);
 
 #[derive(Debug)]
-struct Told {
+struct WebSettings {
     origins: Vec<Origin>,
     request_headers: HeaderValue,
     answer_headers: HeaderValue,
 }
 
 impl Web {
-    /// Admits pages of `origins`; `None` if there are none. They may send the metadata `forwarded` and read the headers `shown`.
+    /// Admits pages of `origins`; `None` if there are none. They may send the metadata `forwarded`
+    /// and read the headers `shown`.
     ///
     /// # Panics
     ///
@@ -97,35 +127,61 @@ impl Web {
         if origins.is_empty() {
             return None;
         }
-        let mut request_headers: Vec<_> = REQUEST_HEADERS.into_iter().chain(forwarded.iter().map(HeaderName::as_str)).collect();
+        let mut request_headers: Vec<_> = REQUEST_HEADERS
+            .into_iter()
+            .chain(forwarded.iter().map(HeaderName::as_str))
+            .collect();
         request_headers.sort_unstable();
         request_headers.dedup();
         let answer_headers: Vec<_> = STATUS_HEADERS.iter().chain(shown).copied().collect();
-        let list = |names: &[&str]| HeaderValue::from_str(&names.join(", ")).expect("names of headers are a header's value");
-        Some(Self(Arc::new(Told { origins, request_headers: list(&request_headers), answer_headers: list(&answer_headers) })))
+        let list = |names: &[&str]| {
+            HeaderValue::from_str(&names.join(", ")).expect("names of headers are a header's value")
+        };
+        Some(Self(Arc::new(WebSettings {
+            origins,
+            request_headers: list(&request_headers),
+            answer_headers: list(&answer_headers),
+        })))
     }
 
-    /// The same calls, for browsers too. `patience` is how long the rest of a request is waited for.
+    /// The same calls, for browsers too. `patience` is how long the rest of a request is waited
+    /// for.
     pub(super) fn calls(&self, calls: Calls, patience: Duration) -> WebCalls {
-        WebCalls { web: self.clone(), calls, patience }
+        WebCalls {
+            web: self.clone(),
+            calls,
+            patience,
+        }
     }
 
     fn may_call(&self, origin: &HeaderValue) -> bool {
-        self.0.origins.iter().any(|named| named.is_any() || named.0 == origin)
+        self.0
+            .origins
+            .iter()
+            .any(|named| named.is_any() || named.0 == origin)
     }
 
     /// Lets the page read the answer.
     fn show(&self, origin: HeaderValue, headers: &mut HeaderMap) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.0.answer_headers.clone());
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            self.0.answer_headers.clone(),
+        );
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }
 
     fn preflight(&self) -> Response<Body> {
         let mut answer = empty(StatusCode::NO_CONTENT);
         let headers = answer.headers_mut();
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, self.0.request_headers.clone());
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("POST"),
+        );
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            self.0.request_headers.clone(),
+        );
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         answer
     }
@@ -148,7 +204,9 @@ impl hyper::service::Service<Request<Incoming>> for WebCalls {
     fn call(&self, request: Request<Incoming>) -> Answer {
         // Callers that are no browsers send no origin: whether they may call is not decided here.
         let origin = request.headers().get(header::ORIGIN).cloned();
-        let foreign = origin.as_ref().is_some_and(|origin| !self.web.may_call(origin));
+        let foreign = origin
+            .as_ref()
+            .is_some_and(|origin| !self.web.may_call(origin));
         let answer: Answer = match Kind::of(&request) {
             Kind::Grpc => {
                 let answer = self.calls.call(request);
@@ -177,11 +235,21 @@ impl WebCalls {
     /// A call of gRPC-Web, as a call of gRPC.
     fn translated(&self, mut request: Request<Incoming>) -> Answer {
         let headers = request.headers_mut();
-        if let Some(asked) = headers.get(header::CONTENT_TYPE).filter(|_| !is_web(headers.get(header::ACCEPT))).cloned() {
+        if let Some(asked) = headers
+            .get(header::CONTENT_TYPE)
+            .filter(|_| !is_web(headers.get(header::ACCEPT)))
+            .cloned()
+        {
             headers.insert(header::ACCEPT, asked);
         }
         let (calls, patience) = (self.calls.clone(), self.patience);
-        let call = move |request: Request<Body>| calls.call(request.map(|body| Received { body, patience, waits: None }));
+        let call = move |request: Request<Body>| {
+            calls.call(request.map(|body| Received {
+                body,
+                patience,
+                waits: None,
+            }))
+        };
         Box::pin(GrpcWebLayer::new().layer(service_fn(call)).call(request))
     }
 }
@@ -202,8 +270,12 @@ impl Kind {
         match *request.method() {
             Method::POST if is_web(content_type) => Self::Web,
             // HTTP/1.1 would lose the trailers.
-            Method::POST if request.version() == Version::HTTP_2 && is_grpc(content_type) => Self::Grpc,
-            Method::OPTIONS if headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) => Self::Preflight,
+            Method::POST if request.version() == Version::HTTP_2 && is_grpc(content_type) => {
+                Self::Grpc
+            }
+            Method::OPTIONS if headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) => {
+                Self::Preflight
+            }
             _ => Self::Other,
         }
     }
@@ -214,7 +286,8 @@ fn is_web(content_type: Option<&HeaderValue>) -> bool {
 }
 
 pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    let subtype = content_type.and_then(|content_type| content_type.as_bytes().strip_prefix(b"application/grpc"));
+    let subtype = content_type
+        .and_then(|content_type| content_type.as_bytes().strip_prefix(b"application/grpc"));
     subtype.is_some_and(|more| matches!(more.first(), None | Some(b'+' | b';')))
 }
 
@@ -224,7 +297,8 @@ fn empty(status: StatusCode) -> Response<Body> {
     answer
 }
 
-/// A request's body. Its end is waited for, but not for ever: without pings nothing else tells that the caller is gone.
+/// A request's body. Its end is waited for, but not for ever: without pings nothing else tells that
+/// the caller is gone.
 struct Received {
     body: Body,
     patience: Duration,
@@ -235,7 +309,10 @@ impl http_body::Body for Received {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Poll::Ready(frame) = pin!(&mut self.body).poll_frame(cx) {
             self.waits = None;
             // It broke off, or its base64 is none.
@@ -244,7 +321,11 @@ impl http_body::Body for Received {
         }
         let patience = self.patience;
         let waits = self.waits.get_or_insert_with(|| Box::pin(sleep(patience)));
-        waits.as_mut().poll(cx).map(|()| Some(Err(Status::deadline_exceeded("the rest of the request did not come"))))
+        waits.as_mut().poll(cx).map(|()| {
+            Some(Err(Status::deadline_exceeded(
+                "the rest of the request did not come",
+            )))
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -258,7 +339,13 @@ mod tests {
 
     #[test]
     fn an_origin_is_what_browsers_write_or_any() {
-        for origin in ["https://app.example", "http://localhost:5173", "http://127.0.0.1", "http://[::1]:8080", "*"] {
+        for origin in [
+            "https://app.example",
+            "http://localhost:5173",
+            "http://127.0.0.1",
+            "http://[::1]:8080",
+            "*",
+        ] {
             assert_eq!(Origin::from_str(origin).expect(origin).0, origin);
         }
         let refused = [
@@ -300,10 +387,21 @@ mod tests {
             ("OPTIONS", http1, "", Kind::Other),
         ];
         for (method, version, content_type, kind) in cases {
-            let request = Request::builder().method(method).version(version).header("content-type", content_type).body(());
-            assert_eq!(Kind::of(&request.expect("a request")), kind, "{method} {version:?} {content_type}");
+            let request = Request::builder()
+                .method(method)
+                .version(version)
+                .header("content-type", content_type)
+                .body(());
+            assert_eq!(
+                Kind::of(&request.expect("a request")),
+                kind,
+                "{method} {version:?} {content_type}"
+            );
         }
-        let preflight = Request::options("/").header("access-control-request-method", "POST").body(()).expect("a request");
+        let preflight = Request::options("/")
+            .header("access-control-request-method", "POST")
+            .body(())
+            .expect("a request");
         assert_eq!(Kind::of(&preflight), Kind::Preflight);
     }
 }

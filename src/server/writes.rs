@@ -1,11 +1,13 @@
 //! What a connection writes while it is polled once, as one write.
 //!
-//! HTTP/2 flushes after every piece of a body, and many calls that have something to say at the same time share a connection: 16 answers would be 16
-//! system calls. Here a flush is only noted; [`Writes::polled`] polls the connection, which takes all frames that are ready, and then writes them.
-//! Nothing is delayed by that: the write follows in the same turn.
+//! HTTP/2 flushes after every piece of a body, and many calls that have something to say at the
+//! same time share a connection: 16 answers would be 16 system calls. Here a flush is only noted;
+//! [`Writes::polled`] polls the connection, which takes all frames that are ready, and then writes
+//! them. Nothing is delayed by that: the write follows in the same turn.
 //!
-//! Must hold: nothing stays behind. What was taken is written when the poll ends, or the socket is full and wakes the connection when it is not; a
-//! shutdown waits for it. Above [`ENOUGH`] bytes no more is taken before it is written: a peer that does not read is felt as before.
+//! Must hold: nothing stays behind. What was taken is written when the poll ends, or the socket is
+//! full and wakes the connection when it is not; a shutdown waits for it. Above [`ENOUGH`] bytes no
+//! more is taken before it is written: a peer that does not read is felt as before.
 
 use std::{
     future::poll_fn,
@@ -17,7 +19,8 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// As much as one write is worth waiting for, in bytes: a TLS record, and no large part of a socket's buffer.
+/// As much as one write is worth waiting for, in bytes: a TLS record, and no large part of a
+/// socket's buffer.
 const ENOUGH: usize = 16 << 10;
 
 /// The write side of a connection whose other half, [`Gathered`], the HTTP library has.
@@ -37,7 +40,12 @@ struct Buffered<T> {
 
 /// The two halves of `io`.
 pub(super) fn gathered<T>(io: T) -> (Gathered<T>, Writes<T>) {
-    let shared = Arc::new(Mutex::new(Buffered { io, taken: Vec::new(), written: 0, broken: None }));
+    let shared = Arc::new(Mutex::new(Buffered {
+        io,
+        taken: Vec::new(),
+        written: 0,
+        broken: None,
+    }));
     (Gathered(Arc::clone(&shared)), Writes(shared))
 }
 
@@ -88,11 +96,19 @@ impl<T> Buffered<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut buffered = lock(&self.0);
         buffered.check()?;
         let length = slices.iter().map(|slice| slice.len()).sum();
@@ -129,7 +145,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut buffered = lock(&self.0);
         buffered.check()?;
         Pin::new(&mut buffered.io).poll_read(cx, buffer)
@@ -172,7 +192,9 @@ mod tests {
     async fn a_peer_that_does_not_read_is_felt_and_gets_all_once_it_reads() {
         let (ours, mut theirs) = duplex(1 << 10);
         let (mut gathered, writes) = gathered(ours);
-        let text: Vec<u8> = (0..100_000_u32).map(|number| number.to_be_bytes()[3]).collect();
+        let text: Vec<u8> = (0..100_000_u32)
+            .map(|number| number.to_be_bytes()[3])
+            .collect();
         let taken = Arc::new(Mutex::new(0));
         let mut connection = pin!(async {
             for piece in text.chunks(700).chain([&text[..3 * ENOUGH]]) {
@@ -183,14 +205,24 @@ mod tests {
             gathered.shutdown().await.expect("open");
         });
         let cx = &mut Context::from_waker(std::task::Waker::noop());
-        assert!(pin!(writes.polled(connection.as_mut())).poll(cx).is_pending());
+        assert!(
+            pin!(writes.polled(connection.as_mut()))
+                .poll(cx)
+                .is_pending()
+        );
         let felt = *taken.lock().expect("no panic");
         assert!((ENOUGH / 2..=ENOUGH + (1 << 10)).contains(&felt), "{felt}");
 
         let mut read = Vec::new();
-        let ((), length) = tokio::join!(writes.polled(connection.as_mut()), theirs.read_to_end(&mut read));
+        let ((), length) = tokio::join!(
+            writes.polled(connection.as_mut()),
+            theirs.read_to_end(&mut read)
+        );
         length.expect("open");
-        assert!(read == [&text[..], &text[..3 * ENOUGH]].concat(), "not what was written");
+        assert!(
+            read == [&text[..], &text[..3 * ENOUGH]].concat(),
+            "not what was written"
+        );
     }
 
     #[tokio::test]

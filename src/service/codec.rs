@@ -1,10 +1,13 @@
-//! How messages of calls are read and written: requests have so many fields at most, and what is written goes through [`crate::wire`].
+//! How messages of calls are read and written: requests have so many fields at most, and what is
+//! written goes through [`crate::wire`].
 //!
-//! Must hold: what a request takes in memory is bounded by what it may take on the wire. By size alone it is not: an empty element of a list is two
-//! bytes there and hundreds here, so that four MiB become more than a GiB.
+//! Must hold: what a request takes in memory is bounded by what it may take on the wire. By size
+//! alone it is not: an empty element of a list is two bytes there and hundreds here, so that four
+//! MiB become more than a GiB.
 //!
-//! Why not a count of elements: only the decoder knows which bytes are elements. What it reads is counted instead: each field is two or three
-//! steps through the bytes, however long it is. Answers, which clients decode with the same codec, are the gateway's own and not counted.
+//! Why not a count of elements: only the decoder knows which bytes are elements. What it reads is
+//! counted instead: each field is two or three steps through the bytes, however long it is.
+//! Answers, which clients decode with the same codec, are the gateway's own and not counted.
 
 use std::marker::PhantomData;
 
@@ -17,11 +20,13 @@ use tonic::{
 
 use crate::wire::{self, Wire};
 
-/// Steps through the bytes of a request: some 20,000 fields. The largest list that services take has 10,000 texts.
+/// Steps through the bytes of a request: some 20,000 fields. The largest list that services take
+/// has 10,000 texts.
 const MAX_STEPS: u32 = 50_000;
 
-/// The first buffer of each call, in bytes, for its request and for its answer, and how much of a stream's answer goes out together. Most requests are
-/// small and most runs are not much larger; tonic's own 8 KiB are more than half of what a quiet stream would hold.
+/// The first buffer of each call, in bytes, for its request and for its answer, and how much of a
+/// stream's answer goes out together. Most requests are small and most runs are not much larger;
+/// tonic's own 8 KiB are more than half of what a quiet stream would hold.
 const REQUEST_BUFFER: usize = 512;
 const ANSWER_BUFFER: usize = 2 << 10;
 const TOGETHER: usize = 32 << 10;
@@ -82,7 +87,11 @@ impl<U: Name + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let steps = if U::NAME.ends_with("Request") { MAX_STEPS } else { u32::MAX };
+        let steps = if U::NAME.ends_with("Request") {
+            MAX_STEPS
+        } else {
+            u32::MAX
+        };
         decode(buf, steps).map(Some)
     }
 
@@ -95,7 +104,9 @@ fn decode<U: Message + Default>(buf: impl Buf, steps: u32) -> Result<U, Status> 
     let mut counted = Counted { buf, left: steps };
     let decoded = U::decode(&mut counted);
     if counted.left == 0 {
-        return Err(Status::out_of_range("the message has more fields than any request needs"));
+        return Err(Status::out_of_range(
+            "the message has more fields than any request needs",
+        ));
     }
     decoded.map_err(|error| Status::internal(error.to_string()))
 }
@@ -108,11 +119,19 @@ struct Counted<B> {
 
 impl<B: Buf> Buf for Counted<B> {
     fn remaining(&self) -> usize {
-        if self.left == 0 { 0 } else { self.buf.remaining() }
+        if self.left == 0 {
+            0
+        } else {
+            self.buf.remaining()
+        }
     }
 
     fn chunk(&self) -> &[u8] {
-        if self.left == 0 { &[] } else { self.buf.chunk() }
+        if self.left == 0 {
+            &[]
+        } else {
+            self.buf.chunk()
+        }
     }
 
     fn advance(&mut self, count: usize) {
@@ -133,16 +152,25 @@ mod tests {
     use crate::v1::{CreateRunRequest, RunSpec, Tool};
 
     fn request(tools: usize) -> Vec<u8> {
-        let run =
-            Some(RunSpec { tools: vec![Tool::default(); tools], instructions: Some("x".repeat(100_000)), ..RunSpec::default() });
-        CreateRunRequest { thread_id: "thread_1".to_owned(), run, include: Vec::new() }.encode_to_vec()
+        let run = Some(RunSpec {
+            tools: vec![Tool::default(); tools],
+            instructions: Some("x".repeat(100_000)),
+            ..RunSpec::default()
+        });
+        CreateRunRequest {
+            thread_id: "thread_1".to_owned(),
+            run,
+            include: Vec::new(),
+        }
+        .encode_to_vec()
     }
 
     #[test]
     fn a_request_has_many_fields_or_long_ones_and_not_too_many() {
         let decoded: CreateRunRequest = decode(&*request(20_000), MAX_STEPS).expect("a request");
         assert_eq!(decoded.run.map(|run| run.tools.len()), Some(20_000));
-        let refused = decode::<CreateRunRequest>(&*request(30_000), MAX_STEPS).expect_err("too many");
+        let refused =
+            decode::<CreateRunRequest>(&*request(30_000), MAX_STEPS).expect_err("too many");
         assert_eq!(refused.code(), tonic::Code::OutOfRange);
         // Wherever it comes to its end, it is no message.
         let whole = request(3);

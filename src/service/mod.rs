@@ -1,7 +1,8 @@
 //! The gRPC services: validate, call, answer.
 //!
-//! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`Client`] and what comes back into an answer.
-//! No request takes much more memory than bytes on the wire (`codec.rs`).
+//! Must hold: a handler knows neither HTTP nor JSON; it turns a request into one call of [`Client`]
+//! and what comes back into an answer. No request takes much more memory than bytes on the wire
+//! (`codec.rs`).
 
 mod codec;
 mod run;
@@ -21,12 +22,15 @@ use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 pub(crate) use codec::BoundedCodec;
 
 use crate::{
-    error::{Effect, Error, Outcome},
+    error::{Delivery, Error, Idempotency},
     events::{Events, SharedResume, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
-    server::{CallContext, Cut, LastWords},
+    server::{CallContext, Termination, TerminationStatus},
     telemetry,
-    v1::{RunEvent, RunEventType, run_service_server::RunServiceServer, run_step_service_server::RunStepServiceServer},
+    v1::{
+        RunEvent, RunEventType, run_service_server::RunServiceServer,
+        run_step_service_server::RunStepServiceServer,
+    },
 };
 
 /// The implementation of both services.
@@ -40,8 +44,16 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway to `upstream` that passes on the metadata named in `forwarded`, and nothing else.
-    pub fn new(upstream: Client, limits: StreamLimits, forwarded: impl Into<Arc<[HeaderName]>>) -> Self {
-        Self { streams: Streams::new(upstream.clone(), limits), upstream, forwarded: forwarded.into() }
+    pub fn new(
+        upstream: Client,
+        limits: StreamLimits,
+        forwarded: impl Into<Arc<[HeaderName]>>,
+    ) -> Self {
+        Self {
+            streams: Streams::new(upstream.clone(), limits),
+            upstream,
+            forwarded: forwarded.into(),
+        }
     }
 
     /// `RunService`. Larger requests than `max_request_bytes` are answered with `OUT_OF_RANGE`.
@@ -61,93 +73,154 @@ impl Gateway {
 
     /// Who calls, and with what.
     fn open<M>(&self, request: Request<M>) -> (Caller, M) {
-        let (caller, last_words, message) = self.parts(request);
-        last_words.set(|cut| match cut {
-            Cut::Deadline => Error::DeadlineExceeded.status(),
-            Cut::Closing => Error::Draining.status(),
+        let (caller, termination_status, message) = self.parts(request);
+        termination_status.set(|cut| match cut {
+            Termination::Deadline => Error::DeadlineExceeded.status(),
+            Termination::Closing => Error::Draining.status(),
         });
         (caller, message)
     }
 
-    /// The same for a call that must not be done twice: if it is cut while it runs, nobody knows whether it was done once.
+    /// The same for a call that must not be done twice: if it is cut while it runs, nobody knows
+    /// whether it was done once.
     fn open_once<M>(&self, request: Request<M>) -> (Caller, M) {
-        let (caller, last_words, message) = self.parts(request);
-        last_words.set(|cut| match cut {
-            Cut::Deadline => Error::DeadlineExceeded.status(),
-            Cut::Closing => closed().status(),
+        let (caller, termination_status, message) = self.parts(request);
+        termination_status.set(|cut| match cut {
+            Termination::Deadline => Error::DeadlineExceeded.status(),
+            Termination::Closing => closed().status(),
         });
         (caller, message)
     }
 
-    /// The same for a stream: if it is cut, it says how to resume. One that begins with a write must not be repeated unless it got so far as
-    /// to say what it began.
-    fn open_stream<M>(&self, request: Request<M>, effect: Effect) -> (Caller, SharedResume, M) {
-        let (caller, last_words, message) = self.parts(request);
+    /// The same for a stream: if it is cut, it says how to resume. One that begins with a write
+    /// must not be repeated unless it got so far as to say what it began.
+    fn open_stream<M>(
+        &self,
+        request: Request<M>,
+        idempotency: Idempotency,
+    ) -> (Caller, SharedResume, M) {
+        let (caller, termination_status, message) = self.parts(request);
         let resume = SharedResume::default();
         let at_cut = resume.clone();
-        last_words.set(move |cut| {
+        termination_status.set(move |cut| {
             let (error, resume) = match cut {
-                Cut::Deadline => (Error::DeadlineExceeded, at_cut.get()),
-                Cut::Closing => (Error::Draining, at_cut.hand_over()),
+                Termination::Deadline => (Error::DeadlineExceeded, at_cut.get()),
+                Termination::Closing => (Error::Draining, at_cut.hand_over()),
             };
             let silent = resume.last_event == RunEventType::Unspecified;
-            let error = if cut == Cut::Closing && silent && effect == Effect::Once { closed() } else { error };
-            Error::Interrupted { error: Arc::new(error), resume }.status()
+            let error = if cut == Termination::Closing
+                && silent
+                && idempotency == Idempotency::NonIdempotent
+            {
+                closed()
+            } else {
+                error
+            };
+            Error::Interrupted {
+                error: Arc::new(error),
+                resume,
+            }
+            .status()
         });
         (caller, resume, message)
     }
 
-    fn parts<M>(&self, request: Request<M>) -> (Caller, LastWords, M) {
+    fn parts<M>(&self, request: Request<M>) -> (Caller, TerminationStatus, M) {
         let (metadata, mut extensions, message) = request.into_parts();
-        let CallContext { deadline, last_words, record, tenant, .. } = extensions.remove().unwrap_or_default();
+        let CallContext {
+            deadline,
+            termination_status,
+            record,
+            tenant,
+            ..
+        } = extensions.remove().unwrap_or_default();
         let metadata = metadata.into_headers();
         let mut headers = HeaderMap::new();
-        for (name, value) in metadata.iter().filter(|(name, _)| self.forwarded.contains(name)) {
+        for (name, value) in metadata
+            .iter()
+            .filter(|(name, _)| self.forwarded.contains(name))
+        {
             headers.append(name, value.clone());
         }
         let tenant = tenant.map(|tenant| tenant.0);
-        (Caller { headers, deadline, retries: retries(&metadata), tenant, call: record }, last_words, message)
+        (
+            Caller {
+                headers,
+                deadline,
+                retries: retries(&metadata),
+                tenant,
+                call: record,
+            },
+            termination_status,
+            message,
+        )
     }
 }
 
 /// The error of a write that was under way when the gateway ended the call.
 fn closed() -> Error {
     let cause = "the gateway ended the call".to_owned();
-    Error::Lost { outcome: Outcome::Unknown, effect: Effect::Once, cause, timed_out: false, request_id: None }
+    Error::Lost {
+        delivery: Delivery::Unknown,
+        idempotency: Idempotency::NonIdempotent,
+        cause,
+        timed_out: false,
+        request_id: None,
+    }
 }
 
-/// Whether this call is a retry already. Who made it goes on by itself: retries at two places multiply.
+/// Whether this call is a retry already. Who made it goes on by itself: retries at two places
+/// multiply.
 fn retries(metadata: &HeaderMap) -> bool {
     const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
     const ATTEMPT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
-    let number = |name: HeaderName| metadata.get(name).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-    number(PREVIOUS).is_some_and(|attempts| attempts > 0) || number(ATTEMPT).is_some_and(|attempt| attempt > 1)
+    let number = |name: HeaderName| {
+        metadata
+            .get(name)
+            .and_then(|value| value.to_str().ok()?.parse::<u32>().ok())
+    };
+    number(PREVIOUS).is_some_and(|attempts| attempts > 0)
+        || number(ATTEMPT).is_some_and(|attempt| attempt > 1)
 }
 
 /// The answer of a unary call.
-fn answer<M>(call: &telemetry::Call, result: Result<Answer<M>, Error>) -> Result<Response<M>, Status> {
+fn answer<M>(
+    call: &telemetry::Call,
+    result: Result<Answer<M>, Error>,
+) -> Result<Response<M>, Status> {
     match result {
-        Ok(Answer { message, headers }) => {
-            Ok(Response::from_parts(MetadataMap::from_headers(headers), *message, http::Extensions::new()))
-        }
+        Ok(Answer { message, headers }) => Ok(Response::from_parts(
+            MetadataMap::from_headers(headers),
+            *message,
+            http::Extensions::new(),
+        )),
         Err(error) => Err(status(call, &error)),
     }
 }
 
 /// The answer of a streaming call.
-fn stream(call: telemetry::Call, result: Result<Events, Error>) -> Result<Response<RunEvents>, Status> {
+fn stream(
+    call: telemetry::Call,
+    result: Result<Events, Error>,
+) -> Result<Response<RunEvents>, Status> {
     match result {
         Ok(events) => Ok(Response::new(RunEvents { events, call })),
         Err(error) => Err(status(&call, &error)),
     }
 }
 
-/// What a conversation's caller sends. A message that cannot be read is its mistake; anything else that ends the stream is its end.
-fn inbound<M: Send + 'static>(requests: Streaming<M>) -> Pin<Box<dyn Stream<Item = Result<M, Error>> + Send>> {
+/// What a conversation's caller sends. A message that cannot be read is its mistake; anything else
+/// that ends the stream is its end.
+fn inbound<M: Send + 'static>(
+    requests: Streaming<M>,
+) -> Pin<Box<dyn Stream<Item = Result<M, Error>> + Send>> {
     Box::pin(requests.map_while(|request| match request {
         Ok(message) => Some(Ok(message)),
         Err(status)
-            if matches!(status.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented) =>
+            if matches!(
+                status.code(),
+                Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented
+            ) =>
         {
             Some(Err(Error::invalid("message", status.message())))
         }
@@ -172,6 +245,10 @@ impl Stream for RunEvents {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = ready!(self.events.as_mut().poll_next(cx));
-        Poll::Ready(event.map(|event| event.inspect(|event| self.call.sent(event)).map_err(|error| status(&self.call, &error))))
+        Poll::Ready(event.map(|event| {
+            event
+                .inspect(|event| self.call.sent(event))
+                .map_err(|error| status(&self.call, &error))
+        }))
     }
 }

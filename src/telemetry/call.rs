@@ -1,7 +1,8 @@
 //! One call, as its log line, its metrics and its span see it.
 //!
-//! Must hold: a call has one log line, at its end, which says all that became known of it: an operator who has a caller's trace id or the
-//! upstream's request id finds the other there, with the reason.
+//! Must hold: a call has one log line, at its end, which says all that became known of it: an
+//! operator who has a caller's trace id or the upstream's request id finds the other there, with
+//! the reason.
 
 use std::{
     fmt,
@@ -28,7 +29,8 @@ use crate::{
 /// As much of a path that is not served as is logged, in characters.
 const MAX_PATH: usize = 100;
 
-/// A call that is open. Cheap to clone. The default stands for none, such as a poller's own requests: what is noted of it is lost.
+/// A call that is open. Cheap to clone. The default stands for none, such as a poller's own
+/// requests: what is noted of it is lost.
 #[derive(Clone, Default)]
 pub struct Call(Option<Arc<Open>>);
 
@@ -57,7 +59,12 @@ impl Telemetry {
     /// A call begins: `path` is what was asked for, `headers` may have a trace context.
     pub fn call(&self, path: &str, headers: &HeaderMap) -> Call {
         let method = self.metrics().method(path);
-        let unknown = method.is_err().then(|| path.trim_start_matches('/').chars().take(MAX_PATH).collect());
+        let unknown = method.is_err().then(|| {
+            path.trim_start_matches('/')
+                .chars()
+                .take(MAX_PATH)
+                .collect()
+        });
         let method = Arc::clone(method.unwrap_or_else(|other| other));
         method.active.inc();
         let span = self.0.tracer.server(&method, headers);
@@ -83,7 +90,11 @@ impl Call {
     pub fn failed(&self, error: &Error) {
         let Some(open) = &self.0 else { return };
         if let Some(what) = error.overloaded() {
-            open.telemetry.metrics().shed.with_label_values(&[what]).inc();
+            open.telemetry
+                .metrics()
+                .shed
+                .with_label_values(&[what])
+                .inc();
         }
         open.notes().error = Some(error.log().to_string());
     }
@@ -162,6 +173,8 @@ impl Open {
 
 impl fmt::Debug for Call {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_tuple("Call").field(&self.0.as_ref().map(|open| &open.method)).finish()
+        out.debug_tuple("Call")
+            .field(&self.0.as_ref().map(|open| &open.method))
+            .finish()
     }
 }

@@ -1,13 +1,18 @@
-//! Where log lines go, and in which form: standard error, as text on a terminal and as JSON elsewhere, unless told.
+//! Where log lines go, and in which form: standard error, as text on a terminal and as JSON
+//! elsewhere, unless told.
 //!
-//! JSON lines have the members of `tracing-subscriber`'s: `timestamp`, `level`, `fields`, `target`. They are not written by it, since its way (a serializer
-//! for each line, dates from the civil calendar each time) took a twentieth of a `GetRun`'s time by perf; there is a line for every call.
+//! JSON lines have the members of `tracing-subscriber`'s: `timestamp`, `level`, `fields`, `target`.
+//! They are not written by it, since its way (a serializer for each line, dates from the civil
+//! calendar each time) took a twentieth of a `GetRun`'s time by perf; there is a line for every
+//! call.
 //!
-//! Lines are gathered for fifty milliseconds, or until there are many, and written by a thread of their own: a write for every call costs as much as its
-//! JSON, and whoever reads the log slowly must not slow calls down.
+//! Lines are gathered for fifty milliseconds, or until there are many, and written by a thread of
+//! their own: a write for every call costs as much as its JSON, and whoever reads the log slowly
+//! must not slow calls down.
 //!
-//! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads, lines are dropped above a MiB, and the log says
-//! how many; if whoever reads is gone, the gateway goes on without.
+//! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads,
+//! lines are dropped above a MiB, and the log says how many; if whoever reads is gone, the gateway
+//! goes on without.
 
 use std::{
     fmt::{self, Write as _},
@@ -61,7 +66,11 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
         LogFormat::Json => false,
     };
     // Without a thread there are no lines, which is no reason not to serve.
-    drop(thread::Builder::new().name("log".to_owned()).spawn(|| WAITING.write_out()));
+    drop(
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(|| WAITING.write_out()),
+    );
     if text {
         logs.init();
     } else {
@@ -73,11 +82,21 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
 /// Waits until all that was logged is written, or cannot be.
 pub fn flush() {
     let waiting = WAITING.lock();
-    drop(WAITING.written.wait_timeout_while(waiting, FLUSH, |waiting| !waiting.text.is_empty() || waiting.writing));
+    drop(
+        WAITING
+            .written
+            .wait_timeout_while(waiting, FLUSH, |waiting| {
+                !waiting.text.is_empty() || waiting.writing
+            }),
+    );
 }
 
 static WAITING: Waiting = Waiting {
-    lines: Mutex::new(Lines { text: Vec::new(), dropped: 0, writing: false }),
+    lines: Mutex::new(Lines {
+        text: Vec::new(),
+        dropped: 0,
+        writing: false,
+    }),
     logged: Condvar::new(),
     written: Condvar::new(),
 };
@@ -120,9 +139,13 @@ impl Waiting {
     fn write_out(&self) {
         let mut lines = Vec::new();
         loop {
-            let waiting = self.logged.wait_while(self.lock(), |waiting| waiting.text.is_empty());
+            let waiting = self
+                .logged
+                .wait_while(self.lock(), |waiting| waiting.text.is_empty());
             let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-            let waiting = self.logged.wait_timeout_while(waiting, DELAY, |waiting| waiting.text.len() < ENOUGH);
+            let waiting = self
+                .logged
+                .wait_timeout_while(waiting, DELAY, |waiting| waiting.text.len() < ENOUGH);
             let dropped = {
                 let (mut waiting, _) = waiting.unwrap_or_else(PoisonError::into_inner);
                 waiting.writing = true;
@@ -132,9 +155,13 @@ impl Waiting {
             // One that fails is lost: there is nowhere to say so.
             drop(io::stderr().write_all(&lines));
             lines.clear();
-            // Before it is said that all is written: whoever waits for that waits for this line, too.
+            // Before it is said that all is written: whoever waits for that waits for this line,
+            // too.
             if dropped > 0 {
-                tracing::warn!(lines = dropped, "the log was not read in time: lines are missing");
+                tracing::warn!(
+                    lines = dropped,
+                    "the log was not read in time: lines are missing"
+                );
             }
             self.lock().writing = false;
             self.written.notify_all();
@@ -160,16 +187,35 @@ impl io::Write for Line {
 #[derive(Debug, Clone, Copy)]
 pub struct Json;
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for Json {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static>
+    FormatEvent<S, N> for Json
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let metadata = event.metadata();
         let now = humantime::format_rfc3339_micros(SystemTime::now());
-        write!(out, r#"{{"timestamp":"{now}","level":"{}","fields":{{"#, metadata.level())?;
-        let mut fields = Fields { out, first: true, target: None, result: Ok(()) };
+        write!(
+            out,
+            r#"{{"timestamp":"{now}","level":"{}","fields":{{"#,
+            metadata.level()
+        )?;
+        let mut fields = Fields {
+            out,
+            first: true,
+            target: None,
+            result: Ok(()),
+        };
         event.record(&mut fields);
         fields.result?;
         fields.out.write_str(r#"},"target":"#)?;
-        text(&mut fields.out, fields.target.as_deref().unwrap_or(metadata.target()))?;
+        text(
+            &mut fields.out,
+            fields.target.as_deref().unwrap_or(metadata.target()),
+        )?;
         fields.out.write_str("}\n")
     }
 }
@@ -192,7 +238,11 @@ impl Fields<'_> {
     }
 
     fn name(&mut self, name: &str) -> fmt::Result {
-        self.out.write_str(if mem::take(&mut self.first) { "\"" } else { ",\"" })?;
+        self.out.write_str(if mem::take(&mut self.first) {
+            "\""
+        } else {
+            ",\""
+        })?;
         self.out.write_str(name)?;
         self.out.write_str("\":")
     }
@@ -200,7 +250,13 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.member(field, |out| if value.is_finite() { write!(out, "{value}") } else { out.write_str("null") });
+        self.member(field, |out| {
+            if value.is_finite() {
+                write!(out, "{value}")
+            } else {
+                out.write_str("null")
+            }
+        });
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -245,7 +301,10 @@ impl fmt::Write for Escaped<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let special = |byte: u8| matches!(byte, b'"' | b'\\' | 0..0x20);
         // Almost always there is none, which is quicker to see without stopping at the first.
-        if !text.bytes().fold(false, |found, byte| found | special(byte)) {
+        if !text
+            .bytes()
+            .fold(false, |found, byte| found | special(byte))
+        {
             return self.0.write_str(text);
         }
         let mut plain = 0;
@@ -287,7 +346,10 @@ mod tests {
     fn a_line_is_one_object_whatever_is_said() {
         let kept = Kept::default();
         let writer = kept.clone();
-        let logs = tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(Json).finish();
+        let logs = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .event_format(Json)
+            .finish();
         let all: String = (0..0x250).filter_map(char::from_u32).collect();
         tracing::subscriber::with_default(logs, || {
             tracing::warn!(text = &*all, debug = ?all, half = 0.5, not = f64::NAN, none = None::<u64>, left = -1, right = true, "said: {all}");
@@ -300,6 +362,11 @@ mod tests {
         });
         assert_eq!((&line["fields"], &line["level"]), (&fields, &json!("WARN")));
         assert_eq!(line["target"], module_path!());
-        assert!(line["timestamp"].as_str().is_some_and(|time| humantime::parse_rfc3339(time).is_ok()), "{line}");
+        assert!(
+            line["timestamp"]
+                .as_str()
+                .is_some_and(|time| humantime::parse_rfc3339(time).is_ok()),
+            "{line}"
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! Every metric: its name, its labels, its buckets.
 //!
-//! Names and labels are those of OpenTelemetry's semantic conventions (rpc, http, `gen_ai`), written as Prometheus writes them, where there are such;
-//! the gateway's own begin with `runs_gateway_`. The dashboard and the alerts in `deploy/` are held to them by a check.
+//! Names and labels are those of OpenTelemetry's semantic conventions (rpc, http, `gen_ai`),
+//! written as Prometheus writes them, where there are such; the gateway's own begin with
+//! `runs_gateway_`. The dashboard and the alerts in `deploy/` are held to them by a check.
 //!
-//! Must hold: label values come from sets that are known beforehand (the contract's methods, gRPC codes, REST routes, HTTP statuses) or are bounded
-//! here ([`bounded`], [`Models`]).
+//! Must hold: label values come from sets that are known beforehand (the contract's methods, gRPC
+//! codes, REST routes, HTTP statuses) or are bounded here ([`bounded`], [`Models`]).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +13,8 @@ use std::{
 };
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
@@ -24,8 +25,11 @@ use crate::v1::{DESCRIPTOR, RunEventType};
 /// The content type of [`Metrics::render`].
 pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Upper bounds of durations, in seconds: those that the conventions advise, and longer ones for streams, which last as long as runs.
-const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+/// Upper bounds of durations, in seconds: those that the conventions advise, and longer ones for
+/// streams, which last as long as runs.
+const SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
+];
 
 /// Upper bounds of numbers of tokens: those of `gen_ai.client.token.usage`.
 const TOKENS: &[f64] = &[
@@ -45,7 +49,8 @@ const TOKENS: &[f64] = &[
     67_108_864.0,
 ];
 
-/// As many models as have a label of their own. Upstreams own their names; there are rarely more than some dozens.
+/// As many models as have a label of their own. Upstreams own their names; there are rarely more
+/// than some dozens.
 const MODELS: usize = 100;
 
 /// Codes of `last_error` that the schema names.
@@ -62,8 +67,14 @@ const STANDARD: [(&str, &str); 5] = [
     ("grpc.health.v1.Health", "Check"),
     ("grpc.health.v1.Health", "Watch"),
     ("grpc.health.v1.Health", "List"),
-    ("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo"),
-    ("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo"),
+    (
+        "grpc.reflection.v1.ServerReflection",
+        "ServerReflectionInfo",
+    ),
+    (
+        "grpc.reflection.v1alpha.ServerReflection",
+        "ServerReflectionInfo",
+    ),
 ];
 
 /// The metrics of one gateway.
@@ -110,7 +121,10 @@ impl Method {
     /// The durations of calls that ended with `code`.
     pub(super) fn duration(&self, code: Code) -> &Histogram {
         let index = usize::try_from(i32::from(code)).unwrap_or_default();
-        self.by_code[index].get_or_init(|| self.durations.with_label_values(&[&*self.service, &*self.name, code_name(code)]))
+        self.by_code[index].get_or_init(|| {
+            self.durations
+                .with_label_values(&[&*self.service, &*self.name, code_name(code)])
+        })
     }
 }
 
@@ -129,8 +143,11 @@ impl Metrics {
             &["rpc_service", "rpc_method", "rpc_response_status_code"],
             SECONDS,
         );
-        let active =
-            new.gauges("rpc_server_active_calls", "Calls that are open, streams among them.", &["rpc_service", "rpc_method"]);
+        let active = new.gauges(
+            "rpc_server_active_calls",
+            "Calls that are open, streams among them.",
+            &["rpc_service", "rpc_method"],
+        );
         let method = |service: &str, method: &str, streams| {
             Arc::new(Method {
                 service: service.to_owned(),
@@ -142,9 +159,19 @@ impl Metrics {
             })
         };
         let served = served().into_iter();
-        let methods =
-            served.map(|(service, name, streams)| (format!("/{service}/{name}"), method(&service, &name, streams))).collect();
-        let events = new.counters("runs_gateway_events_total", "Events sent to callers.", &["type"]);
+        let methods = served
+            .map(|(service, name, streams)| {
+                (
+                    format!("/{service}/{name}"),
+                    method(&service, &name, streams),
+                )
+            })
+            .collect();
+        let events = new.counters(
+            "runs_gateway_events_total",
+            "Events sent to callers.",
+            &["type"],
+        );
         new.process();
         Self {
             methods,
@@ -197,33 +224,47 @@ impl Metrics {
     /// If a metric has no name.
     pub fn render(&self) -> String {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("every metric has a name and a value");
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("every metric has a name and a value");
         String::from_utf8(text).expect("names and labels are text")
     }
 
-    /// The method at `path`; if it is not served, the one that stands for all of those: callers may ask for anything.
+    /// The method at `path`; if it is not served, the one that stands for all of those: callers may
+    /// ask for anything.
     pub(super) fn method(&self, path: &str) -> Result<&Arc<Method>, &Arc<Method>> {
         self.methods.get(path).ok_or(&self.other)
     }
 
     /// An event was sent.
     pub(super) fn sent(&self, kind: RunEventType) {
-        let counter = usize::try_from(i32::from(kind)).ok().and_then(|number| self.events.get(number)?.as_ref());
+        let counter = usize::try_from(i32::from(kind))
+            .ok()
+            .and_then(|number| self.events.get(number)?.as_ref());
         if let Some(counter) = counter {
             counter.inc();
         }
     }
 
     pub(super) fn first_event(&self, method: &str, seconds: f64) {
-        self.first_event.with_label_values(&[method]).observe(seconds);
+        self.first_event
+            .with_label_values(&[method])
+            .observe(seconds);
     }
 
     pub(super) fn run_ended(&self, status: &str, error: Option<&str>) {
-        self.runs_ended.with_label_values(&[status, error.map_or("", |error| bounded(error, &RUN_ERRORS))]).inc();
+        self.runs_ended
+            .with_label_values(&[
+                status,
+                error.map_or("", |error| bounded(error, &RUN_ERRORS)),
+            ])
+            .inc();
     }
 
     pub(super) fn tokens(&self, kind: &str, model: &str, tokens: f64) {
-        self.tokens.with_label_values(&["invoke_agent", kind, self.models.label(model)]).observe(tokens);
+        self.tokens
+            .with_label_values(&["invoke_agent", kind, self.models.label(model)])
+            .observe(tokens);
     }
 }
 
@@ -261,12 +302,20 @@ fn bounded<'a>(value: &'a str, known: &[&'a str]) -> &'a str {
 /// Services and methods that are served, and whether their answers are streams.
 fn served() -> Vec<(String, String, bool)> {
     let contract = FileDescriptorSet::decode(DESCRIPTOR).expect("the embedded descriptor is valid");
-    let mut served: Vec<_> = STANDARD.map(|(service, method)| (service.to_owned(), method.to_owned(), true)).into();
+    let mut served: Vec<_> = STANDARD
+        .map(|(service, method)| (service.to_owned(), method.to_owned(), true))
+        .into();
     for file in &contract.file {
         for service in &file.service {
             let name = format!("{}.{}", file.package(), service.name());
             let methods = service.method.iter();
-            served.extend(methods.map(|method| (name.clone(), method.name().to_owned(), method.server_streaming())));
+            served.extend(methods.map(|method| {
+                (
+                    name.clone(),
+                    method.name().to_owned(),
+                    method.server_streaming(),
+                )
+            }));
         }
     }
     served
@@ -275,8 +324,15 @@ fn served() -> Vec<(String, String, bool)> {
 /// The name of a type of events as a label: `thread_run_created`.
 fn event_type(number: i32) -> Option<String> {
     let kind = RunEventType::try_from(number).ok()?;
-    let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_").to_ascii_lowercase();
-    Some(if kind == RunEventType::Unspecified { "unknown".to_owned() } else { name })
+    let name = kind
+        .as_str_name()
+        .trim_start_matches("RUN_EVENT_TYPE_")
+        .to_ascii_lowercase();
+    Some(if kind == RunEventType::Unspecified {
+        "unknown".to_owned()
+    } else {
+        name
+    })
 }
 
 /// The name of a code as gRPC writes it, such as `NOT_FOUND`.
@@ -308,12 +364,17 @@ struct Make<'a>(&'a Registry);
 impl Make<'_> {
     fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let made = made.expect("names and labels are valid");
-        self.0.register(Box::new(made.clone())).expect("every metric has a name of its own");
+        self.0
+            .register(Box::new(made.clone()))
+            .expect("every metric has a name of its own");
         made
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels))
+        self.register(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        ))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
@@ -334,11 +395,17 @@ impl Make<'_> {
 
     /// What is constant, and what the operating system counts.
     fn process(&self) {
-        let info = self.gauges("runs_gateway_build_info", "Always 1; the label says which version runs.", &["version"]);
+        let info = self.gauges(
+            "runs_gateway_build_info",
+            "Always 1; the label says which version runs.",
+            &["version"],
+        );
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]
         self.0
-            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
             .expect("every metric has a name of its own");
     }
 }

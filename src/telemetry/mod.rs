@@ -4,32 +4,34 @@
 //! |---|---|
 //! | `metrics.rs` | every metric: its name, its labels, its buckets |
 //! | `call.rs` | one call, as its log line, its metrics and its span see it |
-//! | `exchange.rs` | one upstream request, likewise |
-//! | `outcomes.rs` | how runs end and what they used, each run once |
+//! | `upstream_request.rs` | one upstream request, likewise |
+//! | `run_metrics.rs` | how runs end and what they used, each run once |
 //! | `trace.rs` | spans, and their export by OTLP |
 //! | `log.rs` | where log lines go, and in which form |
 //!
-//! Must hold: nothing that a caller or an upstream chooses freely becomes a label without a bound. No prompt, output, key, body or URL is in any
-//! of it: ids, models, codes and counts alone. What nobody looks at costs next to nothing: without an exporter there are no spans, and a counter is
+//! Must hold: nothing that a caller or an upstream chooses freely becomes a label without a bound.
+//! No prompt, output, key, body or URL is in any of it: ids, models, codes and counts alone. What
+//! nobody looks at costs next to nothing: without an exporter there are no spans, and a counter is
 //! one atomic addition.
 //!
-//! Why not `tracing` spans for traces: a span that is not sampled would cost as much as one that is, and a call's span has to live in its
-//! response body, not in a scope. Why not a global registry: several gateways live in one process in tests, and each counts for itself.
+//! Why not `tracing` spans for traces: a span that is not sampled would cost as much as one that
+//! is, and a call's span has to live in its response body, not in a scope. Why not a global
+//! registry: several gateways live in one process in tests, and each counts for itself.
 
 mod call;
-mod exchange;
 pub mod log;
 mod metrics;
-mod outcomes;
+mod run_metrics;
 mod trace;
+mod upstream_request;
 
 use std::{fmt, sync::Arc};
 
 pub use self::{
     call::Call,
-    exchange::Exchange,
     metrics::{Metrics, PROMETHEUS_TEXT},
     trace::Tracer,
+    upstream_request::UpstreamRequest,
 };
 use crate::v1::Run;
 
@@ -40,13 +42,17 @@ pub struct Telemetry(Arc<Inner>);
 struct Inner {
     metrics: Metrics,
     tracer: Tracer,
-    outcomes: outcomes::Outcomes,
+    outcomes: run_metrics::RunMetrics,
 }
 
 impl Telemetry {
     /// Counts from zero, and traces by `tracer`.
     pub fn new(tracer: Tracer) -> Self {
-        Self(Arc::new(Inner { metrics: Metrics::new(), tracer, outcomes: outcomes::Outcomes::default() }))
+        Self(Arc::new(Inner {
+            metrics: Metrics::new(),
+            tracer,
+            outcomes: run_metrics::RunMetrics::default(),
+        }))
     }
 
     /// The metrics.
@@ -54,7 +60,8 @@ impl Telemetry {
         &self.0.metrics
     }
 
-    /// Notes a run as the upstream showed it. How a run ended and the tokens it used are counted once, whoever sees it and how often.
+    /// Notes a run as the upstream showed it. How a run ended and the tokens it used are counted
+    /// once, whoever sees it and how often.
     pub fn saw(&self, run: &Run) {
         self.0.outcomes.saw(run, &self.0.metrics);
     }

@@ -1,10 +1,13 @@
 //! Spans, and their export by OTLP.
 //!
-//! A call is a server span to its last byte, each upstream request a client span below it. Attributes are those of OpenTelemetry's semantic
-//! conventions for rpc, http and generative AI: ids, models and counts, never what was said. The context comes in and goes on as W3C
-//! `traceparent` and `tracestate`; that it goes on is the configuration's to allow, like all metadata.
+//! A call is a server span to its last byte, each upstream request a client span below it.
+//! Attributes are those of OpenTelemetry's semantic conventions for rpc, http and generative AI:
+//! ids, models and counts, never what was said. The context comes in and goes on as W3C
+//! `traceparent` and `tracestate`; that it goes on is the configuration's to allow, like all
+//! metadata.
 //!
-//! Without an exporter there are no spans: the caller's context is passed on as it came, and only its trace id is read, for the log.
+//! Without an exporter there are no spans: the caller's context is passed on as it came, and only
+//! its trace id is read, for the log.
 
 use std::{
     fmt, mem,
@@ -15,7 +18,9 @@ use http::{HeaderMap, Method as HttpMethod, StatusCode};
 use opentelemetry::{
     Context, KeyValue, TraceId,
     propagation::TextMapPropagator as _,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _},
+    trace::{
+        SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
+    },
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::SpanExporter;
@@ -50,12 +55,18 @@ impl Tracer {
         Self(None)
     }
 
-    /// Exports spans as `traces` says; all else (endpoint, headers, sampler, batches) the exporter reads from the standard `OTEL_*` variables.
-    /// `upstream` is where requests go; with `propagates` they carry the context. Has to be called in a runtime.
+    /// Exports spans as `traces` says; all else (endpoint, headers, sampler, batches) the exporter
+    /// reads from the standard `OTEL_*` variables. `upstream` is where requests go; with
+    /// `propagates` they carry the context. Has to be called in a runtime.
     ///
     /// Fails if the variables make no exporter.
-    pub fn exporting(traces: &Traces, upstream: &url::Url, propagates: bool) -> Result<Self, String> {
-        // The HTTP exporter's client takes whatever provider the process has. A second installation changes nothing and is no error.
+    pub fn exporting(
+        traces: &Traces,
+        upstream: &url::Url,
+        propagates: bool,
+    ) -> Result<Self, String> {
+        // The HTTP exporter's client takes whatever provider the process has. A second installation
+        // changes nothing and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let exporter = match traces.protocol {
             OtlpProtocol::Grpc => SpanExporter::builder().with_tonic().build(),
@@ -64,12 +75,27 @@ impl Tracer {
         let exporter = exporter.map_err(|error| format!("traces cannot be exported: {error}"))?;
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let resource = Resource::builder().with_attribute(version);
-        let resource = if traces.is_named { resource } else { resource.with_service_name("runs-gateway") };
-        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+        let resource = if traces.is_named {
+            resource
+        } else {
+            resource.with_service_name("runs-gateway")
+        };
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource.build())
+            .build();
         let address = upstream.host_str().unwrap_or_default().to_owned();
         let port = i64::from(upstream.port_or_known_default().unwrap_or_default());
-        let upstream = vec![KeyValue::new("server.address", address), KeyValue::new("server.port", port)];
-        Ok(Self(Some(Exporting { tracer: provider.tracer("runs-gateway"), provider, upstream, propagates })))
+        let upstream = vec![
+            KeyValue::new("server.address", address),
+            KeyValue::new("server.port", port),
+        ];
+        Ok(Self(Some(Exporting {
+            tracer: provider.tracer("runs-gateway"),
+            provider,
+            upstream,
+            propagates,
+        })))
     }
 
     /// A call begins.
@@ -78,29 +104,53 @@ impl Tracer {
         if self.0.is_none() && !traced {
             return Server::of(Context::new());
         }
-        let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        let Some(Exporting { tracer, .. }) = &self.0 else { return Server::of(parent) };
+        let parent = TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &HeaderExtractor(headers));
+        let Some(Exporting { tracer, .. }) = &self.0 else {
+            return Server::of(parent);
+        };
         let attributes = vec![
             KeyValue::new("rpc.system", "grpc"),
             KeyValue::new("rpc.service", method.service.clone()),
             KeyValue::new("rpc.method", method.name.clone()),
         ];
         let name = format!("{}/{}", method.service, method.name);
-        let span = SpanBuilder::from_name(name).with_kind(SpanKind::Server).with_attributes(attributes);
+        let span = SpanBuilder::from_name(name)
+            .with_kind(SpanKind::Server)
+            .with_attributes(attributes);
         let span = tracer.build_with_context(span, &parent);
         Server::of(parent.with_span(span))
     }
 
     /// A request to the upstream begins, for a call or, if there is no `parent`, for a poller.
-    pub(super) fn client(&self, parent: Option<&Server>, method: &HttpMethod, route: &'static str, attempt: u32) -> Client {
-        let Some(Exporting { tracer, upstream, propagates, .. }) = &self.0 else { return Client(None) };
+    pub(super) fn client(
+        &self,
+        parent: Option<&Server>,
+        method: &HttpMethod,
+        route: &'static str,
+        attempt: u32,
+    ) -> Client {
+        let Some(Exporting {
+            tracer,
+            upstream,
+            propagates,
+            ..
+        }) = &self.0
+        else {
+            return Client(None);
+        };
         let mut attributes = upstream.clone();
         attributes.push(KeyValue::new("http.request.method", method.to_string()));
         attributes.push(KeyValue::new("url.template", route));
         if attempt > 0 {
-            attributes.push(KeyValue::new("http.request.resend_count", i64::from(attempt)));
+            attributes.push(KeyValue::new(
+                "http.request.resend_count",
+                i64::from(attempt),
+            ));
         }
-        let span = SpanBuilder::from_name(format!("{method} {route}")).with_kind(SpanKind::Client).with_attributes(attributes);
+        let span = SpanBuilder::from_name(format!("{method} {route}"))
+            .with_kind(SpanKind::Client)
+            .with_attributes(attributes);
         let root = Context::new();
         let parent = parent.map_or(&root, |parent| &parent.context);
         let span = tracer.build_with_context(span, parent);
@@ -109,7 +159,11 @@ impl Tracer {
 
     /// Sends what has not been exported yet.
     pub(super) fn shutdown(&self) {
-        if let Some(Err(error)) = self.0.as_ref().map(|exporting| exporting.provider.shutdown()) {
+        if let Some(Err(error)) = self
+            .0
+            .as_ref()
+            .map(|exporting| exporting.provider.shutdown())
+        {
             tracing::warn!(%error, "the last spans were not exported");
         }
     }
@@ -117,20 +171,28 @@ impl Tracer {
 
 impl fmt::Debug for Tracer {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Tracer({})", if self.0.is_some() { "exporting" } else { "off" })
+        write!(
+            out,
+            "Tracer({})",
+            if self.0.is_some() { "exporting" } else { "off" }
+        )
     }
 }
 
 /// The span of a call; without an exporter, the context that the caller sent.
 pub(super) struct Server {
     context: Context,
-    /// What the run that was seen last is told by. Set at the end: the span would keep what is set before beside it, and has room for so much.
+    /// What the run that was seen last is told by. Set at the end: the span would keep what is set
+    /// before beside it, and has room for so much.
     run: Mutex<Vec<KeyValue>>,
 }
 
 impl Server {
     fn of(context: Context) -> Self {
-        Self { context, run: Mutex::default() }
+        Self {
+            context,
+            run: Mutex::default(),
+        }
     }
 
     /// The trace that the call belongs to.
@@ -153,12 +215,20 @@ impl Server {
         ];
         let usage = run.usage.as_ref();
         let numbers = [
-            ("gen_ai.usage.input_tokens", usage.and_then(|usage| usage.prompt_tokens)),
-            ("gen_ai.usage.output_tokens", usage.and_then(|usage| usage.completion_tokens)),
+            (
+                "gen_ai.usage.input_tokens",
+                usage.and_then(|usage| usage.prompt_tokens),
+            ),
+            (
+                "gen_ai.usage.output_tokens",
+                usage.and_then(|usage| usage.completion_tokens),
+            ),
         ];
         let texts = texts.into_iter().filter(|(_, text)| !text.is_empty());
         let texts = texts.map(|(name, text)| KeyValue::new(name, text.to_owned()));
-        let numbers = numbers.into_iter().filter_map(|(name, number)| Some(KeyValue::new(name, number?)));
+        let numbers = numbers
+            .into_iter()
+            .filter_map(|(name, number)| Some(KeyValue::new(name, number?)));
         *self.run.lock().unwrap_or_else(PoisonError::into_inner) = texts.chain(numbers).collect();
     }
 
@@ -168,13 +238,23 @@ impl Server {
         if !span.is_recording() {
             return;
         }
-        span.set_attributes(mem::take(&mut *self.run.lock().unwrap_or_else(PoisonError::into_inner)));
-        span.set_attribute(KeyValue::new("rpc.grpc.status_code", i64::from(i32::from(code))));
+        span.set_attributes(mem::take(
+            &mut *self.run.lock().unwrap_or_else(PoisonError::into_inner),
+        ));
+        span.set_attribute(KeyValue::new(
+            "rpc.grpc.status_code",
+            i64::from(i32::from(code)),
+        ));
         span.set_attribute(KeyValue::new("rpc.response.status_code", code_name(code)));
         // Those that the conventions count as the server's own.
         let own = matches!(
             code,
-            Code::Unknown | Code::DeadlineExceeded | Code::Unimplemented | Code::Internal | Code::Unavailable | Code::DataLoss
+            Code::Unknown
+                | Code::DeadlineExceeded
+                | Code::Unimplemented
+                | Code::Internal
+                | Code::Unavailable
+                | Code::DataLoss
         );
         if own {
             span.set_attribute(KeyValue::new("error.type", code_name(code)));
@@ -200,10 +280,16 @@ impl Client {
         let Some((context, _)) = &self.0 else { return };
         let span = context.span();
         if let Some(status) = status {
-            span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+            span.set_attribute(KeyValue::new(
+                "http.response.status_code",
+                i64::from(status.as_u16()),
+            ));
         }
         let failed = status.filter(|status| status.is_client_error() || status.is_server_error());
-        if let Some(kind) = error.map(str::to_owned).or_else(|| failed.map(|status| status.as_str().to_owned())) {
+        if let Some(kind) = error
+            .map(str::to_owned)
+            .or_else(|| failed.map(|status| status.as_str().to_owned()))
+        {
             span.set_attribute(KeyValue::new("error.type", kind));
             span.set_status(Status::error(""));
         }

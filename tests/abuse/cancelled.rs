@@ -1,4 +1,5 @@
-//! Calls that are cancelled as soon as they are made: each costs its caller a few bytes, and could cost the upstream a run.
+//! Calls that are cancelled as soon as they are made: each costs its caller a few bytes, and could
+//! cost the upstream a run.
 
 use std::{
     env,
@@ -33,7 +34,8 @@ struct Way {
     peers: usize,
 }
 
-/// Makes calls until there were enough, on a new connection when one is closed. Returns how many connections that took.
+/// Makes calls until there were enough, on a new connection when one is closed. Returns how many
+/// connections that took.
 async fn attack(address: SocketAddr, way: Way, left: &AtomicUsize) -> usize {
     let mut connections = 0;
     loop {
@@ -41,7 +43,12 @@ async fn attack(address: SocketAddr, way: Way, left: &AtomicUsize) -> usize {
         connections += 1;
         let mut next = 1;
         loop {
-            if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(way.together as usize)).is_err() {
+            if left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                    left.checked_sub(way.together as usize)
+                })
+                .is_err()
+            {
                 return connections;
             }
             let streams = || (0..way.together).map(|call| next + 2 * call);
@@ -52,7 +59,10 @@ async fn attack(address: SocketAddr, way: Way, left: &AtomicUsize) -> usize {
                 let cancelled: Vec<_> = streams().flat_map(cancel).collect();
                 said.and(peer.say(&cancelled).await)
             } else {
-                let all: Vec<_> = streams().flat_map(|stream| [create_run(stream), cancel(stream)]).flatten().collect();
+                let all: Vec<_> = streams()
+                    .flat_map(|stream| [create_run(stream), cancel(stream)])
+                    .flatten()
+                    .collect();
                 peer.say(&all).await
             };
             next += 2 * way.together;
@@ -64,19 +74,52 @@ async fn attack(address: SocketAddr, way: Way, left: &AtomicUsize) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_thousand_cancelled_calls_make_no_more_upstream_requests_than_there_are_places_for() {
-    let slower = env::var("RUNS_ABUSE_CALLS").map_or(10_000, |text| text.parse().expect("a number"));
+async fn a_hundred_thousand_cancelled_calls_make_no_more_upstream_requests_than_there_are_places_for()
+ {
+    let slower =
+        env::var("RUNS_ABUSE_CALLS").map_or(10_000, |text| text.parse().expect("a number"));
     let life = Some(Duration::from_millis(30));
     let ways = [
-        Way { name: "cancelled in the same write, all together", calls: 100_000, together: 500, life: None, peers: 4 },
-        Way { name: "cancelled in the same write, one by one", calls: slower, together: 1, life: None, peers: 4 },
-        Way { name: "cancelled when they are under way", calls: slower, together: 50, life, peers: 4 },
+        Way {
+            name: "cancelled in the same write, all together",
+            calls: 100_000,
+            together: 500,
+            life: None,
+            peers: 4,
+        },
+        Way {
+            name: "cancelled in the same write, one by one",
+            calls: slower,
+            together: 1,
+            life: None,
+            peers: 4,
+        },
+        Way {
+            name: "cancelled when they are under way",
+            calls: slower,
+            together: 50,
+            life,
+            peers: 4,
+        },
         // Each of these would be a run.
-        Way { name: "cancelled when they are at the upstream", calls: slower / 5, together: 4, life, peers: 8 },
+        Way {
+            name: "cancelled when they are at the upstream",
+            calls: slower / 5,
+            together: 4,
+            life,
+            peers: 8,
+        },
     ];
     for way in ways {
         let places = PLACES.to_string();
-        let flags = ["--max-upstream-requests", &places, "--max-upstream-queue", "100", "--upstream-queue-timeout", "1s"];
+        let flags = [
+            "--max-upstream-requests",
+            &places,
+            "--max-upstream-queue",
+            "100",
+            "--upstream-queue-timeout",
+            "1s",
+        ];
         let attacked = Attacked::start(&flags).await;
         let (address, began) = (attacked.program.address, Instant::now());
         let most_in_flight = AtomicUsize::new(0);
@@ -105,11 +148,22 @@ async fn a_hundred_thousand_cancelled_calls_make_no_more_upstream_requests_than_
         let (posts, in_flight) = (attacked.posts(), most_in_flight.into_inner());
         // The place of a cancelled create is taken for a second more.
         let seconds = usize::try_from(began.elapsed().as_secs()).expect("few") + 1;
-        println!("{} calls on {connections} connections: {posts} POSTs in {seconds} s, {in_flight} at a time", way.calls);
-        assert!(posts <= PLACES * seconds, "{}: {posts} POSTs in {seconds} s", way.name);
+        println!(
+            "{} calls on {connections} connections: {posts} POSTs in {seconds} s, {in_flight} at a time",
+            way.calls
+        );
+        assert!(
+            posts <= PLACES * seconds,
+            "{}: {posts} POSTs in {seconds} s",
+            way.name
+        );
         assert!(posts * 5 < way.calls, "{}: {posts} POSTs", way.name);
         // Each is a connection, and the other caller has one that is kept.
-        assert!(in_flight <= PLACES + 1, "{}: {in_flight} at a time", way.name);
+        assert!(
+            in_flight <= PLACES + 1,
+            "{}: {in_flight} at a time",
+            way.name
+        );
         assert!(grown < 64, "{}: {grown} MiB", way.name);
         if way.together == 4 {
             assert!(posts >= PLACES / 2, "{}: {posts} POSTs", way.name);

@@ -12,10 +12,21 @@ const CONNECTIONS: usize = 5_000;
 async fn five_thousand_idle_connections_are_borne_and_leave_nothing_behind() {
     // Both ends need a file for each. What the system does not give is done without.
     let process = std::process::id().to_string();
-    let _ = Command::new("prlimit").args(["--pid", &process, "--nofile=12000"]).status().await;
+    let _ = Command::new("prlimit")
+        .args(["--pid", &process, "--nofile=12000"])
+        .status()
+        .await;
     let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
-    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("the limit of files");
-    let files: usize = files.split_whitespace().next().expect("a number").parse().unwrap_or(usize::MAX);
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .expect("the limit of files");
+    let files: usize = files
+        .split_whitespace()
+        .next()
+        .expect("a number")
+        .parse()
+        .unwrap_or(usize::MAX);
     let connections = CONNECTIONS.min(files.saturating_sub(200));
 
     let attacked = Attacked::start(&["--max-connections", "6000"]).await;
@@ -54,5 +65,7 @@ async fn until(holds: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("should have happened by now");
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .expect("should have happened by now");
 }

@@ -1,8 +1,11 @@
-//! Callers that mean harm: whatever one sends, the gateway stays up, answers others in time, and holds no more memory than it may.
+//! Callers that mean harm: whatever one sends, the gateway stays up, answers others in time, and
+//! holds no more memory than it may.
 //!
-//! The gateway is a process of its own, and the frames are written by hand: well-behaved clients do not do what must be withstood.
+//! The gateway is a process of its own, and the frames are written by hand: well-behaved clients do
+//! not do what must be withstood.
 //!
-//! `RUNS_ABUSE_CALLS` chooses how many calls are cancelled in the slower ways; the fastest one does 100,000 in any case.
+//! `RUNS_ABUSE_CALLS` chooses how many calls are cancelled in the slower ways; the fastest one does
+//! 100,000 in any case.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,7 +31,8 @@ use support::{
 };
 use tonic::{Request, transport::Channel};
 
-const RUN: &str = r#"{"id":"run_1","object":"thread.run","thread_id":"thread_1","status":"completed"}"#;
+const RUN: &str =
+    r#"{"id":"run_1","object":"thread.run","thread_id":"thread_1","status":"completed"}"#;
 
 /// Within this time others are answered, in a debug build on a busy machine.
 const BOUND: Duration = Duration::from_secs(5);
@@ -54,20 +58,33 @@ impl Attacked {
             Answer::never()
         })
         .await;
-        let program = Running::start(&[&["--log", "error", "--upstream-url", &upstream.url()][..], flags].concat()).await;
+        let program = Running::start(
+            &[
+                &["--log", "error", "--upstream-url", &upstream.url()][..],
+                flags,
+            ]
+            .concat(),
+        )
+        .await;
         let channel = program.connect();
         for _ in 0..50 {
             get_run(&channel).await;
         }
         let memory = program.memory();
-        Self { upstream, program, posts, memory }
+        Self {
+            upstream,
+            program,
+            posts,
+            memory,
+        }
     }
 
     fn posts(&self) -> usize {
         self.posts.load(Ordering::Relaxed)
     }
 
-    /// Attacks, while another caller is served. Returns what the attack gave and the most memory that the gateway took for it, in MiB.
+    /// Attacks, while another caller is served. Returns what the attack gave and the most memory
+    /// that the gateway took for it, in MiB.
     async fn during<T>(&self, what: &str, attack: impl Future<Output = T>) -> (T, usize) {
         let over = Arc::new(AtomicBool::new(false));
         let (channel, seen) = (self.program.connect(), Arc::clone(&over));
@@ -103,7 +120,10 @@ impl Attacked {
         get_run(&self.program.connect()).await;
         assert_eq!(self.program.log(), [""; 0], "{what}: an error or a panic");
         let grown = (most - self.memory) >> 10;
-        println!("{what}: {:?}, others: {calls} calls, {worst:?} at most; {grown} MiB more at most", began.elapsed());
+        println!(
+            "{what}: {:?}, others: {calls} calls, {worst:?} at most; {grown} MiB more at most",
+            began.elapsed()
+        );
         (done, grown)
     }
 }
@@ -111,8 +131,15 @@ impl Attacked {
 /// How long a call by somebody else takes.
 async fn get_run(channel: &Channel) -> Duration {
     let began = Instant::now();
-    let request = Request::new(GetRunRequest { thread_id: "thread_1".to_owned(), run_id: "run_1".to_owned() });
-    let answered = tokio::time::timeout(BOUND, RunServiceClient::new(channel.clone()).get_run(request)).await;
+    let request = Request::new(GetRunRequest {
+        thread_id: "thread_1".to_owned(),
+        run_id: "run_1".to_owned(),
+    });
+    let answered = tokio::time::timeout(
+        BOUND,
+        RunServiceClient::new(channel.clone()).get_run(request),
+    )
+    .await;
     answered.expect("an answer in time").expect("a run");
     began.elapsed()
 }

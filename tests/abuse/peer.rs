@@ -34,7 +34,9 @@ impl Peer {
     /// Connected, with preface and settings.
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let mut peer = Self::bare(address).await;
-        peer.say(&[PREFACE, &frame(SETTINGS, 0, 0, b"")].concat()).await.expect("a new connection takes a preface");
+        peer.say(&[PREFACE, &frame(SETTINGS, 0, 0, b"")].concat())
+            .await
+            .expect("a new connection takes a preface");
         peer
     }
 
@@ -46,7 +48,8 @@ impl Peer {
         Self { write, read }
     }
 
-    /// Says this, reading meanwhile, as the gateway might not listen to whoever does not. An error if the gateway has closed.
+    /// Says this, reading meanwhile, as the gateway might not listen to whoever does not. An error
+    /// if the gateway has closed.
     pub(crate) async fn say(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut heard = [0; 4096];
         let mut said = std::pin::pin!(self.write.write_all(bytes));
@@ -62,12 +65,24 @@ impl Peer {
     /// Whether the gateway closes this connection within a time.
     pub(crate) async fn is_closed(&mut self, within: Duration) -> bool {
         let mut heard = [0; 4096];
-        timeout(within, async { while self.read.read(&mut heard).await.is_ok_and(|count| count > 0) {} }).await.is_ok()
+        timeout(within, async {
+            while self
+                .read
+                .read(&mut heard)
+                .await
+                .is_ok_and(|count| count > 0)
+            {}
+        })
+        .await
+        .is_ok()
     }
 }
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = u32::try_from(payload.len()).expect("a short payload").to_be_bytes()[1..].to_vec();
+    let mut frame = u32::try_from(payload.len())
+        .expect("a short payload")
+        .to_be_bytes()[1..]
+        .to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
@@ -92,16 +107,39 @@ pub(crate) fn fields() -> Vec<u8> {
 /// A field that is not indexed. Both of its texts are shorter than 127 bytes.
 pub(crate) fn field(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).expect("short");
-    [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    [
+        &[0, length(name)],
+        name.as_bytes(),
+        &[length(value)],
+        value.as_bytes(),
+    ]
+    .concat()
 }
 
 /// A whole call of `CreateRun`.
 pub(crate) fn create_run(stream: u32) -> Vec<u8> {
-    let run = Some(RunSpec { assistant_id: "asst_1".to_owned(), ..RunSpec::default() });
-    let request = CreateRunRequest { thread_id: "thread_1".to_owned(), run, include: vec![] };
+    let run = Some(RunSpec {
+        assistant_id: "asst_1".to_owned(),
+        ..RunSpec::default()
+    });
+    let request = CreateRunRequest {
+        thread_id: "thread_1".to_owned(),
+        run,
+        include: vec![],
+    };
     let message = prost::Message::encode_to_vec(&request);
-    let prefix = [&[0], &u32::try_from(message.len()).expect("a short message").to_be_bytes()[..]].concat();
-    [frame(HEADERS, END_HEADERS, stream, &fields()), frame(DATA, END_STREAM, stream, &[prefix, message].concat())].concat()
+    let prefix = [
+        &[0],
+        &u32::try_from(message.len())
+            .expect("a short message")
+            .to_be_bytes()[..],
+    ]
+    .concat();
+    [
+        frame(HEADERS, END_HEADERS, stream, &fields()),
+        frame(DATA, END_STREAM, stream, &[prefix, message].concat()),
+    ]
+    .concat()
 }
 
 /// Its cancellation.

@@ -1,6 +1,9 @@
 //! Certificates for one test: an authority, and what it signs.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
 
 /// A certificate authority.
 pub(crate) struct Authority {
@@ -41,12 +44,21 @@ impl Authority {
         self.sign_until(name, purpose, 4000)
     }
 
-    fn sign_until(&self, name: &str, purpose: ExtendedKeyUsagePurpose, year: i32) -> (String, String) {
+    fn sign_until(
+        &self,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+        year: i32,
+    ) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let text = name.try_into().expect("ASCII");
-        params.subject_alt_names = vec![if name.contains("://") { SanType::URI(text) } else { SanType::DnsName(text) }];
+        params.subject_alt_names = vec![if name.contains("://") {
+            SanType::URI(text)
+        } else {
+            SanType::DnsName(text)
+        }];
         params.extended_key_usages = vec![purpose];
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");

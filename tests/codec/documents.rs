@@ -1,6 +1,8 @@
-//! Documents: generated from the contract's descriptors, then damaged in the ways that services and attackers depart from a schema.
+//! Documents: generated from the contract's descriptors, then damaged in the ways that services and
+//! attackers depart from a schema.
 //!
-//! Must hold: a document is a function of its seed. Unguided random JSON would find little: nearly all of it is "unknown member".
+//! Must hold: a document is a function of its seed. Unguided random JSON would find little: nearly
+//! all of it is "unknown member".
 
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
@@ -89,9 +91,17 @@ impl Doc {
     /// How many lists and objects are within each other at most.
     pub(crate) fn depth(&self) -> usize {
         match self {
-            Self::Text(text) => usize::from(text.starts_with("[[")) + usize::from(text.starts_with(['[', '{'])),
+            Self::Text(text) => {
+                usize::from(text.starts_with("[[")) + usize::from(text.starts_with(['[', '{']))
+            }
             Self::List(list) => 1 + list.iter().map(Self::depth).max().unwrap_or_default(),
-            Self::Object(members) => 1 + members.iter().map(|(_, value)| value.depth()).max().unwrap_or_default(),
+            Self::Object(members) => {
+                1 + members
+                    .iter()
+                    .map(|(_, value)| value.depth())
+                    .max()
+                    .unwrap_or_default()
+            }
         }
     }
 
@@ -114,7 +124,9 @@ impl Doc {
         match self {
             Self::Text(_) => None,
             Self::List(list) => list.iter_mut().find_map(|one| one.place(number)),
-            Self::Object(members) => members.iter_mut().find_map(|(_, value)| value.place(number)),
+            Self::Object(members) => members
+                .iter_mut()
+                .find_map(|(_, value)| value.place(number)),
         }
     }
 }
@@ -127,10 +139,16 @@ pub(crate) fn valid(message: &MessageDescriptor, random: &mut Random) -> Doc {
         return value(form, random);
     }
     let mut members = Vec::new();
-    for field in message.fields().filter(|field| field.name() != "extra_json" && !bare.contains(field)) {
+    for field in message
+        .fields()
+        .filter(|field| field.name() != "extra_json" && !bare.contains(field))
+    {
         match random.below(12) {
             0 | 1 => {}
-            2 => members.push((token(oracle::member(&field), random), Doc::Text("null".into()))),
+            2 => members.push((
+                token(oracle::member(&field), random),
+                Doc::Text("null".into()),
+            )),
             _ => members.push((token(oracle::member(&field), random), value(&field, random))),
         }
     }
@@ -144,20 +162,32 @@ pub(crate) fn valid(message: &MessageDescriptor, random: &mut Random) -> Doc {
 fn value(field: &FieldDescriptor, random: &mut Random) -> Doc {
     let few = if random.once_in(6) { 4 } else { 2 };
     if field.is_map() {
-        let pairs = (0..random.below(few + 1)).map(|at| (token(&format!("key{at}"), random), text(random)));
+        let pairs =
+            (0..random.below(few + 1)).map(|at| (token(&format!("key{at}"), random), text(random)));
         return Doc::Object(pairs.collect());
     }
     if field.is_list() {
-        return Doc::List((0..random.below(few + 1)).map(|_| single(field, random)).collect());
+        return Doc::List(
+            (0..random.below(few + 1))
+                .map(|_| single(field, random))
+                .collect(),
+        );
     }
     single(field, random)
 }
 
 fn single(field: &FieldDescriptor, random: &mut Random) -> Doc {
     let token = match field.kind() {
-        Kind::Message(message) if message.name() == "Timestamp" => {
-            random.one(&["0", "1764672000", "1764672001.0", "17646720e2", "-1", "253402300799"]).to_owned()
-        }
+        Kind::Message(message) if message.name() == "Timestamp" => random
+            .one(&[
+                "0",
+                "1764672000",
+                "1764672001.0",
+                "17646720e2",
+                "-1",
+                "253402300799",
+            ])
+            .to_owned(),
         Kind::Message(message) => return valid(&message, random),
         Kind::String if field.name().ends_with("_json") => return any(random, 4),
         Kind::String if field.supports_presence() || field.is_list() => return text(random),
@@ -168,17 +198,47 @@ fn single(field: &FieldDescriptor, random: &mut Random) -> Doc {
             token(&names[random.below(names.len())], random)
         }
         Kind::Bool => random.one(&["true", "false"]).to_owned(),
-        Kind::Int32 => {
-            random.one(&["0", "-0", "1", "5.0", "5e0", "100", "2147483647", "-2147483648", "21474836.47e2"]).to_owned()
-        }
+        Kind::Int32 => random
+            .one(&[
+                "0",
+                "-0",
+                "1",
+                "5.0",
+                "5e0",
+                "100",
+                "2147483647",
+                "-2147483648",
+                "21474836.47e2",
+            ])
+            .to_owned(),
         Kind::Int64 => random
-            .one(&["0", "1", "256", "5.0", "1E3", "9007199254740993", "9223372036854775807", "-9223372036854775808.0"])
+            .one(&[
+                "0",
+                "1",
+                "256",
+                "5.0",
+                "1E3",
+                "9007199254740993",
+                "9223372036854775807",
+                "-9223372036854775808.0",
+            ])
             .to_owned(),
         Kind::Double => match random.below(3) {
             0 => format!("{:?}", f64::from_bits(random.next() >> 2)),
             1 => format!("{}.{:02}", random.below(3), random.below(100)),
             _ => random
-                .one(&["0", "-0.0", "1", "1.0", "1e0", "0.7", "0.30000001192092896", "1e22", "5e-324", "2.50e+1"])
+                .one(&[
+                    "0",
+                    "-0.0",
+                    "1",
+                    "1.0",
+                    "1e0",
+                    "0.7",
+                    "0.30000001192092896",
+                    "1e22",
+                    "5e-324",
+                    "2.50e+1",
+                ])
                 .to_owned(),
         },
         other => panic!("no values for {other:?}"),
@@ -193,7 +253,11 @@ fn token(text: &str, random: &mut Random) -> String {
     for letter in text.chars() {
         if matches!(letter, '"' | '\\') || letter < ' ' || (escapes && random.once_in(4)) {
             for unit in letter.encode_utf16(&mut [0; 2]) {
-                let escape = if random.once_in(2) { format!("\\u{unit:04x}") } else { format!("\\u{unit:04X}") };
+                let escape = if random.once_in(2) {
+                    format!("\\u{unit:04x}")
+                } else {
+                    format!("\\u{unit:04X}")
+                };
                 out.push_str(&escape);
             }
         } else {
@@ -221,7 +285,9 @@ fn text(random: &mut Random) -> Doc {
         "{}[],:",
         "a longer piece of plain text",
     ];
-    let pieces: String = (0..random.below(5)).map(|_| *random.one(&PIECES.each_ref())).collect();
+    let pieces: String = (0..random.below(5))
+        .map(|_| *random.one(&PIECES.each_ref()))
+        .collect();
     let written = match random.below(4) {
         0 => r#""\/\b\f\n\r\t\\\"\ud83d\ude00""#.to_owned(),
         _ => token(&pieces, random),
@@ -314,9 +380,20 @@ fn any(random: &mut Random, depth: usize) -> Doc {
         0 => text(random),
         1..6 => Doc::Text((*random.one(&NASTY.each_ref())).to_owned()),
         6 | 7 => Doc::Object(
-            (0..random.below(4)).map(|_| (random.one(&NAMES.each_ref()).to_string(), any(random, depth - 1))).collect(),
+            (0..random.below(4))
+                .map(|_| {
+                    (
+                        random.one(&NAMES.each_ref()).to_string(),
+                        any(random, depth - 1),
+                    )
+                })
+                .collect(),
         ),
-        _ => Doc::List((0..random.below(4)).map(|_| any(random, depth - 1)).collect()),
+        _ => Doc::List(
+            (0..random.below(4))
+                .map(|_| any(random, depth - 1))
+                .collect(),
+        ),
     }
 }
 
@@ -324,7 +401,11 @@ fn any(random: &mut Random, depth: usize) -> Doc {
 fn deep(levels: usize, random: &mut Random) -> Doc {
     let mut doc = any(random, 0);
     for _ in 0..levels {
-        doc = if random.once_in(2) { Doc::List(vec![doc]) } else { Doc::Object(vec![("\"deep\"".into(), doc)]) };
+        doc = if random.once_in(2) {
+            Doc::List(vec![doc])
+        } else {
+            Doc::Object(vec![("\"deep\"".into(), doc)])
+        };
     }
     doc
 }
@@ -334,11 +415,17 @@ pub(crate) fn damage(doc: &mut Doc, random: &mut Random) {
     for _ in 0..=random.below(4) {
         let mut number = random.below(doc.places());
         let top = number == 0;
-        let Some(place) = doc.place(&mut number) else { continue };
+        let Some(place) = doc.place(&mut number) else {
+            continue;
+        };
         let bad = match random.below(16) {
             0 => {
                 // Mostly beyond the bound, or just within.
-                let levels = if random.once_in(3) { 1000 } else { 100 + random.below(30) };
+                let levels = if random.once_in(3) {
+                    1000
+                } else {
+                    100 + random.below(30)
+                };
                 deep(levels, random)
             }
             1 | 2 => Doc::Text("null".into()),
@@ -364,8 +451,11 @@ fn spoil(members: &mut Vec<(String, Doc)>, bad: Doc, random: &mut Random) {
         // A duplicate before or behind, the same name or the same name escaped.
         1 => members.insert(at, (name.clone(), bad)),
         _ => {
-            let escaped =
-                format!("\"\\u00{:02x}{}", name.as_bytes().get(1).copied().unwrap_or(b'x'), name.get(2..).unwrap_or("\""));
+            let escaped = format!(
+                "\"\\u00{:02x}{}",
+                name.as_bytes().get(1).copied().unwrap_or(b'x'),
+                name.get(2..).unwrap_or("\"")
+            );
             let plain = name.len() > 2 && name.is_ascii() && !name.starts_with("\"\\");
             members.insert(at, (if plain { escaped } else { name.clone() }, bad));
         }

@@ -1,8 +1,10 @@
-//! The codec keeps its promises (`runs_gateway::json`) on documents generated from the contract and then damaged.
+//! The codec keeps its promises (`runs_gateway::json`) on documents generated from the contract and
+//! then damaged.
 //!
-//! A run takes new documents each time and says which seed failed. `CODEC_SEED=<seed>` takes that one document again,
-//! `CODEC_DOCUMENTS=<number>` takes another number than 10,000. What is read must not depend on the documents before, but the way there does (the order of
-//! members is remembered): a failure that one seed does not repeat needs those before it.
+//! A run takes new documents each time and says which seed failed. `CODEC_SEED=<seed>` takes that
+//! one document again, `CODEC_DOCUMENTS=<number>` takes another number than 10,000. What is read
+//! must not depend on the documents before, but the way there does (the order of members is
+//! remembered): a failure that one seed does not repeat needs those before it.
 
 mod documents;
 mod oracle;
@@ -30,17 +32,33 @@ struct Failed<'a>(u64, &'a str, &'a str);
 impl Drop for Failed<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("failed with CODEC_SEED={} as {}: {}", self.0, self.1, self.2);
+            eprintln!(
+                "failed with CODEC_SEED={} as {}: {}",
+                self.0, self.1, self.2
+            );
         }
     }
 }
 
 /// The seeds to take.
 fn seeds() -> Range<u64> {
-    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is no number")));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_nanos();
-    let first = number("CODEC_SEED").unwrap_or(u64::try_from(now % u128::from(u32::MAX)).expect("it has 32 bits"));
-    let many = if number("CODEC_SEED").is_some() { 1 } else { number("CODEC_DOCUMENTS").unwrap_or(10_000) };
+    let number = |name| {
+        env::var(name).ok().map(|text| {
+            text.parse::<u64>()
+                .unwrap_or_else(|_| panic!("{name} is no number"))
+        })
+    };
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("it is after 1970")
+        .as_nanos();
+    let first = number("CODEC_SEED")
+        .unwrap_or(u64::try_from(now % u128::from(u32::MAX)).expect("it has 32 bits"));
+    let many = if number("CODEC_SEED").is_some() {
+        1
+    } else {
+        number("CODEC_DOCUMENTS").unwrap_or(10_000)
+    };
     first..first + many
 }
 
@@ -63,7 +81,11 @@ fn each_document(damage: bool, check: impl Fn(&Root, &MessageDescriptor, &Doc, &
 #[test]
 fn a_valid_document_is_read_into_fields_alone_and_written_back_the_same() {
     each_document(false, |root, descriptor, _, text, _| {
-        assert_eq!(round(root, descriptor, text), 0, "there are members in extra_json");
+        assert_eq!(
+            round(root, descriptor, text),
+            0,
+            "there are members in extra_json"
+        );
     });
 }
 
@@ -85,12 +107,25 @@ fn the_roots_reach_every_message_that_mirrors_json() {
     let mut seen = Vec::new();
     while let Some(message) = open.pop() {
         if !seen.contains(&message) {
-            open.extend(message.fields().filter_map(|field| field.kind().as_message().cloned()));
+            open.extend(
+                message
+                    .fields()
+                    .filter_map(|field| field.kind().as_message().cloned()),
+            );
             seen.push(message);
         }
     }
-    for message in descriptor(&ROOTS[0]).parent_pool().all_messages().filter(oracle::is_object) {
-        assert!(seen.iter().any(|known| known.full_name() == message.full_name()), "{} is in no document", message.name());
+    for message in descriptor(&ROOTS[0])
+        .parent_pool()
+        .all_messages()
+        .filter(oracle::is_object)
+    {
+        assert!(
+            seen.iter()
+                .any(|known| known.full_name() == message.full_name()),
+            "{} is in no document",
+            message.name()
+        );
     }
 }
 
@@ -114,9 +149,15 @@ fn the_oracle_tells_values_apart() {
         (r#"{"a":null}"#, "{}"),
     ];
     for (one, other) in same {
-        assert_eq!(oracle::parse(one.as_bytes()), oracle::parse(other.as_bytes()));
+        assert_eq!(
+            oracle::parse(one.as_bytes()),
+            oracle::parse(other.as_bytes())
+        );
     }
     for (one, other) in different {
-        assert_ne!(oracle::parse(one.as_bytes()), oracle::parse(other.as_bytes()));
+        assert_ne!(
+            oracle::parse(one.as_bytes()),
+            oracle::parse(other.as_bytes())
+        );
     }
 }

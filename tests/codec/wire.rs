@@ -1,10 +1,13 @@
-//! What the contract's messages are as protobuf (`runs_gateway::wire`) is what prost writes, to the byte: for every message of every call, with any of its
-//! fields set. The documents of the other tests are held to the same (`roots.rs`).
+//! What the contract's messages are as protobuf (`runs_gateway::wire`) is what prost writes, to the
+//! byte: for every message of every call, with any of its fields set. The documents of the other
+//! tests are held to the same (`roots.rs`).
 
 use std::{collections::BTreeSet, panic};
 
 use prost::{Message, bytes::Bytes};
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
+};
 use runs_gateway::{
     v1,
     wire::{self, Wire},
@@ -17,7 +20,11 @@ fn compare<M: Message + Wire + Default>(bytes: &[u8]) {
     let message = M::decode(bytes).expect("protobuf reads its own");
     let written = wire::encode(&message, <[u8]>::to_vec);
     assert_eq!(written, message.encode_to_vec());
-    assert_eq!(written.len(), bytes.len(), "a field is neither in the message nor written");
+    assert_eq!(
+        written.len(),
+        bytes.len(),
+        "a field is neither in the message nor written"
+    );
 }
 
 macro_rules! messages {
@@ -52,17 +59,31 @@ const MESSAGES: [(&str, Compare); 20] = messages![
 #[test]
 fn every_message_of_every_call_is_written_as_prost_writes_it() {
     let pool = DescriptorPool::decode(v1::DESCRIPTOR).expect("the descriptor set is whole");
-    let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
-    let contract: BTreeSet<_> =
-        methods.flat_map(|method| [method.input(), method.output()]).map(|it| it.name().to_owned()).collect();
-    assert_eq!(contract, MESSAGES.iter().map(|(name, _)| (*name).to_owned()).collect(), "the table of this test is not complete");
+    let methods = pool
+        .services()
+        .flat_map(|service| service.methods().collect::<Vec<_>>());
+    let contract: BTreeSet<_> = methods
+        .flat_map(|method| [method.input(), method.output()])
+        .map(|it| it.name().to_owned())
+        .collect();
+    assert_eq!(
+        contract,
+        MESSAGES
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect(),
+        "the table of this test is not complete"
+    );
 
     for seed in seeds() {
         let mut random = Random(seed);
         let (name, compare) = MESSAGES[random.below(MESSAGES.len())];
-        let descriptor = pool.get_message_by_name(&format!("runsgateway.v1.{name}")).expect("it is in the contract");
+        let descriptor = pool
+            .get_message_by_name(&format!("runsgateway.v1.{name}"))
+            .expect("it is in the contract");
         let bytes = message(&descriptor, &mut random, 0).encode_to_vec();
-        panic::catch_unwind(|| compare(&bytes)).unwrap_or_else(|_| panic!("{name} with CODEC_SEED={seed}"));
+        panic::catch_unwind(|| compare(&bytes))
+            .unwrap_or_else(|_| panic!("{name} with CODEC_SEED={seed}"));
     }
 }
 
@@ -73,13 +94,24 @@ fn message(descriptor: &MessageDescriptor, random: &mut Random, depth: usize) ->
         if !random.once_in(2 + depth) {
             continue;
         }
-        let many = if random.once_in(40) { 40 } else { random.below(3) };
+        let many = if random.once_in(40) {
+            40
+        } else {
+            random.below(3)
+        };
         let value = match field.kind() {
             Kind::Message(entry) if field.is_map() => {
-                let mut pair = || (MapKey::String(text(random)), scalar(&entry.map_entry_value_field(), random, depth));
+                let mut pair = || {
+                    (
+                        MapKey::String(text(random)),
+                        scalar(&entry.map_entry_value_field(), random, depth),
+                    )
+                };
                 Value::Map((0..many).map(|_| pair()).collect())
             }
-            _ if field.is_list() => Value::List((0..many).map(|_| scalar(&field, random, depth)).collect()),
+            _ if field.is_list() => {
+                Value::List((0..many).map(|_| scalar(&field, random, depth)).collect())
+            }
             _ => scalar(&field, random, depth),
         };
         message.set_field(&field, value);

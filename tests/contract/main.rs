@@ -1,7 +1,8 @@
 //! The contract (`proto/`) names all of the REST API, and keeps its own rules.
 //!
-//! The published `OpenAPI` document is read from the path in `RUNS_OPENAPI`. It is not part of the project: where the variable is not set, the
-//! test that needs the document says so and checks nothing.
+//! The published `OpenAPI` document is read from the path in `RUNS_OPENAPI`. It is not part of the
+//! project: where the variable is not set, the test that needs the document says so and checks
+//! nothing.
 
 mod schema;
 
@@ -14,18 +15,64 @@ use serde_json::{Value, json};
 
 /// RPC, method, path, and the field of the request that is the body.
 const ROUTES: [(&str, &str, &str, Option<&str>); 9] = [
-    ("RunService.CreateRun", "POST", "/threads/{thread_id}/runs", Some("run")),
-    ("RunService.CreateThreadAndRun", "POST", "/threads/runs", Some("thread_and_run")),
-    ("RunService.ListRuns", "GET", "/threads/{thread_id}/runs", None),
-    ("RunService.GetRun", "GET", "/threads/{thread_id}/runs/{run_id}", None),
-    ("RunService.ModifyRun", "POST", "/threads/{thread_id}/runs/{run_id}", Some("run")),
-    ("RunService.SubmitToolOutputs", "POST", "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs", Some("tool_outputs")),
-    ("RunService.CancelRun", "POST", "/threads/{thread_id}/runs/{run_id}/cancel", None),
-    ("RunStepService.ListRunSteps", "GET", "/threads/{thread_id}/runs/{run_id}/steps", None),
-    ("RunStepService.GetRunStep", "GET", "/threads/{thread_id}/runs/{run_id}/steps/{step_id}", None),
+    (
+        "RunService.CreateRun",
+        "POST",
+        "/threads/{thread_id}/runs",
+        Some("run"),
+    ),
+    (
+        "RunService.CreateThreadAndRun",
+        "POST",
+        "/threads/runs",
+        Some("thread_and_run"),
+    ),
+    (
+        "RunService.ListRuns",
+        "GET",
+        "/threads/{thread_id}/runs",
+        None,
+    ),
+    (
+        "RunService.GetRun",
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}",
+        None,
+    ),
+    (
+        "RunService.ModifyRun",
+        "POST",
+        "/threads/{thread_id}/runs/{run_id}",
+        Some("run"),
+    ),
+    (
+        "RunService.SubmitToolOutputs",
+        "POST",
+        "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs",
+        Some("tool_outputs"),
+    ),
+    (
+        "RunService.CancelRun",
+        "POST",
+        "/threads/{thread_id}/runs/{run_id}/cancel",
+        None,
+    ),
+    (
+        "RunStepService.ListRunSteps",
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}/steps",
+        None,
+    ),
+    (
+        "RunStepService.GetRunStep",
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
+        None,
+    ),
 ];
 
-/// What the events of a stream carry, by the beginning of the event's name; the first that fits counts.
+/// What the events of a stream carry, by the beginning of the event's name; the first that fits
+/// counts.
 const PAYLOADS: [(&str, &str); 6] = [
     ("thread.run.step.delta", "RunStepDelta"),
     ("thread.run.step.", "RunStep"),
@@ -53,9 +100,18 @@ const UNDOCUMENTED: [(&str, &str); 9] = [
 
 /// Members that the contract leaves out on purpose, each with the reason.
 const LEFT_OUT: [(&str, &str); 3] = [
-    ("CreateRunRequest.stream", "the gateway sets it: StreamCreateRun is an RPC of its own"),
-    ("CreateThreadAndRunRequest.stream", "the gateway sets it: StreamCreateThreadAndRun is an RPC of its own"),
-    ("SubmitToolOutputsRunRequest.stream", "the gateway sets it: StreamSubmitToolOutputs is an RPC of its own"),
+    (
+        "CreateRunRequest.stream",
+        "the gateway sets it: StreamCreateRun is an RPC of its own",
+    ),
+    (
+        "CreateThreadAndRunRequest.stream",
+        "the gateway sets it: StreamCreateThreadAndRun is an RPC of its own",
+    ),
+    (
+        "SubmitToolOutputsRunRequest.stream",
+        "the gateway sets it: StreamSubmitToolOutputs is an RPC of its own",
+    ),
 ];
 
 fn pool() -> DescriptorPool {
@@ -63,22 +119,36 @@ fn pool() -> DescriptorPool {
 }
 
 fn message(pool: &DescriptorPool, name: &str) -> MessageDescriptor {
-    pool.get_message_by_name(&format!("runsgateway.v1.{name}")).unwrap_or_else(|| panic!("the contract has no message {name}"))
+    pool.get_message_by_name(&format!("runsgateway.v1.{name}"))
+        .unwrap_or_else(|| panic!("the contract has no message {name}"))
 }
 
 fn rpcs(pool: &DescriptorPool) -> Vec<(String, MethodDescriptor)> {
     let services: Vec<_> = pool.services().collect();
-    services.iter().flat_map(|service| service.methods().map(|rpc| (format!("{}.{}", service.name(), rpc.name()), rpc))).collect()
+    services
+        .iter()
+        .flat_map(|service| {
+            service
+                .methods()
+                .map(|rpc| (format!("{}.{}", service.name(), rpc.name()), rpc))
+        })
+        .collect()
 }
 
 fn rpc(pool: &DescriptorPool, name: &str) -> MethodDescriptor {
     let found = rpcs(pool).into_iter().find(|(known, _)| known == name);
-    found.unwrap_or_else(|| panic!("the contract has no RPC {name}")).1
+    found
+        .unwrap_or_else(|| panic!("the contract has no RPC {name}"))
+        .1
 }
 
-/// The messages that mirror JSON: bodies, answers, what events carry, and all that these are made of.
+/// The messages that mirror JSON: bodies, answers, what events carry, and all that these are made
+/// of.
 fn mirrors(pool: &DescriptorPool) -> BTreeSet<String> {
-    let mut open: Vec<MessageDescriptor> = PAYLOADS.iter().map(|(_, name)| message(pool, name)).collect();
+    let mut open: Vec<MessageDescriptor> = PAYLOADS
+        .iter()
+        .map(|(_, name)| message(pool, name))
+        .collect();
     for (name, _, _, body) in ROUTES {
         let rpc = rpc(pool, name);
         open.push(rpc.output());
@@ -86,17 +156,31 @@ fn mirrors(pool: &DescriptorPool) -> BTreeSet<String> {
     }
     let mut seen = BTreeSet::new();
     while let Some(message) = open.pop() {
-        if message.package_name() != "runsgateway.v1" || message.is_map_entry() || !seen.insert(message.name().to_owned()) {
+        if message.package_name() != "runsgateway.v1"
+            || message.is_map_entry()
+            || !seen.insert(message.name().to_owned())
+        {
             continue;
         }
-        open.extend(message.fields().filter_map(|field| field.kind().as_message().cloned()));
+        open.extend(
+            message
+                .fields()
+                .filter_map(|field| field.kind().as_message().cloned()),
+        );
     }
     seen
 }
 
 fn body_of(rpc: &MethodDescriptor, field: &str) -> MessageDescriptor {
-    let field = rpc.input().get_field_by_name(field).unwrap_or_else(|| panic!("{} has no field {field}", rpc.input().name()));
-    field.kind().as_message().unwrap_or_else(|| panic!("{} is no message", field.full_name())).clone()
+    let field = rpc
+        .input()
+        .get_field_by_name(field)
+        .unwrap_or_else(|| panic!("{} has no field {field}", rpc.input().name()));
+    field
+        .kind()
+        .as_message()
+        .unwrap_or_else(|| panic!("{} is no message", field.full_name()))
+        .clone()
 }
 
 #[test]
@@ -105,7 +189,8 @@ fn the_contract_names_every_property_and_every_closed_set_of_the_rest_api() {
         println!("SKIPPED: RUNS_OPENAPI does not name an OpenAPI document");
         return;
     };
-    let document: Value = serde_json::from_slice(&fs::read(path).expect("the document is there")).expect("the document is JSON");
+    let document: Value = serde_json::from_slice(&fs::read(path).expect("the document is there"))
+        .expect("the document is JSON");
     let pool = pool();
     let mut comparison = Comparison::new(&document);
     for (name, method, path, body) in ROUTES {
@@ -116,7 +201,11 @@ fn the_contract_names_every_property_and_every_closed_set_of_the_rest_api() {
             comparison.parameter(name, parameter, &rpc.input());
         }
         let sent = &operation["requestBody"]["content"]["application/json"]["schema"];
-        assert_eq!(sent.is_object(), body.is_some(), "{name} has a body on one side only");
+        assert_eq!(
+            sent.is_object(),
+            body.is_some(),
+            "{name} has a body on one side only"
+        );
         if let Some(body) = body {
             comparison.object("", sent, &body_of(&rpc, body));
         }
@@ -125,22 +214,36 @@ fn the_contract_names_every_property_and_every_closed_set_of_the_rest_api() {
         comparison.object("", answer, &rpc.output());
     }
     let mut events = BTreeSet::new();
-    for event in comparison.alternatives(&document["components"]["schemas"]["AssistantStreamEvent"]) {
-        let name = event["properties"]["event"]["enum"][0].as_str().expect("an event has a name");
+    for event in comparison.alternatives(&document["components"]["schemas"]["AssistantStreamEvent"])
+    {
+        let name = event["properties"]["event"]["enum"][0]
+            .as_str()
+            .expect("an event has a name");
         events.insert(name);
         // These carry no resource: the stream's end and its status.
         if !["done", "error"].contains(&name) {
-            let payload = PAYLOADS.iter().find(|(beginning, _)| name.starts_with(beginning));
-            let (_, payload) = payload.unwrap_or_else(|| panic!("nothing is known of what {name} carries"));
+            let payload = PAYLOADS
+                .iter()
+                .find(|(beginning, _)| name.starts_with(beginning));
+            let (_, payload) =
+                payload.unwrap_or_else(|| panic!("nothing is known of what {name} carries"));
             comparison.object("", &event["properties"]["data"], &message(&pool, payload));
         }
     }
     assert_eq!(events.len(), 25, "{events:?}");
-    assert!(comparison.compared > 500, "only {} properties were compared", comparison.compared);
+    assert!(
+        comparison.compared > 500,
+        "only {} properties were compared",
+        comparison.compared
+    );
 
     let lacks: BTreeSet<_> = comparison.lacks.iter().map(String::as_str).collect();
     let left_out: BTreeSet<_> = LEFT_OUT.iter().map(|(place, _)| *place).collect();
-    assert_eq!(lacks.difference(&left_out).collect::<Vec<_>>(), Vec::<&&str>::new(), "the contract lacks these");
+    assert_eq!(
+        lacks.difference(&left_out).collect::<Vec<_>>(),
+        Vec::<&&str>::new(),
+        "the contract lacks these"
+    );
     assert_eq!(
         left_out.difference(&lacks).collect::<Vec<_>>(),
         Vec::<&&str>::new(),
@@ -183,7 +286,14 @@ fn what_the_contract_lacks_is_named() {
         "RunObject.usage.foo",
         "RunObject.usage.total_tokens as number",
     ];
-    assert_eq!(comparison.lacks.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    assert_eq!(
+        comparison
+            .lacks
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+        expected
+    );
 
     let list = message(&pool(), "ListRunsRequest");
     let mut comparison = Comparison::new(&document);
@@ -192,9 +302,17 @@ fn what_the_contract_lacks_is_named() {
         &json!({"name": "made_up[]", "schema": {"type": "array", "items": {"type": "string"}}}),
         &list,
     );
-    comparison.parameter("ListRuns", &json!({"name": "order", "schema": {"type": "string", "enum": ["asc", "random"]}}), &list);
+    comparison.parameter(
+        "ListRuns",
+        &json!({"name": "order", "schema": {"type": "string", "enum": ["asc", "random"]}}),
+        &list,
+    );
     assert_eq!(
-        comparison.lacks.iter().map(String::as_str).collect::<Vec<_>>(),
+        comparison
+            .lacks
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
         ["ListRuns.made_up", "ListRuns.order = \"random\""]
     );
 }
@@ -204,7 +322,10 @@ fn every_message_that_mirrors_an_object_ends_in_extra_json_and_no_other_has_it()
     let pool = pool();
     let mirrors = mirrors(&pool);
     assert!(mirrors.len() > 50, "{mirrors:?}");
-    for message in pool.all_messages().filter(|message| message.package_name() == "runsgateway.v1") {
+    for message in pool
+        .all_messages()
+        .filter(|message| message.package_name() == "runsgateway.v1")
+    {
         let name = message.name();
         let mirrors_object = mirrors.contains(name) && !BARE_ONLY.contains(&name);
         let extra = message.get_field_by_name("extra_json");
@@ -215,8 +336,16 @@ fn every_message_that_mirrors_an_object_ends_in_extra_json_and_no_other_has_it()
                 (extra.kind(), extra.cardinality(), extra.supports_presence()),
                 (Kind::String, Cardinality::Optional, false)
             );
-            assert_eq!(message.fields().map(|field| field.number()).max(), Some(1000), "{name}");
-            let last = message.descriptor_proto().field.last().and_then(|field| field.name.as_deref());
+            assert_eq!(
+                message.fields().map(|field| field.number()).max(),
+                Some(1000),
+                "{name}"
+            );
+            let last = message
+                .descriptor_proto()
+                .field
+                .last()
+                .and_then(|field| field.name.as_deref());
             assert_eq!(last, Some("extra_json"), "{name}");
         }
     }
@@ -224,13 +353,24 @@ fn every_message_that_mirrors_an_object_ends_in_extra_json_and_no_other_has_it()
 
 #[test]
 fn a_field_is_called_like_its_member_and_json_text_says_that_it_is_json() {
-    for message in pool().all_messages().filter(|message| message.package_name() == "runsgateway.v1") {
-        for field in message.fields().filter(|field| field.name() != "extra_json") {
+    for message in pool()
+        .all_messages()
+        .filter(|message| message.package_name() == "runsgateway.v1")
+    {
+        for field in message
+            .fields()
+            .filter(|field| field.name() != "extra_json")
+        {
             let (name, json_name) = (field.name(), field.json_name());
             if let Some(member) = name.strip_suffix("_json") {
                 assert_eq!(json_name, member, "{}", field.full_name());
             } else {
-                assert_eq!(json_name, camel_case(name), "{} has a json_name, which the codec would not heed", field.full_name());
+                assert_eq!(
+                    json_name,
+                    camel_case(name),
+                    "{} has a json_name, which the codec would not heed",
+                    field.full_name()
+                );
             }
         }
     }
@@ -240,23 +380,39 @@ fn a_field_is_called_like_its_member_and_json_text_says_that_it_is_json() {
 fn camel_case(name: &str) -> String {
     let mut words = name.split('_');
     let first = words.next().unwrap_or_default().to_owned();
-    words.fold(first, |so_far, word| so_far + &word[..1].to_uppercase() + &word[1..])
+    words.fold(first, |so_far, word| {
+        so_far + &word[..1].to_uppercase() + &word[1..]
+    })
 }
 
 #[test]
 fn every_enum_begins_with_unspecified_and_is_never_optional() {
     let pool = pool();
-    for of in pool.all_enums().filter(|of| of.package_name() == "runsgateway.v1") {
+    for of in pool
+        .all_enums()
+        .filter(|of| of.package_name() == "runsgateway.v1")
+    {
         let prefix = schema::shouting(of.name());
         let zero = of.get_value(0).map(|value| value.name().to_owned());
         assert_eq!(zero, Some(format!("{prefix}_UNSPECIFIED")));
         for value in of.values() {
-            assert!(value.name().starts_with(&format!("{prefix}_")), "{}", value.full_name());
+            assert!(
+                value.name().starts_with(&format!("{prefix}_")),
+                "{}",
+                value.full_name()
+            );
         }
     }
     for message in pool.all_messages() {
-        for field in message.fields().filter(|field| field.kind().as_enum().is_some()) {
-            assert!(!field.supports_presence(), "{} is optional", field.full_name());
+        for field in message
+            .fields()
+            .filter(|field| field.kind().as_enum().is_some())
+        {
+            assert!(
+                !field.supports_presence(),
+                "{} is optional",
+                field.full_name()
+            );
         }
     }
 }
@@ -265,7 +421,10 @@ fn every_enum_begins_with_unspecified_and_is_never_optional() {
 fn what_services_send_without_documenting_it_has_fields() {
     let pool = pool();
     for (name, field) in UNDOCUMENTED {
-        assert!(message(&pool, name).get_field_by_name(field).is_some(), "{name} has no {field}");
+        assert!(
+            message(&pool, name).get_field_by_name(field).is_some(),
+            "{name} has no {field}"
+        );
     }
 }
 
@@ -274,14 +433,25 @@ fn the_comment_of_every_rpc_ends_with_its_route() {
     let pool = pool();
     for (name, rpc) in rpcs(&pool) {
         let file = rpc.parent_file().file_descriptor_proto().clone();
-        let place = file.source_code_info.into_iter().flat_map(|info| info.location).find(|place| place.path == rpc.path());
-        let comment = place.and_then(|place| place.leading_comments).unwrap_or_default();
+        let place = file
+            .source_code_info
+            .into_iter()
+            .flat_map(|info| info.location)
+            .find(|place| place.path == rpc.path());
+        let comment = place
+            .and_then(|place| place.leading_comments)
+            .unwrap_or_default();
         let last = comment.trim_end().lines().last().unwrap_or_default().trim();
-        let route = |(_, method, path, _): &(&str, &str, &str, Option<&str>)| format!("REST: {method} {path}");
+        let route = |(_, method, path, _): &(&str, &str, &str, Option<&str>)| {
+            format!("REST: {method} {path}")
+        };
         match ROUTES.iter().find(|(known, ..)| *known == name) {
             Some(row) => assert_eq!(last, route(row), "{name}"),
             // RPCs of the gateway's own make the same REST calls.
-            None => assert!(ROUTES.iter().any(|row| route(row) == last), "the comment of {name} ends with {last:?}"),
+            None => assert!(
+                ROUTES.iter().any(|row| route(row) == last),
+                "the comment of {name} ends with {last:?}"
+            ),
         }
     }
 }

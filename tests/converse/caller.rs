@@ -1,4 +1,5 @@
-//! What becomes of the run and the conversation when a caller cancels, floods, does not read, leaves, runs out of time, or is cut off by a drain.
+//! What becomes of the run and the conversation when a caller cancels, floods, does not read,
+//! leaves, runs out of time, or is cut off by a drain.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +10,8 @@ use tonic::{Code, Request};
 
 use crate::{
     harness::{
-        Caller, DONE, Script, asks, assert_resumable, attach, cancel, error_info, outputs, round_trip, run, start, state, within,
+        Caller, DONE, Script, asks, assert_resumable, attach, cancel, error_info, outputs,
+        round_trip, run, start, state, within,
     },
     support::{
         gateway::{Gateway, spawn_gateway},
@@ -17,9 +19,19 @@ use crate::{
     },
 };
 
-const FAST: &[&str] = &["--poll-floor", "10ms", "--poll-ceiling", "20ms", "--drain-timeout", "50ms"];
+const FAST: &[&str] = &[
+    "--poll-floor",
+    "10ms",
+    "--poll-ceiling",
+    "20ms",
+    "--drain-timeout",
+    "50ms",
+];
 
-const CANCEL_ON_DISCONNECT: StreamOptions = StreamOptions { cancel_on_disconnect: true, heartbeat_interval: None };
+const CANCEL_ON_DISCONNECT: StreamOptions = StreamOptions {
+    cancel_on_disconnect: true,
+    heartbeat_interval: None,
+};
 
 /// A stream that says this and then nothing, however long it is listened to.
 fn hanging(said: impl IntoIterator<Item = String>) -> Answer {
@@ -37,7 +49,9 @@ async fn a_wish_to_cancel_is_kept_until_the_run_has_a_name_and_passed_on_once() 
         .bytes(DONE);
     let script = Script::new([(answer, run("queued", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
-    let mut caller = Caller::say_first(&gateway, [start(None), cancel(), cancel()]).await.expect("a stream");
+    let mut caller = Caller::say_first(&gateway, [start(None), cancel(), cancel()])
+        .await
+        .expect("a stream");
     round_trip(&gateway).await;
     assert_eq!(script.cancels(), 0);
     before.notify_one();
@@ -45,7 +59,10 @@ async fn a_wish_to_cancel_is_kept_until_the_run_has_a_name_and_passed_on_once() 
     round_trip(&gateway).await;
     after.notify_one();
     let (events, end) = caller.rest().await;
-    assert!(end.is_ok() && events == ["run_queued", "run_cancelled", "done"], "{events:?}, {end:?}");
+    assert!(
+        end.is_ok() && events == ["run_queued", "run_cancelled", "done"],
+        "{events:?}, {end:?}"
+    );
     assert_eq!(script.cancels(), 1);
     gateway.drain().await;
     script.finish();
@@ -61,7 +78,10 @@ async fn a_run_that_waits_for_outputs_can_be_cancelled() {
     script.cancelled(1).await;
     script.show(run("cancelled", &[]));
     let (events, end) = caller.rest().await;
-    assert!(end.is_ok() && events == ["~run_cancelled"], "{events:?}, {end:?}");
+    assert!(
+        end.is_ok() && events == ["~run_cancelled"],
+        "{events:?}, {end:?}"
+    );
     gateway.drain().await;
     script.finish();
 }
@@ -79,7 +99,11 @@ async fn what_is_held_for_a_caller_is_bounded() {
     for (what, flood) in floods {
         let answer = hanging([state("queued", &[])]);
         let script = Script::new([(answer, run("in_progress", &[]))]).await;
-        let gateway = spawn_gateway(&script.upstream.url(), &[FAST, &["--max-held-output-bytes", "1000"]].concat()).await;
+        let gateway = spawn_gateway(
+            &script.upstream.url(),
+            &[FAST, &["--max-held-output-bytes", "1000"]].concat(),
+        )
+        .await;
         let mut caller = Caller::start(&gateway).await;
         caller.until("run_queued").await;
         for output in flood {
@@ -87,7 +111,11 @@ async fn what_is_held_for_a_caller_is_bounded() {
         }
         let (_, end) = caller.rest().await;
         let status = end.expect_err(what);
-        assert_eq!((status.code(), error_info(&status).0.as_str()), (Code::ResourceExhausted, "OUTPUTS_TOO_LARGE"), "{what}");
+        assert_eq!(
+            (status.code(), error_info(&status).0.as_str()),
+            (Code::ResourceExhausted, "OUTPUTS_TOO_LARGE"),
+            "{what}"
+        );
         assert_resumable(&status, "THREAD_RUN_QUEUED");
         gateway.drain().await;
         script.finish();
@@ -97,7 +125,10 @@ async fn what_is_held_for_a_caller_is_bounded() {
 #[tokio::test]
 async fn the_same_output_again_and_again_and_one_that_fits_are_no_flood() {
     let go = Arc::new(Notify::new());
-    let answer = Answer::sse([state("queued", &[])]).wait(&go).bytes(state("completed", &[])).bytes(DONE);
+    let answer = Answer::sse([state("queued", &[])])
+        .wait(&go)
+        .bytes(state("completed", &[]))
+        .bytes(DONE);
     let script = Script::new([(answer, run("in_progress", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), &["--max-held-output-bytes", "1000"]).await;
     let mut caller = Caller::start(&gateway).await;
@@ -117,14 +148,21 @@ async fn a_caller_that_does_not_read_is_heard_and_holds_its_upstream_back() {
     let script = Script::new([(Answer::sse_with(chunks), run("in_progress", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
     let caller = Caller::start(&gateway).await;
-    live.send(state("queued", &[]).into()).await.expect("a stream");
+    live.send(state("queued", &[]).into())
+        .await
+        .expect("a stream");
     let filler = format!("event: more\ndata: \"{}\"\n\n", "x".repeat(64 << 10));
     // Until nobody takes any more for a second: all buffers on the way are full.
     let mut sent = 0_usize;
-    while let Ok(taken) = tokio::time::timeout(Duration::from_secs(1), live.send(filler.clone().into())).await {
+    while let Ok(taken) =
+        tokio::time::timeout(Duration::from_secs(1), live.send(filler.clone().into())).await
+    {
         taken.expect("a stream");
         sent += filler.len();
-        assert!(sent < 256 << 20, "the gateway reads on for a caller that does not");
+        assert!(
+            sent < 256 << 20,
+            "the gateway reads on for a caller that does not"
+        );
     }
     caller.heard(&script, &gateway).await;
     caller.heard(&script, &gateway).await;
@@ -149,7 +187,9 @@ async fn conversation(at: At, options: StreamOptions) -> (Script, Gateway, Calle
     let (answer, polled) = match at {
         At::Live | At::LiveClosed => (hanging([state("queued", &[])]), run("in_progress", &[])),
         At::Waiting => (asks(&["a"]), run("requires_action", &["a"])),
-        At::Following | At::Attached => (Answer::sse([state("queued", &[])]), run("in_progress", &[])),
+        At::Following | At::Attached => {
+            (Answer::sse([state("queued", &[])]), run("in_progress", &[]))
+        }
     };
     let script = Script::new([(answer, polled)]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
@@ -159,7 +199,9 @@ async fn conversation(at: At, options: StreamOptions) -> (Script, Gateway, Calle
     } else {
         start(Some(options))
     };
-    let mut caller = Caller::say_first(&gateway, [first]).await.expect("a stream");
+    let mut caller = Caller::say_first(&gateway, [first])
+        .await
+        .expect("a stream");
     match at {
         At::Live => caller.until("run_queued").await,
         At::LiveClosed => {
@@ -172,7 +214,13 @@ async fn conversation(at: At, options: StreamOptions) -> (Script, Gateway, Calle
     (script, gateway, caller)
 }
 
-const EVERYWHERE: [At; 5] = [At::Live, At::LiveClosed, At::Waiting, At::Following, At::Attached];
+const EVERYWHERE: [At; 5] = [
+    At::Live,
+    At::LiveClosed,
+    At::Waiting,
+    At::Following,
+    At::Attached,
+];
 
 #[tokio::test]
 async fn the_run_of_a_caller_that_leaves_is_cancelled_if_it_asked_for_that() {
@@ -214,9 +262,17 @@ async fn a_caller_that_leaves_before_the_run_has_a_name_has_it_cancelled_if_it_a
     let script = Script::new([(answer, run("in_progress", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
     let (say, said) = mpsc::unbounded_channel();
-    say.send(ConverseRunRequest { message: Some(start(Some(CANCEL_ON_DISCONNECT))) }).expect("it is being read");
+    say.send(ConverseRunRequest {
+        message: Some(start(Some(CANCEL_ON_DISCONNECT))),
+    })
+    .expect("it is being read");
     let mut client = gateway.runs();
-    let call = tokio::spawn(async move { client.converse_run(UnboundedReceiverStream::new(said)).await.map(drop) });
+    let call = tokio::spawn(async move {
+        client
+            .converse_run(UnboundedReceiverStream::new(said))
+            .await
+            .map(drop)
+    });
     script.upstream.wait_for_requests(1).await;
     call.abort();
     assert!(call.await.expect_err("it was aborted").is_cancelled());
@@ -229,7 +285,11 @@ async fn a_caller_that_leaves_before_the_run_has_a_name_has_it_cancelled_if_it_a
 
 /// The gateway has seen what was sent to it before this was answered.
 async fn round_trip_elsewhere(gateway: &Gateway) {
-    let status = gateway.runs().get_run(GetRunRequest::default()).await.expect_err("no ids");
+    let status = gateway
+        .runs()
+        .get_run(GetRunRequest::default())
+        .await
+        .expect_err("no ids");
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
@@ -238,7 +298,9 @@ async fn a_deadline_ends_the_conversation_with_how_to_resume() {
     let script = Script::new([(asks(&["a"]), run("requires_action", &["a"]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
     let deadline = |request: &mut Request<_>| request.set_timeout(Duration::from_millis(500));
-    let mut caller = Caller::call(&gateway, [start(None)], deadline).await.expect("a stream");
+    let mut caller = Caller::call(&gateway, [start(None)], deadline)
+        .await
+        .expect("a stream");
     let (_, end) = caller.rest().await;
     let status = end.expect_err("no outputs in time");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
@@ -253,7 +315,11 @@ async fn a_drain_ends_the_conversation_with_how_to_resume_and_leaves_the_run_alo
         let (script, gateway, mut caller) = conversation(at, CANCEL_ON_DISCONNECT).await;
         let ((_, end), ()) = tokio::join!(caller.rest(), gateway.drain());
         let status = end.expect_err("a drain");
-        assert_eq!((status.code(), error_info(&status).0.as_str()), (Code::Unavailable, "GATEWAY_DRAINING"), "{at:?}");
+        assert_eq!(
+            (status.code(), error_info(&status).0.as_str()),
+            (Code::Unavailable, "GATEWAY_DRAINING"),
+            "{at:?}"
+        );
         let last = match at {
             At::Live | At::LiveClosed => "THREAD_RUN_QUEUED",
             At::Waiting => "THREAD_RUN_REQUIRES_ACTION",
@@ -273,7 +339,9 @@ async fn a_drain_before_the_run_has_a_name_has_an_unknown_outcome() {
     let script = Script::new([(Answer::never(), run("in_progress", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
     let mut client = gateway.runs();
-    let first = ConverseRunRequest { message: Some(start(None)) };
+    let first = ConverseRunRequest {
+        message: Some(start(None)),
+    };
     let call = client.converse_run(tokio_stream::iter([first]));
     let drain = async {
         script.upstream.wait_for_requests(1).await;
@@ -281,6 +349,10 @@ async fn a_drain_before_the_run_has_a_name_has_an_unknown_outcome() {
     };
     let (called, ()) = tokio::join!(call, drain);
     let status = called.expect_err("a drain");
-    assert_eq!((status.code(), error_info(&status).0.as_str()), (Code::Unknown, "OUTCOME_UNKNOWN"), "{status:?}");
+    assert_eq!(
+        (status.code(), error_info(&status).0.as_str()),
+        (Code::Unknown, "OUTCOME_UNKNOWN"),
+        "{status:?}"
+    );
     script.finish();
 }

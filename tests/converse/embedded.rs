@@ -1,5 +1,5 @@
-//! Conversations with the embedded API, which has runs of its own: what is told is what polling shows in the end. And the caller's side in the
-//! library, which holds them.
+//! Conversations with the embedded API, which has runs of its own: what is told is what polling
+//! shows in the end. And the caller's side in the library, which holds them.
 
 use std::{
     net::SocketAddr,
@@ -13,9 +13,10 @@ use runs_gateway::{
     conversation::Conversation,
     embedded::{self, Clock, Limits},
     v1::{
-        ConverseAttach, ConverseStart, FunctionCall, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent,
-        MessageInput, MessageRole, Run, RunEvent, RunEventType, RunSpec, RunStatus, RunStep, SortOrder, ThreadAndRunSpec,
-        ThreadSpec, Tool, ToolType, converse_run_request::Message, run_event::Payload,
+        ConverseAttach, ConverseStart, FunctionCall, FunctionDefinition, GetRunRequest,
+        ListRunStepsRequest, MessageContent, MessageInput, MessageRole, Run, RunEvent,
+        RunEventType, RunSpec, RunStatus, RunStep, SortOrder, ThreadAndRunSpec, ThreadSpec, Tool,
+        ToolType, converse_run_request::Message, run_event::Payload,
     },
 };
 use tokio::{net::TcpListener, sync::Barrier};
@@ -41,8 +42,16 @@ impl Api {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
         let stop = CancellationToken::new();
-        tokio::spawn(embedded::serve(listener, Limits::default(), Clock::real(), stop.clone()));
-        Self { address, _stop: stop.drop_guard() }
+        tokio::spawn(embedded::serve(
+            listener,
+            Limits::default(),
+            Clock::real(),
+            stop.clone(),
+        ));
+        Self {
+            address,
+            _stop: stop.drop_guard(),
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -56,7 +65,9 @@ fn tools() -> Vec<Tool> {
         r#type: ToolType::Function.into(),
         function: Some(FunctionDefinition {
             name: name.to_owned(),
-            parameters_json: r#"{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}"#.to_owned(),
+            parameters_json:
+                r#"{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}"#
+                    .to_owned(),
             ..FunctionDefinition::default()
         }),
         ..Tool::default()
@@ -65,9 +76,12 @@ fn tools() -> Vec<Tool> {
 }
 
 fn metadata(rounds: usize, calls: usize) -> impl Iterator<Item = (String, String)> {
-    [("embedded.tool_rounds", rounds), ("embedded.tool_calls", calls)]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value.to_string()))
+    [
+        ("embedded.tool_rounds", rounds),
+        ("embedded.tool_calls", calls),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_string()))
 }
 
 /// A run on a thread, with so many rounds of so many calls.
@@ -78,24 +92,37 @@ pub(crate) fn on_thread(thread_id: &str, rounds: usize, calls: usize) -> Convers
         metadata: metadata(rounds, calls).collect(),
         ..RunSpec::default()
     };
-    ConverseStart { thread_id: thread_id.to_owned(), run: Some(run), ..ConverseStart::default() }
+    ConverseStart {
+        thread_id: thread_id.to_owned(),
+        run: Some(run),
+        ..ConverseStart::default()
+    }
 }
 
 /// A thread with a question and a run on it, with so many rounds of so many calls.
 fn with_thread(rounds: usize, calls: usize) -> ConverseStart {
     let question = MessageInput {
         role: MessageRole::User.into(),
-        content: Some(MessageContent { text: "What is the weather in Paris?".to_owned().into(), ..MessageContent::default() }),
+        content: Some(MessageContent {
+            text: "What is the weather in Paris?".to_owned().into(),
+            ..MessageContent::default()
+        }),
         ..MessageInput::default()
     };
     let thread_and_run = ThreadAndRunSpec {
         assistant_id: embedded::ASSISTANT.to_owned(),
-        thread: Some(ThreadSpec { messages: vec![question], ..ThreadSpec::default() }),
+        thread: Some(ThreadSpec {
+            messages: vec![question],
+            ..ThreadSpec::default()
+        }),
         tools: tools(),
         metadata: metadata(rounds, calls).collect(),
         ..ThreadAndRunSpec::default()
     };
-    ConverseStart { thread_and_run: Some(thread_and_run), ..ConverseStart::default() }
+    ConverseStart {
+        thread_and_run: Some(thread_and_run),
+        ..ConverseStart::default()
+    }
 }
 
 /// The events of a type, each as its payload's id.
@@ -116,33 +143,58 @@ async fn the_events_of_all_rounds_tell_what_polling_shows_in_the_end() {
     for (rounds, calls) in [(0, 1), (1, 1), (3, 4)] {
         let api = Api::start().await;
         let gateway = spawn_gateway(&api.url(), &[]).await;
-        let mut caller = Caller::say_first(&gateway, [Message::Start(with_thread(rounds, calls))]).await.expect("a conversation");
+        let mut caller = Caller::say_first(&gateway, [Message::Start(with_thread(rounds, calls))])
+            .await
+            .expect("a conversation");
         let mut events = Vec::new();
         while let Some(event) = caller.next().await.expect("no error") {
             if let Some(Payload::Run(run)) = &event.payload {
-                let action = run.required_action.iter().filter_map(|action| action.submit_tool_outputs.as_ref());
-                let said: Vec<_> = action.flat_map(|action| &action.tool_calls).map(|call| (call.id.as_str(), "sunny")).collect();
+                let action = run
+                    .required_action
+                    .iter()
+                    .filter_map(|action| action.submit_tool_outputs.as_ref());
+                let said: Vec<_> = action
+                    .flat_map(|action| &action.tool_calls)
+                    .map(|call| (call.id.as_str(), "sunny"))
+                    .collect();
                 for output in said.into_iter().rev() {
                     caller.say(outputs(&[output]));
                 }
             }
             events.push(event);
         }
-        let [.., last, done] = &*events else { panic!("{events:?}") };
+        let [.., last, done] = &*events else {
+            panic!("{events:?}")
+        };
         assert_eq!(done.r#type(), RunEventType::Done);
-        let Some(Payload::Run(last)) = &last.payload else { panic!("{last:?}") };
+        let Some(Payload::Run(last)) = &last.payload else {
+            panic!("{last:?}")
+        };
         let found = |of| ids(&events, of);
-        assert_eq!(events.iter().filter(|event| event.r#type() == RunEventType::Done).count(), 1);
+        assert_eq!(
+            events
+                .iter()
+                .filter(|event| event.r#type() == RunEventType::Done)
+                .count(),
+            1
+        );
         assert_eq!(found(RunEventType::ThreadRunRequiresAction).len(), rounds);
         assert!(events.iter().all(|event| !event.synthesized));
 
         let (thread_id, run_id) = (last.thread_id.clone(), last.id.clone());
-        let polled = gateway.runs().get_run(GetRunRequest { thread_id, run_id }).await.expect("the run").into_inner();
+        let polled = gateway
+            .runs()
+            .get_run(GetRunRequest { thread_id, run_id })
+            .await
+            .expect("the run")
+            .into_inner();
         assert_eq!((polled.status(), &polled), (RunStatus::Completed, &**last));
         let steps = steps(&gateway, last).await;
         let polled: Vec<_> = steps.iter().map(|step| step.id.as_str()).collect();
         assert_eq!(found(RunEventType::ThreadRunStepCompleted), polled);
-        let given: Vec<_> = function_calls(&steps).map(|call| call.output.as_deref()).collect();
+        let given: Vec<_> = function_calls(&steps)
+            .map(|call| call.output.as_deref())
+            .collect();
         assert_eq!(given, vec![Some("sunny"); rounds * calls]);
         assert_eq!(found(RunEventType::ThreadMessageCompleted).len(), 1);
         gateway.drain().await;
@@ -156,7 +208,13 @@ async fn steps(gateway: &Gateway, run: &Run) -> Vec<RunStep> {
         order: SortOrder::Asc.into(),
         ..ListRunStepsRequest::default()
     };
-    gateway.steps().list_run_steps(request).await.expect("steps").into_inner().data
+    gateway
+        .steps()
+        .list_run_steps(request)
+        .await
+        .expect("steps")
+        .into_inner()
+        .data
 }
 
 fn function_calls(steps: &[RunStep]) -> impl Iterator<Item = &FunctionCall> {
@@ -190,16 +248,33 @@ async fn functions_answer_the_calls_of_all_rounds_side_by_side() {
             }
         });
     let mut events = Vec::new();
-    let run = within("the run", conversation.start(with_thread(3, 2), |event| events.push(event))).await.expect("a run");
+    let run = within(
+        "the run",
+        conversation.start(with_thread(3, 2), |event| events.push(event)),
+    )
+    .await
+    .expect("a run");
     assert_eq!(run.status(), RunStatus::Completed);
     assert_eq!(ids(&events, RunEventType::ThreadRunRequiresAction).len(), 3);
     let steps = steps(&gateway, &run).await;
-    let mut given: Vec<_> = function_calls(&steps).filter_map(|call| call.output.clone()).collect();
+    let mut given: Vec<_> = function_calls(&steps)
+        .filter_map(|call| call.output.clone())
+        .collect();
     given.sort_unstable();
-    assert_eq!(given, [vec!["noon"; 3], vec![r#"sunny for {"city":"Paris"}"#; 3]].concat());
+    assert_eq!(
+        given,
+        [vec!["noon"; 3], vec![r#"sunny for {"city":"Paris"}"#; 3]].concat()
+    );
     // It is over: taking it up gives its last state.
-    let attach = ConverseAttach { thread_id: run.thread_id.clone(), run_id: run.id.clone(), options: None };
-    assert_eq!(conversation.attach(attach, |_| ()).await.expect("a run"), run);
+    let attach = ConverseAttach {
+        thread_id: run.thread_id.clone(),
+        run_id: run.id.clone(),
+        options: None,
+    };
+    assert_eq!(
+        conversation.attach(attach, |_| ()).await.expect("a run"),
+        run
+    );
     gateway.drain().await;
 }
 
@@ -208,17 +283,27 @@ async fn a_call_of_a_tool_without_a_function_is_answered_with_words() {
     let api = Api::start().await;
     let gateway = spawn_gateway(&api.url(), &[]).await;
     let conversation = Conversation::new(gateway.runs());
-    let run = within("the run", conversation.start(with_thread(1, 1), |_| ())).await.expect("a run");
+    let run = within("the run", conversation.start(with_thread(1, 1), |_| ()))
+        .await
+        .expect("a run");
     assert_eq!(run.status(), RunStatus::Completed);
     let steps = steps(&gateway, &run).await;
-    assert_eq!(function_calls(&steps).next().expect("a call").output.as_deref(), Some("There is no tool \"get_weather\"."));
+    assert_eq!(
+        function_calls(&steps)
+            .next()
+            .expect("a call")
+            .output
+            .as_deref(),
+        Some("There is no tool \"get_weather\".")
+    );
     gateway.drain().await;
 }
 
 #[tokio::test]
 async fn a_conversation_that_breaks_is_taken_up_again_and_its_function_is_called_once() {
     let waits = || run("requires_action", &["a"]);
-    // The conversation ends with the second failure. The third submit is that of the one that takes it up.
+    // The conversation ends with the second failure. The third submit is that of the one that takes
+    // it up.
     let script = Script::new([
         (asks(&["a"]), waits()),
         (refusal(502, "Bad gateway"), waits()),
@@ -234,31 +319,51 @@ async fn a_conversation_that_breaks_is_taken_up_again_and_its_function_is_called
         async { "1".to_owned() }
     });
     let start = on_thread("thread_1", 1, 1);
-    let last = within("the run", conversation.start(start, |_| ())).await.expect("a run");
+    let last = within("the run", conversation.start(start, |_| ()))
+        .await
+        .expect("a run");
     assert_eq!(last.status(), RunStatus::Completed);
-    assert_eq!((called.load(Ordering::Relaxed), script.submits().len()), (1, 3));
+    assert_eq!(
+        (called.load(Ordering::Relaxed), script.submits().len()),
+        (1, 3)
+    );
     gateway.drain().await;
     script.finish();
 }
 
 #[tokio::test]
 async fn a_conversation_that_cannot_be_taken_up_ends_with_its_error() {
-    let rows = [(refusal(400, "No."), Code::InvalidArgument), (Answer::cut_before_answer(), Code::Unknown)];
+    let rows = [
+        (refusal(400, "No."), Code::InvalidArgument),
+        (Answer::cut_before_answer(), Code::Unknown),
+    ];
     for (answer, code) in rows {
         let script = Script::new([(answer, run("queued", &[]))]).await;
         let gateway = spawn_gateway(&script.upstream.url(), &[]).await;
         let conversation = Conversation::new(gateway.runs());
-        let ended = within("the end", conversation.start(on_thread("thread_1", 0, 1), |_| ())).await;
+        let ended = within(
+            "the end",
+            conversation.start(on_thread("thread_1", 0, 1), |_| ()),
+        )
+        .await;
         assert_eq!(ended.expect_err("no run").code(), code);
         gateway.drain().await;
         script.finish();
     }
     // The run is known, and stays out of reach.
     let script = Script::new([(asks(&["a"]), serde_json::json!("no run"))]).await;
-    let gateway = spawn_gateway(&script.upstream.url(), &["--poll-floor", "10ms", "--poll-patience", "50ms"]).await;
+    let gateway = spawn_gateway(
+        &script.upstream.url(),
+        &["--poll-floor", "10ms", "--poll-patience", "50ms"],
+    )
+    .await;
     let mut conversation = Conversation::new(gateway.runs()).tool("f", |_| std::future::pending());
     conversation.resumes = 2;
-    let ended = within("the end", conversation.start(on_thread("thread_1", 0, 1), |_| ())).await;
+    let ended = within(
+        "the end",
+        conversation.start(on_thread("thread_1", 0, 1), |_| ()),
+    )
+    .await;
     assert_eq!(ended.expect_err("no run").code(), Code::Internal);
     gateway.drain().await;
     script.finish();

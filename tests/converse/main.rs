@@ -1,4 +1,5 @@
-//! `ConverseRun`: the whole tool loop on one stream, against a scripted upstream and against the embedded API.
+//! `ConverseRun`: the whole tool loop on one stream, against a scripted upstream and against the
+//! embedded API.
 
 mod attach;
 mod caller;

@@ -1,18 +1,19 @@
-//! A caller's mistakes: given what it says wrong, it is told where, and the run can still be taken up.
+//! A caller's mistakes: given what it says wrong, it is told where, and the run can still be taken
+//! up.
 
 use std::sync::Arc;
 
 use runs_gateway::v1::{
-    ConverseAttach, ConverseRunRequest, ConverseStart, RunSpec, StreamOptions, ThreadAndRunSpec, ToolOutput, ToolOutputs,
-    converse_run_request::Message,
+    ConverseAttach, ConverseRunRequest, ConverseStart, RunSpec, StreamOptions, ThreadAndRunSpec,
+    ToolOutput, ToolOutputs, converse_run_request::Message,
 };
 use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::{
     harness::{
-        Caller, DONE, Script, asks, assert_resumable, attach, blamed, cancel, error_info, name, outputs, round_trip, run, start,
-        state,
+        Caller, DONE, Script, asks, assert_resumable, attach, blamed, cancel, error_info, name,
+        outputs, round_trip, run, start, state,
     },
     support::{gateway::spawn_gateway, upstream::Answer},
 };
@@ -38,47 +39,131 @@ fn call_id(at: usize) -> String {
 async fn what_is_said_wrong_is_named_and_ends_the_conversation() {
     use When::{Early, First, NextRound, Waiting};
     let (a, b, x) = (("a", "1"), ("b", "2"), ("x", "1"));
-    let other_extra = ToolOutput { tool_call_id: "a".into(), output: Some("1".into()), extra_json: r#"{"more":1}"#.into() };
+    let other_extra = ToolOutput {
+        tool_call_id: "a".into(),
+        output: Some("1".into()),
+        extra_json: r#"{"more":1}"#.into(),
+    };
     let extra = |extra: ToolOutputs| Message::ToolOutputs(extra);
     // The run asks for a and b, then for c and d.
     let rows: Vec<(&str, When, Vec<Message>, String)> = vec![
-        ("another output, both early", Early, vec![outputs(&[a]), outputs(&[("a", "2")])], call_id(0)),
-        ("another output, in one message", Early, vec![outputs(&[a, b, ("a", "2")])], call_id(2)),
-        ("another output, before the submit", Waiting, vec![outputs(&[a]), outputs(&[("c", "3"), ("a", "2")])], call_id(0)),
-        ("another output, after the submit", NextRound, vec![outputs(&[b, ("a", "2")])], call_id(1)),
+        (
+            "another output, both early",
+            Early,
+            vec![outputs(&[a]), outputs(&[("a", "2")])],
+            call_id(0),
+        ),
+        (
+            "another output, in one message",
+            Early,
+            vec![outputs(&[a, b, ("a", "2")])],
+            call_id(2),
+        ),
+        (
+            "another output, before the submit",
+            Waiting,
+            vec![outputs(&[a]), outputs(&[("c", "3"), ("a", "2")])],
+            call_id(0),
+        ),
+        (
+            "another output, after the submit",
+            NextRound,
+            vec![outputs(&[b, ("a", "2")])],
+            call_id(1),
+        ),
         (
             "the same output and something else",
             NextRound,
-            vec![extra(ToolOutputs { tool_outputs: vec![other_extra], ..ToolOutputs::default() })],
+            vec![extra(ToolOutputs {
+                tool_outputs: vec![other_extra],
+                ..ToolOutputs::default()
+            })],
             call_id(0),
         ),
-        ("an unknown call, with the first message", First, vec![outputs(&[a, x])], call_id(1)),
-        ("an unknown call, early", Early, vec![outputs(&[a]), outputs(&[b, x])], call_id(1)),
-        ("an unknown call, while the run waits", Waiting, vec![outputs(&[a, b, x])], call_id(2)),
-        ("an unknown call, in the next round", NextRound, vec![outputs(&[("c", "3"), x])], call_id(1)),
-        ("no call", Waiting, vec![outputs(&[a, ("", "1")])], call_id(1)),
+        (
+            "an unknown call, with the first message",
+            First,
+            vec![outputs(&[a, x])],
+            call_id(1),
+        ),
+        (
+            "an unknown call, early",
+            Early,
+            vec![outputs(&[a]), outputs(&[b, x])],
+            call_id(1),
+        ),
+        (
+            "an unknown call, while the run waits",
+            Waiting,
+            vec![outputs(&[a, b, x])],
+            call_id(2),
+        ),
+        (
+            "an unknown call, in the next round",
+            NextRound,
+            vec![outputs(&[("c", "3"), x])],
+            call_id(1),
+        ),
+        (
+            "no call",
+            Waiting,
+            vec![outputs(&[a, ("", "1")])],
+            call_id(1),
+        ),
         (
             "extra members beside the outputs",
             Waiting,
-            vec![extra(ToolOutputs { tool_outputs: vec![], extra_json: r#"{"more":1}"#.into() })],
+            vec![extra(ToolOutputs {
+                tool_outputs: vec![],
+                extra_json: r#"{"more":1}"#.into(),
+            })],
             "tool_outputs.extra_json".into(),
         ),
-        ("a second start, with the first", First, vec![start(None)], "start".into()),
+        (
+            "a second start, with the first",
+            First,
+            vec![start(None)],
+            "start".into(),
+        ),
         ("a second start", Early, vec![start(None)], "start".into()),
-        ("a second start, while the run waits", Waiting, vec![start(None)], "start".into()),
-        ("attach after start", Waiting, vec![attach(None)], "attach".into()),
+        (
+            "a second start, while the run waits",
+            Waiting,
+            vec![start(None)],
+            "start".into(),
+        ),
+        (
+            "attach after start",
+            Waiting,
+            vec![attach(None)],
+            "attach".into(),
+        ),
     ];
     for (what, when, said, field) in rows {
         let go = Arc::new(Notify::new());
         let works = || Answer::sse([state("queued", &[])]).wait(&go);
         let script = Script::new([
-            (works().bytes(state("requires_action", &["a", "b"])).bytes(DONE), run("requires_action", &["a", "b"])),
-            (works().bytes(state("requires_action", &["c", "d"])).bytes(DONE), run("requires_action", &["c", "d"])),
+            (
+                works()
+                    .bytes(state("requires_action", &["a", "b"]))
+                    .bytes(DONE),
+                run("requires_action", &["a", "b"]),
+            ),
+            (
+                works()
+                    .bytes(state("requires_action", &["c", "d"]))
+                    .bytes(DONE),
+                run("requires_action", &["c", "d"]),
+            ),
         ])
         .await;
         let gateway = spawn_gateway(&script.upstream.url(), &[]).await;
-        let first = [start(None)].into_iter().chain(said.iter().filter(|_| when == First).cloned());
-        let mut caller = Caller::say_first(&gateway, first).await.expect("the run is created all the same");
+        let first = [start(None)]
+            .into_iter()
+            .chain(said.iter().filter(|_| when == First).cloned());
+        let mut caller = Caller::say_first(&gateway, first)
+            .await
+            .expect("the run is created all the same");
         if when == NextRound {
             go.notify_one();
             caller.until("run_requires_action").await;
@@ -98,11 +183,19 @@ async fn what_is_said_wrong_is_named_and_ends_the_conversation() {
         go.notify_one();
         let (_, end) = caller.rest().await;
         let status = end.expect_err(what);
-        assert_eq!((status.code(), blamed(&status)), (Code::InvalidArgument, field), "{what}: {status:?}");
+        assert_eq!(
+            (status.code(), blamed(&status)),
+            (Code::InvalidArgument, field),
+            "{what}: {status:?}"
+        );
         let (_, info) = error_info(&status);
         assert_eq!(info["run_id"], "run_1", "{what}");
         let asked = usize::from(when == NextRound);
-        assert_eq!(script.submits().len(), asked, "{what}: nothing wrong is submitted");
+        assert_eq!(
+            script.submits().len(),
+            asked,
+            "{what}: nothing wrong is submitted"
+        );
         gateway.drain().await;
     }
 }
@@ -110,7 +203,11 @@ async fn what_is_said_wrong_is_named_and_ends_the_conversation() {
 #[tokio::test]
 async fn an_empty_message_is_a_mistake_and_one_for_a_call_that_somebody_else_answered_is_none() {
     let script = Script::new([(asks(&["a", "b"]), run("requires_action", &["a", "b"]))]).await;
-    let gateway = spawn_gateway(&script.upstream.url(), &["--poll-floor", "10ms", "--poll-ceiling", "20ms"]).await;
+    let gateway = spawn_gateway(
+        &script.upstream.url(),
+        &["--poll-floor", "10ms", "--poll-ceiling", "20ms"],
+    )
+    .await;
     let mut caller = Caller::start(&gateway).await;
     caller.until("run_requires_action").await;
     caller.say(outputs(&[("a", "1")]));
@@ -122,7 +219,11 @@ async fn an_empty_message_is_a_mistake_and_one_for_a_call_that_somebody_else_ans
     caller.say_raw(ConverseRunRequest { message: None });
     let (_, end) = caller.rest().await;
     let status = end.expect_err("an empty message");
-    assert_eq!((status.code(), blamed(&status)), (Code::InvalidArgument, "message".into()), "{status:?}");
+    assert_eq!(
+        (status.code(), blamed(&status)),
+        (Code::InvalidArgument, "message".into()),
+        "{status:?}"
+    );
     assert_resumable(&status, "THREAD_RUN_REQUIRES_ACTION");
     assert_eq!(script.submits().len(), 0);
     gateway.drain().await;
@@ -131,18 +232,44 @@ async fn an_empty_message_is_a_mistake_and_one_for_a_call_that_somebody_else_ans
 
 #[tokio::test]
 async fn a_first_message_that_cannot_be_is_an_answer_without_a_stream_and_without_a_request() {
-    let spec = || Some(RunSpec { assistant_id: "asst_1".into(), ..RunSpec::default() });
-    let short = StreamOptions { heartbeat_interval: Some(prost_types::Duration::default()), ..StreamOptions::default() };
+    let spec = || {
+        Some(RunSpec {
+            assistant_id: "asst_1".into(),
+            ..RunSpec::default()
+        })
+    };
+    let short = StreamOptions {
+        heartbeat_interval: Some(prost_types::Duration::default()),
+        ..StreamOptions::default()
+    };
     let with = |start: ConverseStart| vec![Message::Start(start)];
     let id = |thread_id: &str, run_id: &str| {
-        vec![Message::Attach(ConverseAttach { thread_id: thread_id.into(), run_id: run_id.into(), options: None })]
+        vec![Message::Attach(ConverseAttach {
+            thread_id: thread_id.into(),
+            run_id: run_id.into(),
+            options: None,
+        })]
     };
     let rows = [
         ("nothing", vec![], "message"),
         ("outputs", vec![outputs(&[("a", "1")])], "message"),
         ("cancel", vec![cancel()], "message"),
-        ("no run", with(ConverseStart { thread_id: "t".into(), ..ConverseStart::default() }), "start.run"),
-        ("no thread", with(ConverseStart { run: spec(), ..ConverseStart::default() }), "start.thread_id"),
+        (
+            "no run",
+            with(ConverseStart {
+                thread_id: "t".into(),
+                ..ConverseStart::default()
+            }),
+            "start.run",
+        ),
+        (
+            "no thread",
+            with(ConverseStart {
+                run: spec(),
+                ..ConverseStart::default()
+            }),
+            "start.thread_id",
+        ),
         (
             "both ways of starting",
             with(ConverseStart {
@@ -152,8 +279,16 @@ async fn a_first_message_that_cannot_be_is_an_answer_without_a_stream_and_withou
             }),
             "start.thread_and_run",
         ),
-        ("a heartbeat too fast", vec![start(Some(short))], "start.options.heartbeat_interval"),
-        ("a heartbeat too fast", vec![attach(Some(short))], "attach.options.heartbeat_interval"),
+        (
+            "a heartbeat too fast",
+            vec![start(Some(short))],
+            "start.options.heartbeat_interval",
+        ),
+        (
+            "a heartbeat too fast",
+            vec![attach(Some(short))],
+            "attach.options.heartbeat_interval",
+        ),
         ("attach to no thread", id("", "r"), "attach.thread_id"),
         ("attach to no run", id("t", ""), "attach.run_id"),
         ("attach to what is no id", id("t", ".."), "run_id"),
@@ -162,13 +297,33 @@ async fn a_first_message_that_cannot_be_is_an_answer_without_a_stream_and_withou
     let gateway = spawn_gateway(&script.upstream.url(), &[]).await;
     for (what, said, field) in rows {
         // Half-closed at once, as `Caller` would not be.
-        let said: Vec<_> = said.into_iter().map(|message| ConverseRunRequest { message: Some(message) }).collect();
-        let status = gateway.runs().converse_run(tokio_stream::iter(said)).await.expect_err(what);
-        assert_eq!((status.code(), &*blamed(&status)), (Code::InvalidArgument, field), "{what}: {status:?}");
+        let said: Vec<_> = said
+            .into_iter()
+            .map(|message| ConverseRunRequest {
+                message: Some(message),
+            })
+            .collect();
+        let status = gateway
+            .runs()
+            .converse_run(tokio_stream::iter(said))
+            .await
+            .expect_err(what);
+        assert_eq!(
+            (status.code(), &*blamed(&status)),
+            (Code::InvalidArgument, field),
+            "{what}: {status:?}"
+        );
     }
     let empty = [ConverseRunRequest { message: None }];
-    let status = gateway.runs().converse_run(tokio_stream::iter(empty)).await.expect_err("an empty message");
-    assert_eq!((status.code(), &*blamed(&status)), (Code::InvalidArgument, "message"));
+    let status = gateway
+        .runs()
+        .converse_run(tokio_stream::iter(empty))
+        .await
+        .expect_err("an empty message");
+    assert_eq!(
+        (status.code(), &*blamed(&status)),
+        (Code::InvalidArgument, "message")
+    );
     assert_eq!(script.upstream.requests().len(), 0);
     gateway.drain().await;
 }
@@ -177,7 +332,9 @@ async fn a_first_message_that_cannot_be_is_an_answer_without_a_stream_and_withou
 async fn after_the_end_nothing_that_is_said_matters() {
     // The upstream does not say `done`: the gateway waits for it a while.
     let go = Arc::new(Notify::new());
-    let answer = Answer::sse([state("queued", &[]), state("completed", &[])]).wait(&go).bytes(DONE);
+    let answer = Answer::sse([state("queued", &[]), state("completed", &[])])
+        .wait(&go)
+        .bytes(DONE);
     let script = Script::new([(answer, run("completed", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), &[]).await;
     let mut caller = Caller::start(&gateway).await;
@@ -188,7 +345,15 @@ async fn after_the_end_nothing_that_is_said_matters() {
     // By now the gateway could have read it all.
     round_trip(&gateway).await;
     go.notify_one();
-    assert_eq!(caller.next().await.expect("no error").map(|event| name(&event)).as_deref(), Some("done"));
+    assert_eq!(
+        caller
+            .next()
+            .await
+            .expect("no error")
+            .map(|event| name(&event))
+            .as_deref(),
+        Some("done")
+    );
     assert!(caller.next().await.expect("no error").is_none());
     assert_eq!(script.cancels(), 0);
     gateway.drain().await;

@@ -5,9 +5,10 @@ use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Value as Fi
 use runs_gateway::{
     json::{self, Document},
     v1::{
-        self, CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, GetRunStepRequest,
-        ListRunStepsRequest, ListRunsRequest, ModifyRunRequest, SortOrder, SubmitToolOutputsRequest,
-        run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
+        self, CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest,
+        GetRunStepRequest, ListRunStepsRequest, ListRunsRequest, ModifyRunRequest, SortOrder,
+        SubmitToolOutputsRequest, run_service_client::RunServiceClient,
+        run_step_service_client::RunStepServiceClient,
     },
 };
 use serde_json::Value;
@@ -74,12 +75,20 @@ calls! {
 
 /// One of each, as REST: method, target, body.
 pub(crate) const ALL: [(&str, &str, &str); 9] = [
-    ("POST", "/threads/thread_1/runs", r#"{"assistant_id":"asst_1"}"#),
+    (
+        "POST",
+        "/threads/thread_1/runs",
+        r#"{"assistant_id":"asst_1"}"#,
+    ),
     ("POST", "/threads/runs", r#"{"assistant_id":"asst_1"}"#),
     ("GET", "/threads/thread_1/runs", ""),
     ("GET", "/threads/thread_1/runs/run_1", ""),
     ("POST", "/threads/thread_1/runs/run_1", "{}"),
-    ("POST", "/threads/thread_1/runs/run_1/submit_tool_outputs", r#"{"tool_outputs":[{"tool_call_id":"call_1"}]}"#),
+    (
+        "POST",
+        "/threads/thread_1/runs/run_1/submit_tool_outputs",
+        r#"{"tool_outputs":[{"tool_call_id":"call_1"}]}"#,
+    ),
     ("POST", "/threads/thread_1/runs/run_1/cancel", ""),
     ("GET", "/threads/thread_1/runs/run_1/steps", ""),
     ("GET", "/threads/thread_1/runs/run_1/steps/step_1", ""),
@@ -89,8 +98,16 @@ impl Call {
     /// The call that makes a REST request. `target` is path and query, from `/threads` on.
     pub(crate) fn rest(method: &str, target: &str, body: &str) -> Self {
         let (path, query) = parts(target);
-        let one = |name: &str| query.iter().find(|(it, _)| it == name).map(|(_, value)| value.clone()).unwrap_or_default();
-        let limit = Some(one("limit")).filter(|it| !it.is_empty()).map(|it| it.parse().expect("a number"));
+        let one = |name: &str| {
+            query
+                .iter()
+                .find(|(it, _)| it == name)
+                .map(|(_, value)| value.clone())
+                .unwrap_or_default()
+        };
+        let limit = Some(one("limit"))
+            .filter(|it| !it.is_empty())
+            .map(|it| it.parse().expect("a number"));
         let order = match &*one("order") {
             "" => SortOrder::Unspecified,
             "asc" => SortOrder::Asc,
@@ -99,25 +116,73 @@ impl Call {
         }
         .into();
         let (after, before) = (one("after"), one("before"));
-        let include = query.iter().filter(|(name, _)| name == "include[]").map(|(_, value)| value.clone()).collect();
+        let include = query
+            .iter()
+            .filter(|(name, _)| name == "include[]")
+            .map(|(_, value)| value.clone())
+            .collect();
         let path: Vec<&str> = path.iter().map(String::as_str).collect();
         let id = |at: usize| path[at].to_owned();
         match (method, &path[..]) {
-            ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest { thread_and_run: decode(body) }.into(),
-            ("POST", ["threads", _, "runs"]) => CreateRunRequest { thread_id: id(1), run: decode(body), include }.into(),
-            ("GET", ["threads", _, "runs"]) => ListRunsRequest { thread_id: id(1), limit, order, after, before }.into(),
-            ("GET", ["threads", _, "runs", _]) => GetRunRequest { thread_id: id(1), run_id: id(3) }.into(),
-            ("POST", ["threads", _, "runs", _]) => ModifyRunRequest { thread_id: id(1), run_id: id(3), run: decode(body) }.into(),
+            ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest {
+                thread_and_run: decode(body),
+            }
+            .into(),
+            ("POST", ["threads", _, "runs"]) => CreateRunRequest {
+                thread_id: id(1),
+                run: decode(body),
+                include,
+            }
+            .into(),
+            ("GET", ["threads", _, "runs"]) => ListRunsRequest {
+                thread_id: id(1),
+                limit,
+                order,
+                after,
+                before,
+            }
+            .into(),
+            ("GET", ["threads", _, "runs", _]) => GetRunRequest {
+                thread_id: id(1),
+                run_id: id(3),
+            }
+            .into(),
+            ("POST", ["threads", _, "runs", _]) => ModifyRunRequest {
+                thread_id: id(1),
+                run_id: id(3),
+                run: decode(body),
+            }
+            .into(),
             ("POST", ["threads", _, "runs", _, "submit_tool_outputs"]) => {
-                SubmitToolOutputsRequest { thread_id: id(1), run_id: id(3), tool_outputs: decode(body) }.into()
+                SubmitToolOutputsRequest {
+                    thread_id: id(1),
+                    run_id: id(3),
+                    tool_outputs: decode(body),
+                }
+                .into()
             }
-            ("POST", ["threads", _, "runs", _, "cancel"]) => CancelRunRequest { thread_id: id(1), run_id: id(3) }.into(),
-            ("GET", ["threads", _, "runs", _, "steps"]) => {
-                ListRunStepsRequest { thread_id: id(1), run_id: id(3), limit, order, after, before, include }.into()
+            ("POST", ["threads", _, "runs", _, "cancel"]) => CancelRunRequest {
+                thread_id: id(1),
+                run_id: id(3),
             }
-            ("GET", ["threads", _, "runs", _, "steps", _]) => {
-                GetRunStepRequest { thread_id: id(1), run_id: id(3), step_id: id(5), include }.into()
+            .into(),
+            ("GET", ["threads", _, "runs", _, "steps"]) => ListRunStepsRequest {
+                thread_id: id(1),
+                run_id: id(3),
+                limit,
+                order,
+                after,
+                before,
+                include,
             }
+            .into(),
+            ("GET", ["threads", _, "runs", _, "steps", _]) => GetRunStepRequest {
+                thread_id: id(1),
+                run_id: id(3),
+                step_id: id(5),
+                include,
+            }
+            .into(),
             other => panic!("not one of the nine operations: {other:?}"),
         }
     }
@@ -129,12 +194,17 @@ impl Call {
 
     /// A write: doing it twice is harm.
     pub(crate) fn create_run() -> Self {
-        Self::rest("POST", "/threads/thread_1/runs", r#"{"assistant_id":"asst_1"}"#)
+        Self::rest(
+            "POST",
+            "/threads/thread_1/runs",
+            r#"{"assistant_id":"asst_1"}"#,
+        )
     }
 
     /// One of each.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        ALL.iter().map(|(method, target, body)| Self::rest(method, target, body))
+        ALL.iter()
+            .map(|(method, target, body)| Self::rest(method, target, body))
     }
 
     /// Makes the call.
@@ -144,7 +214,9 @@ impl Call {
 }
 
 fn decode<M: Document>(body: &str) -> Option<M> {
-    json::decode(body.as_bytes()).map_err(|error| panic!("{error}: {body}")).ok()
+    json::decode(body.as_bytes())
+        .map_err(|error| panic!("{error}: {body}"))
+        .ok()
 }
 
 /// A call's answer.
@@ -164,10 +236,17 @@ impl Answered {
         let mut extra = Vec::new();
         walk(&reflect(name, &message), "", &mut |path, field, value| {
             if field.name() == "extra_json" {
-                extra.push((path.to_owned(), value.as_str().unwrap_or_default().to_owned()));
+                extra.push((
+                    path.to_owned(),
+                    value.as_str().unwrap_or_default().to_owned(),
+                ));
             }
         });
-        Self { json: serde_json::from_slice(&text).expect("JSON"), extra, metadata }
+        Self {
+            json: serde_json::from_slice(&text).expect("JSON"),
+            extra,
+            metadata,
+        }
     }
 }
 
@@ -177,16 +256,30 @@ pub(crate) fn contract() -> DescriptorPool {
 }
 
 fn reflect(name: &str, message: &impl Message) -> DynamicMessage {
-    let descriptor = contract().get_message_by_name(&format!("runsgateway.v1.{name}")).expect(name);
+    let descriptor = contract()
+        .get_message_by_name(&format!("runsgateway.v1.{name}"))
+        .expect(name);
     DynamicMessage::decode(descriptor, &*message.encode_to_vec()).expect("the same message")
 }
 
 /// Shows every field that is set, depth first: the path of its message, the field, its value.
-pub(crate) fn walk(message: &DynamicMessage, path: &str, show: &mut impl FnMut(&str, &FieldDescriptor, &Field)) {
+pub(crate) fn walk(
+    message: &DynamicMessage,
+    path: &str,
+    show: &mut impl FnMut(&str, &FieldDescriptor, &Field),
+) {
     for (field, value) in message.fields() {
         show(path, &field, value);
-        let path = if path.is_empty() { field.name().to_owned() } else { format!("{path}.{}", field.name()) };
-        let values = if let Field::List(values) = value { values } else { std::slice::from_ref(value) };
+        let path = if path.is_empty() {
+            field.name().to_owned()
+        } else {
+            format!("{path}.{}", field.name())
+        };
+        let values = if let Field::List(values) = value {
+            values
+        } else {
+            std::slice::from_ref(value)
+        };
         for message in values.iter().filter_map(Field::as_message) {
             walk(message, &path, show);
         }
@@ -195,14 +288,27 @@ pub(crate) fn walk(message: &DynamicMessage, path: &str, show: &mut impl FnMut(&
 
 /// Path segments and query pairs of a target, decoded.
 pub(crate) fn parts(target: &str) -> (Vec<String>, Vec<(String, String)>) {
-    let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8().expect("UTF-8").into_owned();
+    let decoded = |text: &str| {
+        percent_encoding::percent_decode_str(text)
+            .decode_utf8()
+            .expect("UTF-8")
+            .into_owned()
+    };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let pair = |pair: &str| pair.split_once('=').map(|(name, value)| (decoded(name), decoded(value)));
-    let query = query.split('&').filter(|it| !it.is_empty()).map(|it| pair(it).expect("name=value")).collect();
+    let pair = |pair: &str| {
+        pair.split_once('=')
+            .map(|(name, value)| (decoded(name), decoded(value)))
+    };
+    let query = query
+        .split('&')
+        .filter(|it| !it.is_empty())
+        .map(|it| pair(it).expect("name=value"))
+        .collect();
     (path.split('/').skip(1).map(decoded).collect(), query)
 }
 
-/// Without what the contract says is the same as nothing: members that are `null`, an empty list or an empty object. Numbers as numbers.
+/// Without what the contract says is the same as nothing: members that are `null`, an empty list or
+/// an empty object. Numbers as numbers.
 pub(crate) fn bare(value: Value) -> Value {
     match value {
         Value::Object(members) => {
@@ -215,7 +321,8 @@ pub(crate) fn bare(value: Value) -> Value {
             Value::Object(members.filter(|(_, value)| !nothing(value)).collect())
         }
         Value::Array(values) => values.into_iter().map(bare).collect(),
-        // An integer of a fraction's notation is that integer. What lies beyond these bounds is compared as it is.
+        // An integer of a fraction's notation is that integer. What lies beyond these bounds is
+        // compared as it is.
         Value::Number(number) => match number.as_f64() {
             Some(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
                 #[expect(clippy::cast_possible_truncation, reason = "it was just checked")]

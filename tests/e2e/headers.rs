@@ -1,4 +1,5 @@
-//! What reaches the upstream beside the request itself, and what of the answer's headers reaches the caller: both by allow-list.
+//! What reaches the upstream beside the request itself, and what of the answer's headers reaches
+//! the caller: both by allow-list.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,8 @@ use crate::{
     },
 };
 
-/// Metadata as a caller may send it: what is passed on by default, credentials, and what has no business upstream.
+/// Metadata as a caller may send it: what is passed on by default, credentials, and what has no
+/// business upstream.
 const METADATA: [(&str, &str); 16] = [
     ("authorization", "Bearer caller"),
     ("api-key", "caller"),
@@ -20,7 +22,10 @@ const METADATA: [(&str, &str); 16] = [
     ("openai-organization", "o"),
     ("openai-project", "p"),
     ("x-client-request-id", "c"),
-    ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    (
+        "traceparent",
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ),
     ("tracestate", "s"),
     ("openai-beta", "caller"),
     ("accept", "text/html"),
@@ -32,53 +37,105 @@ const METADATA: [(&str, &str); 16] = [
     ("transfer-encoding", "chunked"),
 ];
 
-/// Flags; what comes before `/threads` and after; headers in addition to those of every request, or in their place.
+/// Flags; what comes before `/threads` and after; headers in addition to those of every request, or
+/// in their place.
 type Row<'a> = (Vec<&'a str>, &'a str, &'a str, Vec<(&'a str, &'a str)>);
 
 #[tokio::test]
-async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_only_what_is_allowed() {
-    let always = [("accept", "application/json"), ("openai-beta", "assistants=v2")];
+async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_only_what_is_allowed()
+ {
+    let always = [
+        ("accept", "application/json"),
+        ("openai-beta", "assistants=v2"),
+    ];
     let passed = &METADATA[2..8];
     let own_key = ["--upstream-api-key", "own"];
     let table: Vec<Row> = vec![
         (vec![], "", "", vec![("authorization", "Bearer caller")]),
-        (own_key.into(), "", "", vec![("authorization", "Bearer own")]),
-        (vec!["--upstream-auth", "api-key"], "", "", vec![("api-key", "caller")]),
-        ([&own_key[..], &["--upstream-auth", "api-key"]].concat(), "", "", vec![("api-key", "own")]),
+        (
+            own_key.into(),
+            "",
+            "",
+            vec![("authorization", "Bearer own")],
+        ),
+        (
+            vec!["--upstream-auth", "api-key"],
+            "",
+            "",
+            vec![("api-key", "caller")],
+        ),
+        (
+            [&own_key[..], &["--upstream-auth", "api-key"]].concat(),
+            "",
+            "",
+            vec![("api-key", "own")],
+        ),
         (
             [&own_key[..], &["--upstream-profile", "azure"]].concat(),
             "/openai",
             "?api-version=2024-05-01-preview",
             vec![("api-key", "own")],
         ),
-        (vec!["--upstream-query", "a=b%"], "/v1/", "?a=b%25", vec![("authorization", "Bearer caller")]),
         (
-            vec!["--upstream-header", "OpenAI-Beta: assistants=v9", "--upstream-header", "X-Extra:  e "],
+            vec!["--upstream-query", "a=b%"],
+            "/v1/",
+            "?a=b%25",
+            vec![("authorization", "Bearer caller")],
+        ),
+        (
+            vec![
+                "--upstream-header",
+                "OpenAI-Beta: assistants=v9",
+                "--upstream-header",
+                "X-Extra:  e ",
+            ],
             "/a/b",
             "",
-            vec![("authorization", "Bearer caller"), ("openai-beta", "assistants=v9"), ("x-extra", "e")],
+            vec![
+                ("authorization", "Bearer caller"),
+                ("openai-beta", "assistants=v9"),
+                ("x-extra", "e"),
+            ],
         ),
         (
             vec!["--upstream-header", "OpenAI-Project: ours"],
             "",
             "",
-            vec![("authorization", "Bearer caller"), ("openai-project", "ours")],
+            vec![
+                ("authorization", "Bearer caller"),
+                ("openai-project", "ours"),
+            ],
         ),
         (
             vec!["--forward-metadata", "x-foo,openai-beta"],
             "",
             "",
-            vec![("authorization", "Bearer caller"), ("openai-beta", "caller"), ("x-foo", "bar")],
+            vec![
+                ("authorization", "Bearer caller"),
+                ("openai-beta", "caller"),
+                ("x-foo", "bar"),
+            ],
         ),
     ];
     for (flags, prefix, query, headers) in table {
         let upstream = Upstream::answering(|_| Answer::json(200, r#"{"id":"x","data":[]}"#)).await;
         let gateway = spawn_gateway(&format!("{}{prefix}", upstream.url()), &flags).await;
         for call in Call::all() {
-            call.with(&gateway, &METADATA).await.unwrap_or_else(|status| panic!("{flags:?}: {status}"));
+            call.with(&gateway, &METADATA)
+                .await
+                .unwrap_or_else(|status| panic!("{flags:?}: {status}"));
             let seen = upstream.requests().pop().expect("a request");
-            assert!(seen.target.starts_with(&format!("{}/threads", prefix.trim_end_matches('/'))), "{}", seen.target);
-            assert_eq!(seen.target.find('?').map_or("", |at| &seen.target[at..]), query, "{flags:?}");
+            assert!(
+                seen.target
+                    .starts_with(&format!("{}/threads", prefix.trim_end_matches('/'))),
+                "{}",
+                seen.target
+            );
+            assert_eq!(
+                seen.target.find('?').map_or("", |at| &seen.target[at..]),
+                query,
+                "{flags:?}"
+            );
 
             let mut expected: BTreeMap<_, _> = always.into_iter().collect();
             if !flags.contains(&"--forward-metadata") {
@@ -86,7 +143,13 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
             }
             expected.extend(headers.iter().copied());
             let host = upstream.address().to_string();
-            expected.extend([("host", &*host), ("user-agent", concat!("runs-gateway/", env!("CARGO_PKG_VERSION")))]);
+            expected.extend([
+                ("host", &*host),
+                (
+                    "user-agent",
+                    concat!("runs-gateway/", env!("CARGO_PKG_VERSION")),
+                ),
+            ]);
             let length = seen.body.len().to_string();
             if seen.method == "POST" {
                 expected.insert("content-length", &length);
@@ -94,11 +157,18 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
             if !seen.body.is_empty() {
                 expected.insert("content-type", "application/json");
             }
-            let mut got: BTreeMap<_, _> =
-                seen.headers.iter().map(|(name, value)| (&**name, str::from_utf8(value).expect("text"))).collect();
+            let mut got: BTreeMap<_, _> = seen
+                .headers
+                .iter()
+                .map(|(name, value)| (&**name, str::from_utf8(value).expect("text")))
+                .collect();
             assert_eq!(got.len(), seen.headers.len(), "none twice");
             if call.rpc().starts_with("Create") && !expected.contains_key("idempotency-key") {
-                assert_eq!(got.remove("idempotency-key").map(str::len), Some(36), "a create has a key in any case");
+                assert_eq!(
+                    got.remove("idempotency-key").map(str::len),
+                    Some(36),
+                    "a create has a key in any case"
+                );
             }
             assert_eq!(got, expected, "{} with {flags:?}", call.rpc());
         }
@@ -128,24 +198,47 @@ async fn the_caller_sees_the_allowed_headers_of_good_and_bad_answers() {
         ("grpc-message", "m"),
         ("openai-organization", "o"),
     ];
-    let with = |answer: Answer| shown.iter().chain(&hidden).fold(answer, |answer, (name, value)| answer.header(name, value));
+    let with = |answer: Answer| {
+        shown
+            .iter()
+            .chain(&hidden)
+            .fold(answer, |answer, (name, value)| answer.header(name, value))
+    };
     let of = |metadata: &MetadataMap| {
         // What gRPC itself adds.
-        let ours = ["content-type", "date", "grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"];
+        let ours = [
+            "content-type",
+            "date",
+            "grpc-status",
+            "grpc-message",
+            "grpc-status-details-bin",
+            "grpc-retry-pushback-ms",
+        ];
         let pairs = metadata.iter().filter_map(|pair| match pair {
-            KeyAndValueRef::Ascii(name, value) => Some((name.as_str().to_owned(), value.to_str().expect("text").to_owned())),
+            KeyAndValueRef::Ascii(name, value) => Some((
+                name.as_str().to_owned(),
+                value.to_str().expect("text").to_owned(),
+            )),
             KeyAndValueRef::Binary(..) => None,
         });
         let mut pairs: Vec<_> = pairs.filter(|(name, _)| !ours.contains(&&**name)).collect();
         pairs.sort();
         pairs
     };
-    let expected: Vec<_> = shown.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let expected: Vec<_> = shown
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     for call in Call::all() {
         upstream.push(with(Answer::json(200, r#"{"id":"x","data":[]}"#)));
-        assert_eq!(of(&call.on(&gateway).await.expect("an answer").metadata), expected, "{}", call.rpc());
+        assert_eq!(
+            of(&call.on(&gateway).await.expect("an answer").metadata),
+            expected,
+            "{}",
+            call.rpc()
+        );
         for status in [400, 404, 429, 500, 503, 302] {
             upstream.push(with(Answer::json(status, r#"{"error":{"message":"no"}}"#)));
             let error = call.on(&gateway).await.expect_err("an error");

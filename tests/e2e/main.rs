@@ -1,7 +1,8 @@
-//! The whole gateway over real sockets: a gRPC client on one side, a scripted upstream on the other.
+//! The whole gateway over real sockets: a gRPC client on one side, a scripted upstream on the
+//! other.
 //!
-//! Each file is one promise. Those that read documents from outside the repository find them by `RUNS_RECORDINGS` and `RUNS_OPENAPI`, and
-//! say so where these are not set.
+//! Each file is one promise. Those that read documents from outside the repository find them by
+//! `RUNS_RECORDINGS` and `RUNS_OPENAPI`, and say so where these are not set.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,9 +1,10 @@
-//! What a caller sends can never change which endpoint is called, and what is wrong is refused before anything is sent.
+//! What a caller sends can never change which endpoint is called, and what is wrong is refused
+//! before anything is sent.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use runs_gateway::v1::{
-    CreateRunRequest, CreateThreadAndRunRequest, ListRunStepsRequest, ListRunsRequest, ModifyRunRequest, RunSpec,
-    SubmitToolOutputsRequest, Tool, ToolOutput, ToolOutputs,
+    CreateRunRequest, CreateThreadAndRunRequest, ListRunStepsRequest, ListRunsRequest,
+    ModifyRunRequest, RunSpec, SubmitToolOutputsRequest, Tool, ToolOutput, ToolOutputs,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -16,24 +17,39 @@ use crate::{
     },
 };
 
-/// The field that the call is refused for. The status must say so in every way that callers look at.
+/// The field that the call is refused for. The status must say so in every way that callers look
+/// at.
 async fn refusal(call: &Call, gateway: &Gateway) -> String {
     let status = call.on(gateway).await.expect_err("a refusal");
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     let info = status.get_details_error_info().expect("ErrorInfo");
-    assert_eq!((&*info.reason, &*info.domain), ("INVALID_FIELD", "runsgateway.v1"));
-    let violations = status.get_details_bad_request().expect("BadRequest").field_violations;
-    let [violation] = &violations[..] else { panic!("{violations:?}") };
-    assert_eq!(status.message(), format!("{}: {}", violation.field, violation.description));
+    assert_eq!(
+        (&*info.reason, &*info.domain),
+        ("INVALID_FIELD", "runsgateway.v1")
+    );
+    let violations = status
+        .get_details_bad_request()
+        .expect("BadRequest")
+        .field_violations;
+    let [violation] = &violations[..] else {
+        panic!("{violations:?}")
+    };
+    assert_eq!(
+        status.message(),
+        format!("{}: {}", violation.field, violation.description)
+    );
     violation.field.clone()
 }
 
 #[tokio::test]
 async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
-    let (long, too_long, too_long_encoded) = ("x".repeat(10_000), "x".repeat(70_000), "é".repeat(2_000));
+    let (long, too_long, too_long_encoded) =
+        ("x".repeat(10_000), "x".repeat(70_000), "é".repeat(2_000));
     let refused = ["", ".", "..", &too_long, &too_long_encoded];
-    let sent =
-        ["a/b", "/", "../x", "a?b", "a#b", "é", "%2e%2e", "%2F", "a\\b", " ", "a\nb", "a\r\nb", "\0", "...", "runs", &long];
+    let sent = [
+        "a/b", "/", "../x", "a?b", "a#b", "é", "%2e%2e", "%2F", "a\\b", " ", "a\nb", "a\r\nb",
+        "\0", "...", "runs", &long,
+    ];
     let upstream = Upstream::answering(|_| Answer::json(200, r#"{"id":"x","data":[]}"#)).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let mut requests = 0;
@@ -49,14 +65,35 @@ async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
                 if refused.contains(&id) {
                     assert_eq!(refusal(&call, &gateway).await, field, "{id:.20}");
                 } else {
-                    call.on(&gateway).await.unwrap_or_else(|status| panic!("{field} {id:?}: {status}"));
+                    call.on(&gateway)
+                        .await
+                        .unwrap_or_else(|status| panic!("{field} {id:?}: {status}"));
                     requests += 1;
-                    let seen = upstream.requests().last().expect("a request").target.clone();
-                    let expected = target.split('/').skip(1).map(|it| if it == ordinary { id } else { it }.to_owned()).collect();
-                    assert_eq!(parts(&seen), (expected, vec![]), "{field} of {}", call.rpc());
+                    let seen = upstream
+                        .requests()
+                        .last()
+                        .expect("a request")
+                        .target
+                        .clone();
+                    let expected = target
+                        .split('/')
+                        .skip(1)
+                        .map(|it| if it == ordinary { id } else { it }.to_owned())
+                        .collect();
+                    assert_eq!(
+                        parts(&seen),
+                        (expected, vec![]),
+                        "{field} of {}",
+                        call.rpc()
+                    );
                     assert!(!seen.contains('#'), "{seen}");
                 }
-                assert_eq!(upstream.requests().len(), requests, "{field} {id:?} of {}", call.rpc());
+                assert_eq!(
+                    upstream.requests().len(),
+                    requests,
+                    "{field} {id:?} of {}",
+                    call.rpc()
+                );
             }
         }
     }
@@ -65,9 +102,28 @@ async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_wrong_field_is_named_and_nothing_is_sent() {
-    let run = |run: RunSpec| Call::from(CreateRunRequest { thread_id: "t".into(), run: Some(run), include: Vec::new() });
-    let extra = |extra: &str| run(RunSpec { assistant_id: "a".into(), extra_json: extra.into(), ..RunSpec::default() });
-    let page = |limit, order| Call::from(ListRunsRequest { thread_id: "t".into(), limit, order, ..ListRunsRequest::default() });
+    let run = |run: RunSpec| {
+        Call::from(CreateRunRequest {
+            thread_id: "t".into(),
+            run: Some(run),
+            include: Vec::new(),
+        })
+    };
+    let extra = |extra: &str| {
+        run(RunSpec {
+            assistant_id: "a".into(),
+            extra_json: extra.into(),
+            ..RunSpec::default()
+        })
+    };
+    let page = |limit, order| {
+        Call::from(ListRunsRequest {
+            thread_id: "t".into(),
+            limit,
+            order,
+            ..ListRunsRequest::default()
+        })
+    };
     let steps = |limit, order| {
         Call::from(ListRunStepsRequest {
             thread_id: "t".into(),
@@ -79,9 +135,20 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
     };
     let cursors = |after: &str, before: &str| {
         let (after, before) = (after.to_owned(), before.to_owned());
-        Call::from(ListRunsRequest { thread_id: "t".into(), after, before, ..ListRunsRequest::default() })
+        Call::from(ListRunsRequest {
+            thread_id: "t".into(),
+            after,
+            before,
+            ..ListRunsRequest::default()
+        })
     };
-    let including = |include| Call::from(CreateRunRequest { thread_id: "t".into(), run: Some(RunSpec::default()), include });
+    let including = |include| {
+        Call::from(CreateRunRequest {
+            thread_id: "t".into(),
+            run: Some(RunSpec::default()),
+            include,
+        })
+    };
     let table = vec![
         (page(Some(0), 0), "limit"),
         (page(Some(-1), 0), "limit"),
@@ -95,10 +162,36 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
         (cursors(&"/".repeat(4_000), "x"), "after"),
         (including(vec!["x".repeat(70_000)]), "include"),
         (including(vec!["x".into(); 4_000]), "include"),
-        (CreateRunRequest { thread_id: "t".into(), ..CreateRunRequest::default() }.into(), "run"),
-        (CreateThreadAndRunRequest::default().into(), "thread_and_run"),
-        (ModifyRunRequest { thread_id: "t".into(), run_id: "r".into(), run: None }.into(), "run"),
-        (SubmitToolOutputsRequest { thread_id: "t".into(), run_id: "r".into(), tool_outputs: None }.into(), "tool_outputs"),
+        (
+            CreateRunRequest {
+                thread_id: "t".into(),
+                ..CreateRunRequest::default()
+            }
+            .into(),
+            "run",
+        ),
+        (
+            CreateThreadAndRunRequest::default().into(),
+            "thread_and_run",
+        ),
+        (
+            ModifyRunRequest {
+                thread_id: "t".into(),
+                run_id: "r".into(),
+                run: None,
+            }
+            .into(),
+            "run",
+        ),
+        (
+            SubmitToolOutputsRequest {
+                thread_id: "t".into(),
+                run_id: "r".into(),
+                tool_outputs: None,
+            }
+            .into(),
+            "tool_outputs",
+        ),
         (extra("["), "run.extra_json"),
         (extra("[]"), "run.extra_json"),
         (extra("null"), "run.extra_json"),
@@ -108,15 +201,42 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
         (extra(r#"{"\u0061ssistant_id":"b"}"#), "run.extra_json"),
         (extra(r#"{"stream":true}"#), "run.extra_json"),
         (extra(r#"{"stre\u0061m":false}"#), "run.extra_json"),
-        (run(RunSpec { tools: vec![Tool { r#type: 99, ..Tool::default() }], ..RunSpec::default() }), "run.tools[0].type"),
-        (run(RunSpec { temperature: Some(f64::NAN), ..RunSpec::default() }), "run.temperature"),
-        (run(RunSpec { top_p: Some(f64::INFINITY), ..RunSpec::default() }), "run.top_p"),
+        (
+            run(RunSpec {
+                tools: vec![Tool {
+                    r#type: 99,
+                    ..Tool::default()
+                }],
+                ..RunSpec::default()
+            }),
+            "run.tools[0].type",
+        ),
+        (
+            run(RunSpec {
+                temperature: Some(f64::NAN),
+                ..RunSpec::default()
+            }),
+            "run.temperature",
+        ),
+        (
+            run(RunSpec {
+                top_p: Some(f64::INFINITY),
+                ..RunSpec::default()
+            }),
+            "run.top_p",
+        ),
         (
             SubmitToolOutputsRequest {
                 thread_id: "t".into(),
                 run_id: "r".into(),
                 tool_outputs: Some(ToolOutputs {
-                    tool_outputs: vec![ToolOutput::default(), ToolOutput { extra_json: "1".into(), ..ToolOutput::default() }],
+                    tool_outputs: vec![
+                        ToolOutput::default(),
+                        ToolOutput {
+                            extra_json: "1".into(),
+                            ..ToolOutput::default()
+                        },
+                    ],
                     ..ToolOutputs::default()
                 }),
             }

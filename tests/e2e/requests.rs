@@ -1,4 +1,5 @@
-//! What the gateway asks of the upstream is what the published schema allows, on the route that the contract's comments promise.
+//! What the gateway asks of the upstream is what the published schema allows, on the route that the
+//! contract's comments promise.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +17,11 @@ use crate::{
     },
 };
 
-/// Requests, minimal and full: method, target, body. Together they set every field of every request message.
+/// Requests, minimal and full: method, target, body. Together they set every field of every request
+/// message.
 ///
-/// Where a `type` is missing from a tagged message the gateway has to infer it: the schema requires it everywhere.
+/// Where a `type` is missing from a tagged message the gateway has to infer it: the schema requires
+/// it everywhere.
 const REQUESTS: &[(&str, &str, &str)] = &[
     ("POST", "/threads/t/runs", r#"{"assistant_id":"a"}"#),
     (
@@ -55,8 +58,16 @@ const REQUESTS: &[(&str, &str, &str)] = &[
             "response_format":{"json_schema":{"name":"n"}}
         }"#,
     ),
-    ("POST", "/threads/t/runs", r#"{"assistant_id":"a","response_format":"auto","truncation_strategy":{"type":"auto"}}"#),
-    ("POST", "/threads/t/runs", r#"{"assistant_id":"a","response_format":{"type":"text"},"tool_choice":{"type":"file_search"}}"#),
+    (
+        "POST",
+        "/threads/t/runs",
+        r#"{"assistant_id":"a","response_format":"auto","truncation_strategy":{"type":"auto"}}"#,
+    ),
+    (
+        "POST",
+        "/threads/t/runs",
+        r#"{"assistant_id":"a","response_format":{"type":"text"},"tool_choice":{"type":"file_search"}}"#,
+    ),
     ("POST", "/threads/runs", r#"{"assistant_id":"a"}"#),
     (
         "POST",
@@ -81,7 +92,11 @@ const REQUESTS: &[(&str, &str, &str)] = &[
             {"chunking_strategy":{"static":{"max_chunk_size_tokens":4096,"chunk_overlap_tokens":1}}}]}}}}"#,
     ),
     ("GET", "/threads/t/runs", ""),
-    ("GET", "/threads/t/runs?limit=1&order=asc&after=run_1&before=run_9", ""),
+    (
+        "GET",
+        "/threads/t/runs?limit=1&order=asc&after=run_1&before=run_9",
+        "",
+    ),
     ("GET", "/threads/t/runs?limit=100&order=desc", ""),
     ("GET", "/threads/t/runs/r", ""),
     ("POST", "/threads/t/runs/r", "{}"),
@@ -99,24 +114,36 @@ const REQUESTS: &[(&str, &str, &str)] = &[
         "",
     ),
     ("GET", "/threads/t/runs/r/steps/s", ""),
-    ("GET", "/threads/t/runs/r/steps/s?include[]=step_details.tool_calls[*].file_search.results[*].content", ""),
+    (
+        "GET",
+        "/threads/t/runs/r/steps/s?include[]=step_details.tool_calls[*].file_search.results[*].content",
+        "",
+    ),
 ];
 
-/// Makes the call against an upstream that agrees to everything, and gives the one request that arrives.
+/// Makes the call against an upstream that agrees to everything, and gives the one request that
+/// arrives.
 async fn arriving(call: &Call) -> Recorded {
     let upstream = Upstream::start().await;
     upstream.push(Answer::json(200, r#"{"id":"x","data":[]}"#));
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
-    call.on(&gateway).await.unwrap_or_else(|status| panic!("{call:?}: {status}"));
+    call.on(&gateway)
+        .await
+        .unwrap_or_else(|status| panic!("{call:?}: {status}"));
     gateway.drain().await;
-    let [request] = &upstream.requests()[..] else { panic!("{call:?}: not exactly one request") };
+    let [request] = &upstream.requests()[..] else {
+        panic!("{call:?}: not exactly one request")
+    };
     request.clone()
 }
 
 #[test]
 fn the_table_sets_every_field_of_every_request() {
     fn reach(message: &MessageDescriptor, fields: &mut BTreeSet<String>) {
-        for field in message.fields().filter(|field| field.name() != "extra_json") {
+        for field in message
+            .fields()
+            .filter(|field| field.name() != "extra_json")
+        {
             if fields.insert(field.full_name().to_owned())
                 && let Kind::Message(message) = field.kind()
                 && !field.is_map()
@@ -130,7 +157,11 @@ fn the_table_sets_every_field_of_every_request() {
         let call = Call::rest(method, target, body);
         reach(&call.reflect().descriptor(), &mut all);
         walk(&call.reflect(), "", &mut |path, field, value| {
-            assert_ne!(field.name(), "extra_json", "{method} {target}: {path} does not hold {value}");
+            assert_ne!(
+                field.name(),
+                "extra_json",
+                "{method} {target}: {path} does not hold {value}"
+            );
             set.insert(field.full_name().to_owned());
         });
     }
@@ -143,26 +174,45 @@ async fn every_request_is_valid_under_the_published_schema() {
     let Some(path) = env::var_os("RUNS_OPENAPI") else {
         return println!("RUNS_OPENAPI is not set: no schema to validate against");
     };
-    let document: Value = serde_json::from_slice(&fs::read(path).expect("a readable file")).expect("JSON");
+    let document: Value =
+        serde_json::from_slice(&fs::read(path).expect("a readable file")).expect("JSON");
     let valid = |schema: &Value, value: &Value| -> Result<(), String> {
-        // The references in it are relative to the document. `nullable`, which this version of JSON Schema does not know, does not
-        // matter: the gateway sends no null.
+        // The references in it are relative to the document. `nullable`, which this version of JSON
+        // Schema does not know, does not matter: the gateway sends no null.
         let whole = json!({"components": document["components"], "allOf": [schema]});
         let schema = jsonschema::draft202012::new(&whole).expect("a schema");
-        let errors: Vec<_> = schema.iter_errors(value).map(|error| format!("{}: {error}", error.instance_path)).collect();
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+        let errors: Vec<_> = schema
+            .iter_errors(value)
+            .map(|error| format!("{}: {error}", error.instance_path))
+            .collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors.join("; "))
+        }
     };
     let run = json!({"$ref": "#/components/schemas/CreateRunRequest"});
     valid(&run, &json!({"assistant_id": "a"})).expect("an assistant is enough");
-    valid(&run, &json!({"assistant_id": "a", "tools": [{"type": "function"}]})).expect_err("a function without its name");
+    valid(
+        &run,
+        &json!({"assistant_id": "a", "tools": [{"type": "function"}]}),
+    )
+    .expect_err("a function without its name");
 
     for (method, target, body) in REQUESTS {
         let seen = arriving(&Call::rest(method, target, body)).await;
         let (path, query) = parts(&seen.target);
         let operations = document["paths"].as_object().expect("paths");
-        let (template, operations) = operations.iter().find(|(template, _)| matches(template, &path)).expect(target);
+        let (template, operations) = operations
+            .iter()
+            .find(|(template, _)| matches(template, &path))
+            .expect(target);
         let operation = &operations[seen.method.to_ascii_lowercase()];
-        assert!(operation.is_object(), "{} {template} is not an operation", seen.method);
+        assert!(
+            operation.is_object(),
+            "{} {template} is not an operation",
+            seen.method
+        );
 
         // A list is in the query once per value.
         let mut sent = BTreeMap::<&str, Vec<&str>>::new();
@@ -170,8 +220,13 @@ async fn every_request_is_valid_under_the_published_schema() {
             sent.entry(name).or_default().push(value);
         }
         for (name, values) in sent {
-            let parameter = operation["parameters"].as_array().expect("parameters").iter().find(|it| it["name"] == *name);
-            let schema = &parameter.unwrap_or_else(|| panic!("{target}: no parameter {name}"))["schema"];
+            let parameter = operation["parameters"]
+                .as_array()
+                .expect("parameters")
+                .iter()
+                .find(|it| it["name"] == *name);
+            let schema =
+                &parameter.unwrap_or_else(|| panic!("{target}: no parameter {name}"))["schema"];
             let value = match (schema["type"].as_str(), &values[..]) {
                 (Some("array"), values) => json!(values),
                 (Some("integer"), [value]) => json!(value.parse::<i64>().expect("a number")),
@@ -183,10 +238,18 @@ async fn every_request_is_valid_under_the_published_schema() {
 
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
         if schema.is_null() {
-            assert_eq!((seen.text(), seen.header("content-type")), ("", None), "{target}");
+            assert_eq!(
+                (seen.text(), seen.header("content-type")),
+                ("", None),
+                "{target}"
+            );
             continue;
         }
-        assert_eq!(seen.header("content-type"), Some("application/json"), "{target}");
+        assert_eq!(
+            seen.header("content-type"),
+            Some("application/json"),
+            "{target}"
+        );
         let body: Value = serde_json::from_slice(&seen.body).expect("JSON");
         valid(schema, &body).unwrap_or_else(|error| panic!("{method} {target}: {error}\n{body:#}"));
     }
@@ -196,7 +259,11 @@ async fn every_request_is_valid_under_the_published_schema() {
 fn matches(route: &str, path: &[String]) -> bool {
     let route: Vec<_> = route.split('/').skip(1).collect();
     // `/threads/runs` is no thread's.
-    route.len() == path.len() && route.iter().zip(path).all(|(a, b)| a == b || (a.starts_with('{') && b != "runs"))
+    route.len() == path.len()
+        && route
+            .iter()
+            .zip(path)
+            .all(|(a, b)| a == b || (a.starts_with('{') && b != "runs"))
 }
 
 #[tokio::test]
@@ -204,18 +271,44 @@ async fn every_call_takes_the_route_that_its_comment_says() {
     let calls: BTreeMap<_, _> = Call::all().map(|call| (call.rpc(), call)).collect();
     let mut compared = 0;
     let contract = contract();
-    for rpc in contract.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+    for rpc in contract
+        .services()
+        .flat_map(|service| service.methods().collect::<Vec<_>>())
+    {
         let file = rpc.parent_file();
-        let info = file.file_descriptor_proto().source_code_info.as_ref().expect("comments");
-        let Some(call) = calls.get(rpc.name()) else { continue };
-        let comment = info.location.iter().find(|it| it.path == rpc.path()).expect("a comment").leading_comments();
+        let info = file
+            .file_descriptor_proto()
+            .source_code_info
+            .as_ref()
+            .expect("comments");
+        let Some(call) = calls.get(rpc.name()) else {
+            continue;
+        };
+        let comment = info
+            .location
+            .iter()
+            .find(|it| it.path == rpc.path())
+            .expect("a comment")
+            .leading_comments();
         let last = comment.trim().lines().last().unwrap_or_default().trim();
-        let (method, route) = last.strip_prefix("REST: ").and_then(|it| it.split_once(' ')).expect("REST: METHOD /route");
+        let (method, route) = last
+            .strip_prefix("REST: ")
+            .and_then(|it| it.split_once(' '))
+            .expect("REST: METHOD /route");
         let seen = arriving(call).await;
         let (path, query) = parts(&seen.target);
-        assert!(seen.method == method && matches(route, &path), "{last} sent {} {}", seen.method, seen.target);
+        assert!(
+            seen.method == method && matches(route, &path),
+            "{last} sent {} {}",
+            seen.method,
+            seen.target
+        );
         assert!(query.is_empty(), "{last} sent {}", seen.target);
         compared += 1;
     }
-    assert_eq!(compared, calls.len(), "every call is an RPC of the contract");
+    assert_eq!(
+        compared,
+        calls.len(),
+        "every call is an RPC of the contract"
+    );
 }

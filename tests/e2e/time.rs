@@ -1,4 +1,5 @@
-//! Answers that do not come: too late, never, or over a connection that is lost. What the caller is told depends on what may have happened.
+//! Answers that do not come: too late, never, or over a connection that is lost. What the caller is
+//! told depends on what may have happened.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,30 +25,59 @@ const DRAINING: (Code, &str) = (Code::Unavailable, "GATEWAY_DRAINING");
 const UNKNOWN: (Code, &str) = (Code::Unknown, "OUTCOME_UNKNOWN");
 
 /// The calls that do the same when they are done twice.
-const REPEATABLE: [&str; 6] = ["GetRun", "ListRuns", "ListRunSteps", "GetRunStep", "ModifyRun", "CancelRun"];
+const REPEATABLE: [&str; 6] = [
+    "GetRun",
+    "ListRuns",
+    "ListRunSteps",
+    "GetRunStep",
+    "ModifyRun",
+    "CancelRun",
+];
 
-/// What the caller is told. Whoever is told that the outcome is unknown is told not to repeat the call, too.
+/// What the caller is told. Whoever is told that the outcome is unknown is told not to repeat the
+/// call, too.
 fn assert_told(status: &Status, (code, reason): (Code, &str), what: &str) {
-    let info = status.get_details_error_info().unwrap_or_else(|| panic!("{what}: no ErrorInfo in {status:?}"));
-    assert_eq!((status.code(), &*info.reason), (code, reason), "{what}: {status}");
-    let pushback = status.metadata().get("grpc-retry-pushback-ms").map(|value| value.to_str().expect("text"));
+    let info = status
+        .get_details_error_info()
+        .unwrap_or_else(|| panic!("{what}: no ErrorInfo in {status:?}"));
+    assert_eq!(
+        (status.code(), &*info.reason),
+        (code, reason),
+        "{what}: {status}"
+    );
+    let pushback = status
+        .metadata()
+        .get("grpc-retry-pushback-ms")
+        .map(|value| value.to_str().expect("text"));
     assert_eq!(pushback, (code == Code::Unknown).then_some("-1"), "{what}");
 }
 
-/// Calls with a deadline of a minute: tonic's client ends a call by itself when its deadline passes, so the gateway's own limit has to be
-/// what cuts it.
+/// Calls with a deadline of a minute: tonic's client ends a call by itself when its deadline
+/// passes, so the gateway's own limit has to be what cuts it.
 async fn with_deadline(gateway: &Gateway, call: &Call) -> Status {
-    call.with(gateway, &[("grpc-timeout", "60S")]).await.expect_err("no answer")
+    call.with(gateway, &[("grpc-timeout", "60S")])
+        .await
+        .expect_err("no answer")
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_silent_is_left_at_the_deadline_or_the_answer_timeout() {
     // What it says before it falls silent.
-    let silences = ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{"];
-    let limits = [(["--max-deadline", "300ms"], [DEADLINE, DEADLINE]), (["--answer-timeout", "300ms"], [TIMEOUT, UNKNOWN])];
+    let silences = [
+        "",
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{",
+    ];
+    let limits = [
+        (["--max-deadline", "300ms"], [DEADLINE, DEADLINE]),
+        (["--answer-timeout", "300ms"], [TIMEOUT, UNKNOWN]),
+    ];
     for silence in silences {
         for (flags, expected) in limits {
-            for (call, expected) in [Call::get_run(), Call::create_run()].into_iter().zip(expected) {
+            for (call, expected) in [Call::get_run(), Call::create_run()]
+                .into_iter()
+                .zip(expected)
+            {
                 let what = format!("{silence:?}, {flags:?}, {}", call.rpc());
                 let upstream = Upstream::start().await;
                 upstream.push(Answer::raw(silence).wait(&Arc::default()));
@@ -69,7 +99,11 @@ async fn what_was_never_sent_is_unavailable_for_all() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     drop(listener);
-    for url in [format!("http://{address}"), format!("https://{address}"), "http://no-such-host.invalid".to_owned()] {
+    for url in [
+        format!("http://{address}"),
+        format!("https://{address}"),
+        "http://no-such-host.invalid".to_owned(),
+    ] {
         let gateway = spawn_gateway(&url, &["--upstream-api-key", "key"]).await;
         for call in Call::all() {
             let status = call.on(&gateway).await.expect_err("nobody is there");
@@ -87,27 +121,48 @@ async fn what_was_never_sent_is_unavailable_for_all() {
 async fn a_lost_connection_is_unavailable_for_reads_and_unknown_for_writes() {
     let good = || Answer::json(200, r#"{"id":"x","data":[]}"#);
     for call in Call::all() {
-        let expected = if REPEATABLE.contains(&call.rpc()) { UNAVAILABLE } else { UNKNOWN };
+        let expected = if REPEATABLE.contains(&call.rpc()) {
+            UNAVAILABLE
+        } else {
+            UNKNOWN
+        };
         let upstream = Upstream::start().await;
         let gateway = spawn_gateway(&upstream.url(), &[]).await;
         // On a new connection.
         upstream.push(Answer::cut_before_answer());
-        assert_told(&call.on(&gateway).await.expect_err("a reset"), expected, call.rpc());
+        assert_told(
+            &call.on(&gateway).await.expect_err("a reset"),
+            expected,
+            call.rpc(),
+        );
         assert_eq!(upstream.requests().len(), 1);
         // On a kept one, which turns out to be stale when the request is on its way.
-        for stale in [good().then_close_on_next_request(), good().then_cut_on_next_request()] {
+        for stale in [
+            good().then_close_on_next_request(),
+            good().then_cut_on_next_request(),
+        ] {
             upstream.push(stale);
             call.on(&gateway).await.expect("an answer");
             let (asked, accepted) = (upstream.requests().len(), upstream.accepted());
-            assert_told(&call.on(&gateway).await.expect_err("a stale connection"), expected, call.rpc());
-            assert_eq!((upstream.requests().len(), upstream.accepted()), (asked, accepted), "not sent again");
+            assert_told(
+                &call.on(&gateway).await.expect_err("a stale connection"),
+                expected,
+                call.rpc(),
+            );
+            assert_eq!(
+                (upstream.requests().len(), upstream.accepted()),
+                (asked, accepted),
+                "not sent again"
+            );
         }
         // A kept one that was closed in time is not used: there is nothing to be told.
         upstream.push(good().then_close());
         call.on(&gateway).await.expect("an answer");
         upstream.closed(upstream.accepted() - 1).await;
         upstream.push(good());
-        call.on(&gateway).await.expect("an answer over a new connection");
+        call.on(&gateway)
+            .await
+            .expect("an answer over a new connection");
         gateway.drain().await;
     }
 }
@@ -130,7 +185,11 @@ async fn a_caller_that_leaves_takes_the_upstream_request_with_it() {
 #[tokio::test]
 async fn a_call_that_a_drain_cuts_says_whether_to_call_again() {
     for call in Call::all() {
-        let expected = if REPEATABLE.contains(&call.rpc()) { DRAINING } else { UNKNOWN };
+        let expected = if REPEATABLE.contains(&call.rpc()) {
+            DRAINING
+        } else {
+            UNKNOWN
+        };
         let upstream = Upstream::start().await;
         upstream.push(Answer::never());
         let gateway = spawn_gateway(&upstream.url(), &["--drain-timeout", "0s"]).await;

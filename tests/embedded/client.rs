@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use reqwest::{Method, Response, header::HeaderMap};
-use runs_gateway::embedded::{self, Clock, Hand, Limits};
+use runs_gateway::embedded::{self, Clock, Limits, ManualClock};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -17,7 +17,7 @@ pub(crate) const STEP: Duration = Duration::from_millis(15);
 pub(crate) struct Embedded {
     pub(crate) url: String,
     client: reqwest::Client,
-    hand: Option<Hand>,
+    hand: Option<ManualClock>,
     stop: Option<DropGuard>,
     served: JoinHandle<io::Result<()>>,
 }
@@ -45,19 +45,33 @@ impl Embedded {
         Self::start(Limits::default(), Clock::real(), None).await
     }
 
-    async fn start(limits: Limits, clock: Clock, hand: Option<Hand>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    async fn start(limits: Limits, clock: Clock, hand: Option<ManualClock>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
         let served = tokio::spawn(embedded::serve(listener, limits, clock, stop.clone()));
         // Set once; later attempts find it set.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client without surprises");
-        Self { url, client, hand, stop: Some(stop.drop_guard()), served }
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client without surprises");
+        Self {
+            url,
+            client,
+            hand,
+            stop: Some(stop.drop_guard()),
+            served,
+        }
     }
 
     pub(crate) fn advance(&self, by: Duration) {
-        self.hand.as_ref().expect("the clock is moved by hand").advance(by);
+        self.hand
+            .as_ref()
+            .expect("the clock is moved by hand")
+            .advance(by);
     }
 
     /// Asks the server to stop.
@@ -68,28 +82,54 @@ impl Embedded {
     /// Waits until the server has stopped.
     pub(crate) async fn stopped(self) {
         let served = tokio::time::timeout(Duration::from_secs(10), self.served).await;
-        served.expect("it stops").expect("it does not panic").expect("it served");
+        served
+            .expect("it stops")
+            .expect("it does not panic")
+            .expect("it served");
     }
 
-    pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<reqwest::Body>) -> Response {
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Response {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
-        let request = self.client.request(method, format!("{}{path}", self.url)).body(body);
-        request.header("content-type", "application/json").send().await.expect("the server answers")
+        let request = self
+            .client
+            .request(method, format!("{}{path}", self.url))
+            .body(body);
+        request
+            .header("content-type", "application/json")
+            .send()
+            .await
+            .expect("the server answers")
     }
 
     /// Sends a request and holds the answer to the schema.
     pub(crate) async fn ask(&self, method: &str, path: &str, body: Value) -> Answer {
-        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let text = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
         let response = self.send(method, path, text).await;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        assert_eq!(headers["content-type"], "application/json", "{method} {path}");
+        assert_eq!(
+            headers["content-type"], "application/json",
+            "{method} {path}"
+        );
         assert!(headers["x-request-id"].len() == 28, "{method} {path}");
         let body = serde_json::from_slice(&response.bytes().await.expect("a body")).expect("JSON");
         // What the API does not have, the schema does not know.
         if !path.contains("/nonsense") {
             schema::check_answer(method, path, status, &body);
         }
-        Answer { status, headers, body }
+        Answer {
+            status,
+            headers,
+            body,
+        }
     }
 
     /// Sends a request that must succeed.
@@ -110,7 +150,9 @@ impl Embedded {
     /// Makes a thread where the user has said something, and gives its path.
     pub(crate) async fn thread(&self) -> String {
         let message = json!({ "role": "user", "content": "What is the weather in Paris?" });
-        let thread = self.post("/threads", json!({ "messages": [message] })).await;
+        let thread = self
+            .post("/threads", json!({ "messages": [message] }))
+            .await;
         format!("/threads/{}", text(&thread["id"]))
     }
 
@@ -120,7 +162,8 @@ impl Embedded {
         format!("{thread}/runs/{}", text(&run["id"]))
     }
 
-    /// Waits until the run at `path` is in another state than `before`. The clock has been moved: it only has to be noticed.
+    /// Waits until the run at `path` is in another state than `before`. The clock has been moved:
+    /// it only has to be noticed.
     pub(crate) async fn changed(&self, path: &str, before: &str) -> Value {
         let look = async {
             loop {
@@ -149,7 +192,13 @@ impl Embedded {
             if run["status"] == status {
                 return run;
             }
-            assert!(matches!(text(&run["status"]), "queued" | "in_progress" | "cancelling"), "never {status}: {run}");
+            assert!(
+                matches!(
+                    text(&run["status"]),
+                    "queued" | "in_progress" | "cancelling"
+                ),
+                "never {status}: {run}"
+            );
             self.step(path).await;
         }
     }
@@ -182,13 +231,18 @@ pub(crate) fn weather(more: Value) -> Value {
 
 /// The body that answers all calls that `run` waits for.
 pub(crate) fn outputs(run: &Value) -> Value {
-    let calls = run["required_action"]["submit_tool_outputs"]["tool_calls"].as_array().expect("the run waits");
+    let calls = run["required_action"]["submit_tool_outputs"]["tool_calls"]
+        .as_array()
+        .expect("the run waits");
     let outputs = calls.iter().enumerate();
-    let outputs: Vec<Value> =
-        outputs.map(|(at, call)| json!({ "tool_call_id": call["id"], "output": format!("output {at}") })).collect();
+    let outputs: Vec<Value> = outputs
+        .map(|(at, call)| json!({ "tool_call_id": call["id"], "output": format!("output {at}") }))
+        .collect();
     json!({ "tool_outputs": outputs })
 }
 
 pub(crate) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is not text"))
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is not text"))
 }

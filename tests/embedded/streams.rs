@@ -21,9 +21,15 @@ impl Events {
         body["stream"] = json!(true);
         let response = api.send("POST", path, body.to_string()).await;
         assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        assert_eq!(
+            response.headers()["content-type"],
+            "text/event-stream; charset=utf-8"
+        );
         assert!(response.headers().contains_key("x-request-id"));
-        Self { response, bytes: Vec::new() }
+        Self {
+            response,
+            bytes: Vec::new(),
+        }
     }
 
     /// The next event; `None` at the end of the stream.
@@ -39,7 +45,8 @@ impl Events {
                 schema::check_event(&name, &data);
                 return Some((name, data));
             }
-            self.bytes.extend(self.response.chunk().await.expect("the stream is whole")?);
+            self.bytes
+                .extend(self.response.chunk().await.expect("the stream is whole")?);
         }
     }
 
@@ -65,58 +72,126 @@ impl Events {
 
 /// The names of events without `thread.`, repeated ones once.
 fn names(events: &[(String, Value)]) -> Vec<&str> {
-    let mut names: Vec<&str> = events.iter().map(|(name, _)| name.trim_start_matches("thread.")).collect();
+    let mut names: Vec<&str> = events
+        .iter()
+        .map(|(name, _)| name.trim_start_matches("thread."))
+        .collect();
     names.dedup();
     names
 }
 
 const BEGUN: &[&str] = &["run.created", "run.queued", "run.in_progress"];
-const WRITING: &[&str] = &["run.step.created", "run.step.in_progress", "message.created", "message.in_progress", "message.delta"];
-const WRITTEN: &[&str] = &["message.completed", "run.step.completed", "run.completed", "done"];
-const CALLING: &[&str] = &["run.step.created", "run.step.in_progress", "run.step.delta", "run.requires_action", "done"];
+const WRITING: &[&str] = &[
+    "run.step.created",
+    "run.step.in_progress",
+    "message.created",
+    "message.in_progress",
+    "message.delta",
+];
+const WRITTEN: &[&str] = &[
+    "message.completed",
+    "run.step.completed",
+    "run.completed",
+    "done",
+];
+const CALLING: &[&str] = &[
+    "run.step.created",
+    "run.step.in_progress",
+    "run.step.delta",
+    "run.requires_action",
+    "done",
+];
 
 #[tokio::test]
 async fn events_come_in_the_order_of_the_service() {
     let scenario = |name: &str| json!({ "metadata": { "embedded.scenario": name } });
     let rows: Vec<(&str, Value, Vec<&[&str]>)> = vec![
         ("an answer", json!({}), vec![BEGUN, WRITING, WRITTEN]),
-        ("a refusal", scenario("refuse"), vec![BEGUN, WRITING, WRITTEN]),
+        (
+            "a refusal",
+            scenario("refuse"),
+            vec![BEGUN, WRITING, WRITTEN],
+        ),
         ("calls", weather(json!({})), vec![BEGUN, CALLING]),
-        ("a failure", scenario("fail"), vec![BEGUN, &["run.failed", "done"]]),
+        (
+            "a failure",
+            scenario("fail"),
+            vec![BEGUN, &["run.failed", "done"]],
+        ),
         (
             "a token limit",
             scenario("incomplete"),
-            vec![BEGUN, WRITING, &["message.incomplete", "run.step.completed", "run.incomplete", "done"]],
+            vec![
+                BEGUN,
+                WRITING,
+                &[
+                    "message.incomplete",
+                    "run.step.completed",
+                    "run.incomplete",
+                    "done",
+                ],
+            ],
         ),
     ];
     for (name, more, expected) in rows {
         let api = Embedded::still().await;
         let thread = api.thread().await;
-        let events = Events::of(&api, &format!("{thread}/runs"), spec(more)).await.all(&api).await;
+        let events = Events::of(&api, &format!("{thread}/runs"), spec(more))
+            .await
+            .all(&api)
+            .await;
         assert_eq!(names(&events), expected.concat(), "{name}");
         agree(&api, name, &events).await;
     }
 }
 
-/// Polling gives what the events say: the last whole resource of each id, and the texts that deltas add up to.
+/// Polling gives what the events say: the last whole resource of each id, and the texts that deltas
+/// add up to.
 async fn agree(api: &Embedded, name: &str, events: &[(String, Value)]) {
-    let run = &events.iter().rfind(|(name, _)| name.starts_with("thread.run.") && !name.contains("step")).expect("a run").1;
+    let run = &events
+        .iter()
+        .rfind(|(name, _)| name.starts_with("thread.run.") && !name.contains("step"))
+        .expect("a run")
+        .1;
     let thread = format!("/threads/{}", text(&run["thread_id"]));
     let path = format!("{thread}/runs/{}", text(&run["id"]));
     assert_eq!(api.get(&path).await, *run, "{name}");
     for (event, data) in events {
-        if matches!(event.as_str(), "thread.message.completed" | "thread.message.incomplete") {
-            assert_eq!(api.get(&format!("{thread}/messages/{}", text(&data["id"]))).await, *data, "{name}");
-            let deltas = events.iter().filter(|(event, _)| event == "thread.message.delta");
+        if matches!(
+            event.as_str(),
+            "thread.message.completed" | "thread.message.incomplete"
+        ) {
+            assert_eq!(
+                api.get(&format!("{thread}/messages/{}", text(&data["id"])))
+                    .await,
+                *data,
+                "{name}"
+            );
+            let deltas = events
+                .iter()
+                .filter(|(event, _)| event == "thread.message.delta");
             let parts = deltas.map(|(_, delta)| &delta["delta"]["content"][0]);
-            let said: String =
-                parts.map(|part| part["text"]["value"].as_str().or(part["refusal"].as_str()).expect("text")).collect();
+            let said: String = parts
+                .map(|part| {
+                    part["text"]["value"]
+                        .as_str()
+                        .or(part["refusal"].as_str())
+                        .expect("text")
+                })
+                .collect();
             let part = &data["content"][0];
-            assert_eq!(part["text"]["value"].as_str().or(part["refusal"].as_str()), Some(said.as_str()), "{name}");
+            assert_eq!(
+                part["text"]["value"].as_str().or(part["refusal"].as_str()),
+                Some(said.as_str()),
+                "{name}"
+            );
         }
         if event == "thread.run.requires_action" {
-            let deltas = events.iter().filter(|(event, _)| event == "thread.run.step.delta");
-            let calls = deltas.map(|(_, delta)| &delta["delta"]["step_details"]["tool_calls"][0]["function"]);
+            let deltas = events
+                .iter()
+                .filter(|(event, _)| event == "thread.run.step.delta");
+            let calls = deltas
+                .map(|(_, delta)| &delta["delta"]["step_details"]["tool_calls"][0]["function"]);
             let arguments: String = calls.map(|function| text(&function["arguments"])).collect();
             let call = &data["required_action"]["submit_tool_outputs"]["tool_calls"][0];
             assert_eq!(call["function"]["arguments"], arguments, "{name}");
@@ -128,15 +203,27 @@ async fn agree(api: &Embedded, name: &str, events: &[(String, Value)]) {
 async fn a_thread_and_run_is_streamed_round_by_round() {
     let api = Embedded::still().await;
     let messages = json!([{ "role": "user", "content": "What is the weather in Paris?" }]);
-    let more = weather(json!({ "thread": { "messages": messages }, "metadata": { "embedded.tool_calls": "2" } }));
-    let events = Events::of(&api, "/threads/runs", spec(more)).await.all(&api).await;
+    let more = weather(
+        json!({ "thread": { "messages": messages }, "metadata": { "embedded.tool_calls": "2" } }),
+    );
+    let events = Events::of(&api, "/threads/runs", spec(more))
+        .await
+        .all(&api)
+        .await;
     assert_eq!(names(&events), [&["created"], BEGUN, CALLING].concat());
     let run = &events[events.len() - 2].1;
-    let path = format!("/threads/{}/runs/{}/submit_tool_outputs", text(&run["thread_id"]), text(&run["id"]));
+    let path = format!(
+        "/threads/{}/runs/{}/submit_tool_outputs",
+        text(&run["thread_id"]),
+        text(&run["id"])
+    );
     let events = Events::of(&api, &path, outputs(run)).await.all(&api).await;
     let begun: &[&str] = &["run.step.completed", "run.queued", "run.in_progress"];
     assert_eq!(names(&events), [begun, WRITING, WRITTEN].concat());
-    assert_eq!(events[0].1["step_details"]["tool_calls"][1]["function"]["output"], "output 1");
+    assert_eq!(
+        events[0].1["step_details"]["tool_calls"][1]["function"]["output"],
+        "output 1"
+    );
     agree(&api, "after the outputs", &events).await;
 }
 
@@ -158,8 +245,13 @@ async fn each_word_is_sent_when_it_is_said() {
         match name.as_str() {
             "thread.message.delta" => {
                 said.push_str(text(&data["delta"]["content"][0]["text"]["value"]));
-                let message = api.get(&format!("{thread}/messages/{}", text(&data["id"]))).await;
-                assert_eq!(message["content"][0]["text"]["value"], *said, "polling is where the stream is");
+                let message = api
+                    .get(&format!("{thread}/messages/{}", text(&data["id"])))
+                    .await;
+                assert_eq!(
+                    message["content"][0]["text"]["value"], *said,
+                    "polling is where the stream is"
+                );
                 api.advance(Duration::from_secs(1));
             }
             "done" => break,
@@ -172,9 +264,10 @@ async fn each_word_is_sent_when_it_is_said() {
 
 #[tokio::test]
 async fn a_cancelled_or_expired_run_says_so_in_its_stream() {
-    for (name, path, advance, cut) in
-        [("cancelled", "/cancel", STEP, "run_cancelled"), ("expired", "", Duration::from_secs(600), "run_expired")]
-    {
+    for (name, path, advance, cut) in [
+        ("cancelled", "/cancel", STEP, "run_cancelled"),
+        ("expired", "", Duration::from_secs(600), "run_expired"),
+    ] {
         let api = Embedded::still().await;
         let thread = api.thread().await;
         let more = json!({ "metadata": { "embedded.delay_ms": "15" } });
@@ -191,12 +284,19 @@ async fn a_cancelled_or_expired_run_says_so_in_its_stream() {
             }
         }
         if !path.is_empty() {
-            api.post(&format!("{thread}/runs/{}{path}", text(&run["id"])), Value::Null).await;
+            api.post(
+                &format!("{thread}/runs/{}{path}", text(&run["id"])),
+                Value::Null,
+            )
+            .await;
             assert_eq!(events.event().await.0, "thread.run.cancelling");
         }
         api.advance(advance);
         let (event, message) = events.event().await;
-        assert_eq!((event.as_str(), &message["incomplete_details"]["reason"]), ("thread.message.incomplete", &json!(cut)));
+        assert_eq!(
+            (event.as_str(), &message["incomplete_details"]["reason"]),
+            ("thread.message.incomplete", &json!(cut))
+        );
         assert_eq!(events.event().await.0, format!("thread.run.step.{name}"));
         assert_eq!(events.event().await.0, format!("thread.run.{name}"));
         assert_eq!(events.event().await.0, "done");
@@ -211,7 +311,8 @@ async fn a_reader_that_leaves_does_not_stop_the_run() {
     let mut events = Events::of(&api, &format!("{thread}/runs"), spec(json!({}))).await;
     let (_, run) = events.event().await;
     drop(events);
-    api.until(&format!("{thread}/runs/{}", text(&run["id"])), "completed").await;
+    api.until(&format!("{thread}/runs/{}", text(&run["id"])), "completed")
+        .await;
 }
 
 #[tokio::test]
@@ -228,7 +329,11 @@ async fn a_stream_whose_run_is_taken_away_ends_in_an_error() {
             api.stop();
         }
         let (name, data) = events.event().await;
-        assert_eq!((name.as_str(), text(&data["type"])), ("error", "server_error"), "deleted: {deleted}");
+        assert_eq!(
+            (name.as_str(), text(&data["type"])),
+            ("error", "server_error"),
+            "deleted: {deleted}"
+        );
         assert_eq!(events.next().await, None);
     }
     api.stopped().await;

@@ -3,9 +3,9 @@
 use std::{fmt, time::Duration};
 
 use runs_gateway::v1::{
-    CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ModifyRunRequest, RunSpec, RunUpdate,
-    StreamCreateRunRequest, SubmitToolOutputsRequest, ThreadAndRunSpec, ToolOutput, ToolOutputs, run_event::Payload,
-    run_service_client::RunServiceClient,
+    CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest, ModifyRunRequest,
+    RunSpec, RunUpdate, StreamCreateRunRequest, SubmitToolOutputsRequest, ThreadAndRunSpec,
+    ToolOutput, ToolOutputs, run_event::Payload, run_service_client::RunServiceClient,
 };
 use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -31,7 +31,12 @@ impl Call {
         self.with(channel, &[], None).await
     }
 
-    pub(crate) async fn with(self, channel: Channel, metadata: &[(&'static str, &str)], timeout: Option<Duration>) -> Ended {
+    pub(crate) async fn with(
+        self,
+        channel: Channel,
+        metadata: &[(&'static str, &str)],
+        timeout: Option<Duration>,
+    ) -> Ended {
         Ended::from(self.answer(channel, "thread_1", metadata, timeout).await)
     }
 
@@ -45,29 +50,86 @@ impl Call {
     ) -> Result<String, Status> {
         let mut runs = RunServiceClient::new(channel);
         let (thread_id, run_id) = (thread.to_owned(), "run_1".to_owned());
-        let run = Some(RunSpec { assistant_id: "asst_1".to_owned(), ..RunSpec::default() });
+        let run = Some(RunSpec {
+            assistant_id: "asst_1".to_owned(),
+            ..RunSpec::default()
+        });
         let parts = (metadata, timeout);
         let run = match self {
-            Self::Get => runs.get_run(request(GetRunRequest { thread_id, run_id }, parts)).await?,
-            Self::Cancel => runs.cancel_run(request(CancelRunRequest { thread_id, run_id }, parts)).await?,
+            Self::Get => {
+                runs.get_run(request(GetRunRequest { thread_id, run_id }, parts))
+                    .await?
+            }
+            Self::Cancel => {
+                runs.cancel_run(request(CancelRunRequest { thread_id, run_id }, parts))
+                    .await?
+            }
             Self::Modify => {
                 let run = Some(RunUpdate::default());
-                runs.modify_run(request(ModifyRunRequest { thread_id, run_id, run }, parts)).await?
+                runs.modify_run(request(
+                    ModifyRunRequest {
+                        thread_id,
+                        run_id,
+                        run,
+                    },
+                    parts,
+                ))
+                .await?
             }
-            Self::Create => runs.create_run(request(CreateRunRequest { thread_id, run, include: vec![] }, parts)).await?,
+            Self::Create => {
+                runs.create_run(request(
+                    CreateRunRequest {
+                        thread_id,
+                        run,
+                        include: vec![],
+                    },
+                    parts,
+                ))
+                .await?
+            }
             Self::CreateThreadAndRun => {
-                let spec = ThreadAndRunSpec { assistant_id: "asst_1".to_owned(), ..ThreadAndRunSpec::default() };
-                runs.create_thread_and_run(request(CreateThreadAndRunRequest { thread_and_run: Some(spec) }, parts)).await?
+                let spec = ThreadAndRunSpec {
+                    assistant_id: "asst_1".to_owned(),
+                    ..ThreadAndRunSpec::default()
+                };
+                runs.create_thread_and_run(request(
+                    CreateThreadAndRunRequest {
+                        thread_and_run: Some(spec),
+                    },
+                    parts,
+                ))
+                .await?
             }
             Self::Submit => {
-                let output =
-                    ToolOutput { tool_call_id: "call_1".to_owned(), output: Some("42".to_owned()), ..ToolOutput::default() };
-                let tool_outputs = Some(ToolOutputs { tool_outputs: vec![output], ..ToolOutputs::default() });
-                runs.submit_tool_outputs(request(SubmitToolOutputsRequest { thread_id, run_id, tool_outputs }, parts)).await?
+                let output = ToolOutput {
+                    tool_call_id: "call_1".to_owned(),
+                    output: Some("42".to_owned()),
+                    ..ToolOutput::default()
+                };
+                let tool_outputs = Some(ToolOutputs {
+                    tool_outputs: vec![output],
+                    ..ToolOutputs::default()
+                });
+                runs.submit_tool_outputs(request(
+                    SubmitToolOutputsRequest {
+                        thread_id,
+                        run_id,
+                        tool_outputs,
+                    },
+                    parts,
+                ))
+                .await?
             }
             Self::StreamCreate => {
-                let message = StreamCreateRunRequest { thread_id, run, ..StreamCreateRunRequest::default() };
-                let mut events = runs.stream_create_run(request(message, parts)).await?.into_inner();
+                let message = StreamCreateRunRequest {
+                    thread_id,
+                    run,
+                    ..StreamCreateRunRequest::default()
+                };
+                let mut events = runs
+                    .stream_create_run(request(message, parts))
+                    .await?
+                    .into_inner();
                 let mut id = String::new();
                 while let Some(event) = events.message().await? {
                     if let Some(Payload::Run(run)) = event.payload {
@@ -81,10 +143,15 @@ impl Call {
     }
 }
 
-fn request<M>(message: M, (metadata, timeout): (&[(&'static str, &str)], Option<Duration>)) -> Request<M> {
+fn request<M>(
+    message: M,
+    (metadata, timeout): (&[(&'static str, &str)], Option<Duration>),
+) -> Request<M> {
     let mut request = Request::new(message);
     for (name, value) in metadata {
-        request.metadata_mut().insert(*name, value.parse().expect("a value"));
+        request
+            .metadata_mut()
+            .insert(*name, value.parse().expect("a value"));
     }
     if let Some(timeout) = timeout {
         request.set_timeout(timeout);
@@ -103,10 +170,22 @@ pub(crate) struct Ended {
 impl From<Result<String, Status>> for Ended {
     fn from(result: Result<String, Status>) -> Self {
         match result {
-            Ok(_) => Self { code: Code::Ok, reason: String::new(), metadata: MetadataMap::new() },
+            Ok(_) => Self {
+                code: Code::Ok,
+                reason: String::new(),
+                metadata: MetadataMap::new(),
+            },
             Err(status) => {
-                let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
-                Self { code: status.code(), reason, metadata: status.metadata().clone() }
+                let reason = status
+                    .get_error_details()
+                    .error_info()
+                    .map(|info| info.reason.clone())
+                    .unwrap_or_default();
+                Self {
+                    code: status.code(),
+                    reason,
+                    metadata: status.metadata().clone(),
+                }
             }
         }
     }
@@ -116,6 +195,10 @@ impl From<Result<String, Status>> for Ended {
 impl fmt::Display for Ended {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:?}", self.code)?;
-        if self.reason.is_empty() { Ok(()) } else { write!(out, " {}", self.reason) }
+        if self.reason.is_empty() {
+            Ok(())
+        } else {
+            write!(out, " {}", self.reason)
+        }
     }
 }

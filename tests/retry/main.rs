@@ -1,6 +1,8 @@
-//! Retries and limits, seen from both sides of the gateway: what the caller is told, and what the upstream was asked.
+//! Retries and limits, seen from both sides of the gateway: what the caller is told, and what the
+//! upstream was asked.
 //!
-//! The one promise behind all of it: what must not be done twice is sent twice only if the first was certainly not done.
+//! The one promise behind all of it: what must not be done twice is sent twice only if the first
+//! was certainly not done.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
-//! Writes of which nobody knows whether they took effect: the run is asked. Tool outputs are sent once more only if it still waits for them.
+//! Writes of which nobody knows whether they took idempotency: the run is asked. Tool outputs are
+//! sent once more only if it still waits for them.
 
 use std::time::Duration;
 
@@ -30,7 +31,9 @@ fn waiting(call: &str) -> Answer {
     );
     Answer::json(
         200,
-        format!(r#"{{"id":"run_1","object":"thread.run","status":"requires_action","required_action":{required}}}"#),
+        format!(
+            r#"{{"id":"run_1","object":"thread.run","status":"requires_action","required_action":{required}}}"#
+        ),
     )
 }
 
@@ -55,15 +58,24 @@ fn status(status: u16) -> Answer {
 }
 
 fn conflict() -> Answer {
-    Answer::json(400, r#"{"error":{"message":"Runs in status \"completed\" do not accept tool outputs."}}"#)
+    Answer::json(
+        400,
+        r#"{"error":{"message":"Runs in status \"completed\" do not accept tool outputs."}}"#,
+    )
 }
 
 fn not_cancellable() -> Answer {
-    Answer::json(400, r#"{"error":{"message":"Cannot cancel run with status 'cancelling'."}}"#)
+    Answer::json(
+        400,
+        r#"{"error":{"message":"Cannot cancel run with status 'cancelling'."}}"#,
+    )
 }
 
 fn in_status(status: &str) -> Answer {
-    Answer::json(200, format!(r#"{{"id":"run_1","object":"thread.run","status":"{status}"}}"#))
+    Answer::json(
+        200,
+        format!(r#"{{"id":"run_1","object":"thread.run","status":"{status}"}}"#),
+    )
 }
 
 fn cancelling() -> Answer {
@@ -102,9 +114,16 @@ async fn a_submit_in_doubt_is_settled_by_reading_the_run() {
         let upstream = Upstream::start().await;
         let gateway = spawn_retrying_gateway(&upstream.url(), &QUICK).await;
         script(&upstream, answers);
-        assert_eq!(Call::Submit.on(gateway.channel()).await.to_string(), ended, "a submit that {what}");
+        assert_eq!(
+            Call::Submit.on(gateway.channel()).await.to_string(),
+            ended,
+            "a submit that {what}"
+        );
         let requests = upstream.requests();
-        let methods: Vec<_> = requests.iter().map(|request| request.method.as_str()).collect();
+        let methods: Vec<_> = requests
+            .iter()
+            .map(|request| request.method.as_str())
+            .collect();
         assert_eq!(methods, asked, "a submit that {what}");
         gateway.drain().await;
     }
@@ -115,13 +134,23 @@ async fn without_time_or_leave_to_retry_a_submit_in_doubt_stays_so() {
     let cases: [(Metadata, Option<Duration>, Answers); 2] = [
         (&[("x-envoy-attempt-count", "2")], None, &[lost, still]),
         // The look itself would come too late.
-        (&[], Some(Duration::from_secs(9)), &[|| status(503).header("retry-after", "10")]),
+        (
+            &[],
+            Some(Duration::from_secs(9)),
+            &[|| status(503).header("retry-after", "10")],
+        ),
     ];
     for (metadata, deadline, answers) in cases {
         let upstream = Upstream::start().await;
         let gateway = spawn_retrying_gateway(&upstream.url(), &QUICK).await;
         script(&upstream, answers);
-        assert_eq!(Call::Submit.with(gateway.channel(), metadata, deadline).await.to_string(), UNKNOWN);
+        assert_eq!(
+            Call::Submit
+                .with(gateway.channel(), metadata, deadline)
+                .await
+                .to_string(),
+            UNKNOWN
+        );
         gateway.drain().await;
     }
 }
@@ -148,7 +177,10 @@ async fn a_cancellation_whose_repeat_is_refused_is_settled_by_reading_the_run() 
         let told = Call::Cancel.with(gateway.channel(), metadata, None).await;
         assert_eq!(told.to_string(), ended, "a cancellation that {what}");
         let requests = upstream.requests();
-        let methods: Vec<_> = requests.iter().map(|request| request.method.as_str()).collect();
+        let methods: Vec<_> = requests
+            .iter()
+            .map(|request| request.method.as_str())
+            .collect();
         assert_eq!(methods, asked, "a cancellation that {what}");
         gateway.drain().await;
     }

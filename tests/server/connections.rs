@@ -11,7 +11,11 @@ use crate::harness::{Gateway, code, data, millis, soon, status};
 
 #[tokio::test]
 async fn silent_connections_are_closed_at_the_handshake_limit_and_others_served_meanwhile() {
-    let mut gateway = Gateway::start(Limits { handshake: millis(500), ..Limits::default() }).await;
+    let mut gateway = Gateway::start(Limits {
+        handshake: millis(500),
+        ..Limits::default()
+    })
+    .await;
     let mut silent = TcpStream::connect(gateway.address).await.unwrap();
     let mut stopped = TcpStream::connect(gateway.address).await.unwrap();
     stopped.write_all(b"PRI * HTTP").await.unwrap();
@@ -20,8 +24,16 @@ async fn silent_connections_are_closed_at_the_handshake_limit_and_others_served_
     let pending = client.call("/test.Script/Unary", &[]).await.unwrap();
     let call = gateway.call().await;
 
-    assert_eq!(soon(silent.read(&mut [0; 64])).await.unwrap(), 0, "closed without a word");
-    assert_eq!(soon(stopped.read(&mut [0; 64])).await.unwrap(), 0, "closed without a word");
+    assert_eq!(
+        soon(silent.read(&mut [0; 64])).await.unwrap(),
+        0,
+        "closed without a word"
+    );
+    assert_eq!(
+        soon(stopped.read(&mut [0; 64])).await.unwrap(),
+        0,
+        "closed without a word"
+    );
     // The client's own connection is older than the limit by now.
     call.answer(status(Code::Ok));
     assert_eq!(pending.code_in_head().await, Code::Ok);
@@ -31,7 +43,9 @@ async fn silent_connections_are_closed_at_the_handshake_limit_and_others_served_
 async fn a_peer_that_does_not_speak_http2_is_closed_at_once() {
     let gateway = Gateway::start(Limits::default()).await;
     let mut peer = TcpStream::connect(gateway.address).await.unwrap();
-    peer.write_all(b"GET / HTTP/1.1\r\nhost: gateway\r\n\r\n").await.unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\nhost: gateway\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     // A reset, if the server closed before it had read all.
     _ = soon(peer.read_to_end(&mut answer)).await;
@@ -40,7 +54,11 @@ async fn a_peer_that_does_not_speak_http2_is_closed_at_once() {
 
 #[tokio::test]
 async fn one_connection_too_many_is_closed_at_once_and_served_when_another_has_left() {
-    let mut gateway = Gateway::start(Limits { connections: 1, ..Limits::default() }).await;
+    let mut gateway = Gateway::start(Limits {
+        connections: 1,
+        ..Limits::default()
+    })
+    .await;
     let mut first = gateway.client().await;
     let pending = first.call("/test.Script/Unary", &[]).await.unwrap();
     gateway.call().await.answer(status(Code::Ok));
@@ -54,7 +72,9 @@ async fn one_connection_too_many_is_closed_at_once_and_served_when_another_has_l
         loop {
             // Refused as long as the server has not seen the first one go.
             let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-            _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+            _ = stream
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+                .await;
             if stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {
                 break;
             }
@@ -98,7 +118,11 @@ async fn a_peer_that_resets_its_calls_as_fast_as_it_makes_them_is_sent_away() {
 
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_is_closed() {
-    let limits = Limits { ping_interval: Some(millis(100)), ping_timeout: millis(100), ..Limits::default() };
+    let limits = Limits {
+        ping_interval: Some(millis(100)),
+        ping_timeout: millis(100),
+        ..Limits::default()
+    };
     let gateway = Gateway::start(limits).await;
     let mut peer = Peer::connect(&gateway).await;
     peer.next(PING).await;
@@ -119,7 +143,10 @@ const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 11];
 impl Peer {
     async fn connect(gateway: &Gateway) -> Self {
         let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .unwrap();
         stream.write_all(&frame(SETTINGS, 0, 0, b"")).await.unwrap();
         Self(stream)
     }
@@ -145,9 +172,12 @@ impl Peer {
 fn headers(stream: u32) -> Vec<u8> {
     let end_stream_and_headers = 5;
     let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
-    for (name, value) in
-        [(":authority", "gateway"), (":path", "/test.Script/Unary"), ("te", "trailers"), ("content-type", "application/grpc")]
-    {
+    for (name, value) in [
+        (":authority", "gateway"),
+        (":path", "/test.Script/Unary"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ] {
         block.extend([0, u8::try_from(name.len()).unwrap()]);
         block.extend(name.as_bytes());
         block.push(u8::try_from(value.len()).unwrap());
@@ -165,8 +195,13 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_connection_of_age_takes_no_more_calls_and_after_the_grace_an_open_stream_ends_as_unavailable() {
-    let limits = Limits { age: Some(millis(600)), age_grace: millis(600), ..Limits::default() };
+async fn a_connection_of_age_takes_no_more_calls_and_after_the_grace_an_open_stream_ends_as_unavailable()
+ {
+    let limits = Limits {
+        age: Some(millis(600)),
+        age_grace: millis(600),
+        ..Limits::default()
+    };
     let mut gateway = Gateway::start(limits).await;
     let mut client = gateway.client().await;
 
@@ -184,7 +219,13 @@ async fn a_connection_of_age_takes_no_more_calls_and_after_the_grace_an_open_str
 
     let trailers = answer.trailers().await;
     assert_eq!(code(&trailers), Code::Unavailable);
-    assert!(trailers["grpc-message"].to_str().unwrap().contains("call%20again"), "{trailers:?}");
+    assert!(
+        trailers["grpc-message"]
+            .to_str()
+            .unwrap()
+            .contains("call%20again"),
+        "{trailers:?}"
+    );
     assert_eq!(unary.code_in_head().await, Code::Unavailable);
     soon(events.closed()).await;
     drop(waits);
@@ -199,7 +240,12 @@ async fn a_connection_of_age_takes_no_more_calls_and_after_the_grace_an_open_str
 
 #[tokio::test]
 async fn a_connection_without_calls_is_closed_after_the_idle_time_and_one_with_a_call_is_not() {
-    let mut gateway = Gateway::start(Limits { idle: Some(millis(200)), age_grace: millis(0), ..Limits::default() }).await;
+    let mut gateway = Gateway::start(Limits {
+        idle: Some(millis(200)),
+        age_grace: millis(0),
+        ..Limits::default()
+    })
+    .await;
     let mut busy = gateway.client().await;
     let pending = busy.call("/test.Script/Unary", &[]).await.unwrap();
     let call = gateway.call().await;

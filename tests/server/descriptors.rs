@@ -23,7 +23,10 @@ async fn a_full_descriptor_table_neither_spins_nor_ends_the_server() {
         return serve_until_stdin_closes().await;
     }
     let mut child = Command::new("sh")
-        .args(["-c", "ulimit -n 32 && exec \"$0\" --exact --nocapture \"$1\""])
+        .args([
+            "-c",
+            "ulimit -n 32 && exec \"$0\" --exact --nocapture \"$1\"",
+        ])
         .arg(env::current_exe().unwrap())
         .arg("descriptors::a_full_descriptor_table_neither_spins_nor_ends_the_server")
         .env(CHILD, "1")
@@ -33,7 +36,12 @@ async fn a_full_descriptor_table_neither_spins_nor_ends_the_server() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let address = soon(line_with(&mut lines, "listening on ")).await.split_once("listening on ").unwrap().1.to_owned();
+    let address = soon(line_with(&mut lines, "listening on "))
+        .await
+        .split_once("listening on ")
+        .unwrap()
+        .1
+        .to_owned();
 
     // More than there are descriptors for: the kernel accepts them, the server cannot.
     let mut held = Vec::new();
@@ -46,7 +54,10 @@ async fn a_full_descriptor_table_neither_spins_nor_ends_the_server() {
     // A second or so between the two; a hundred ticks each.
     let busy = ticks(child.id().unwrap()) - busy;
     assert!(began.elapsed() > millis(800), "once a second");
-    assert!(busy < 30, "{busy} ticks of work while there was nothing to do");
+    assert!(
+        busy < 30,
+        "{busy} ticks of work while there was nothing to do"
+    );
 
     drop(held);
     let mut client = Client::connect(address.parse().unwrap(), &h2::client::Builder::new()).await;
@@ -58,7 +69,12 @@ async fn a_full_descriptor_table_neither_spins_nor_ends_the_server() {
 
 async fn serve_until_stdin_closes() {
     tracing_subscriber::fmt().with_ansi(false).init();
-    let gateway = Gateway::start(Limits { drain_delay: millis(0), drain_timeout: millis(0), ..Limits::default() }).await;
+    let gateway = Gateway::start(Limits {
+        drain_delay: millis(0),
+        drain_timeout: millis(0),
+        ..Limits::default()
+    })
+    .await;
     println!("\nlistening on {}", gateway.address);
     _ = tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0])).await;
     gateway.shutdown.cancel();
@@ -67,7 +83,11 @@ async fn serve_until_stdin_closes() {
 
 async fn line_with(lines: &mut Lines<BufReader<ChildStdout>>, text: &str) -> String {
     loop {
-        let line = lines.next_line().await.unwrap().expect("the child still runs");
+        let line = lines
+            .next_line()
+            .await
+            .unwrap()
+            .expect("the child still runs");
         if line.contains(text) {
             return line;
         }
@@ -78,5 +98,10 @@ async fn line_with(lines: &mut Lines<BufReader<ChildStdout>>, text: &str) -> Str
 fn ticks(process: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let after_name = stat.rsplit_once(") ").unwrap().1;
-    after_name.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    after_name
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum()
 }

@@ -1,6 +1,7 @@
 //! A server whose handlers are the test itself, and a bare HTTP/2 client.
 //!
-//! A call to `/test.Script/…` becomes a [`Call`] in the test's hands: it says what is answered and when, and sees when it is let go.
+//! A call to `/test.Script/…` becomes a [`Call`] in the test's hands: it says what is answered and
+//! when, and sees when it is let go.
 
 use std::{
     convert::Infallible,
@@ -39,7 +40,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Waits for what has to happen soon; a test that waits in vain fails.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("should have happened by now")
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("should have happened by now")
 }
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -68,9 +71,22 @@ impl Gateway {
         let (routes, health) = routes(Routes::default().with(Script(sender))).await;
         let shutdown = CancellationToken::new();
         let (telemetry, detached) = (Telemetry::default(), TaskTracker::new());
-        let served = Served { routes, health, access, tls: None, web, telemetry, detached };
+        let served = Served {
+            routes,
+            health,
+            access,
+            tls: None,
+            web,
+            telemetry,
+            detached,
+        };
         let served = tokio::spawn(serve(listener, served, limits, shutdown.clone()));
-        Self { address, shutdown, served, calls }
+        Self {
+            address,
+            shutdown,
+            served,
+            calls,
+        }
     }
 
     /// The next call that reached its handler.
@@ -88,7 +104,11 @@ impl Gateway {
     }
 
     pub(crate) async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(format!("http://{}", self.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 }
 
@@ -103,10 +123,13 @@ impl Call {
         self.answer.send(response).unwrap();
     }
 
-    /// Sends the head; the body is what is sent to the sender, whose `closed` is the end of interest in it.
+    /// Sends the head; the body is what is sent to the sender, whose `closed` is the end of
+    /// interest in it.
     pub(crate) fn stream(self) -> mpsc::Sender<Frame<Bytes>> {
         let (sender, frames) = mpsc::channel(1);
-        self.answer(Response::new(Body::new(StreamBody::new(ReceiverStream::new(frames).map(Ok::<_, Status>)))));
+        self.answer(Response::new(Body::new(StreamBody::new(
+            ReceiverStream::new(frames).map(Ok::<_, Status>),
+        ))));
         sender
     }
 }
@@ -159,7 +182,10 @@ impl Client {
     pub(crate) async fn connect(address: SocketAddr, builder: &h2::client::Builder) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let (requests, connection) = soon(builder.handshake(stream)).await.unwrap();
-        Self { requests, closed: tokio::spawn(connection) }
+        Self {
+            requests,
+            closed: tokio::spawn(connection),
+        }
     }
 
     /// Waits until the server takes no more calls on this connection.
@@ -176,9 +202,14 @@ impl Client {
     }
 
     /// Sends a call without a message.
-    pub(crate) async fn call(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Pending, h2::Error> {
-        let mut request =
-            Request::post(format!("http://gateway{path}")).header("content-type", "application/grpc").header("te", "trailers");
+    pub(crate) async fn call(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Pending, h2::Error> {
+        let mut request = Request::post(format!("http://gateway{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -199,7 +230,11 @@ impl Pending {
     /// The answer's head, and its body to come.
     pub(crate) async fn head(self) -> Result<Answer, h2::Error> {
         let (head, body) = soon(self.0).await?.into_parts();
-        Ok(Answer { status: head.status, head: head.headers, body })
+        Ok(Answer {
+            status: head.status,
+            head: head.headers,
+            body,
+        })
     }
 
     /// The code of an answer without a body; fails if there was one.
@@ -222,7 +257,10 @@ impl Answer {
     /// The next bytes; `None` when the trailers come.
     pub(crate) async fn data(&mut self) -> Option<Bytes> {
         let data = soon(self.body.data()).await?.unwrap();
-        self.body.flow_control().release_capacity(data.len()).unwrap();
+        self.body
+            .flow_control()
+            .release_capacity(data.len())
+            .unwrap();
         Some(data)
     }
 
@@ -230,7 +268,10 @@ impl Answer {
     pub(crate) async fn trailers(mut self) -> HeaderMap {
         assert!(!self.head.contains_key("grpc-status"), "not in the head");
         while self.data().await.is_some() {}
-        soon(self.body.trailers()).await.unwrap().expect("a stream ends with trailers")
+        soon(self.body.trailers())
+            .await
+            .unwrap()
+            .expect("a stream ends with trailers")
     }
 }
 
@@ -238,12 +279,16 @@ pub(crate) fn code(headers: &HeaderMap) -> Code {
     Code::from_bytes(headers["grpc-status"].as_bytes())
 }
 
-/// What all tests have logged: callsites are shared by all threads, so that a subscriber per test would miss some.
+/// What all tests have logged: callsites are shared by all threads, so that a subscriber per test
+/// would miss some.
 pub(crate) fn log() -> &'static Log {
     static LOG: OnceLock<Log> = OnceLock::new();
     LOG.get_or_init(|| {
         let log = Log::default();
-        let json = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).event_format(Json).with_writer(log.clone());
+        let json = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .event_format(Json)
+            .with_writer(log.clone());
         // Not in a child process that has set up its own.
         _ = json.try_init();
         log
@@ -256,7 +301,12 @@ pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     pub(crate) fn lines(&self) -> Vec<serde_json::Value> {
-        self.0.lock().unwrap().split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        self.0
+            .lock()
+            .unwrap()
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
     }
 }
 

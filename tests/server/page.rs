@@ -1,4 +1,5 @@
-//! HTTP/1.1 as a browser without TLS speaks it, byte by byte: what is under test is also what goes over the wire, and when.
+//! HTTP/1.1 as a browser without TLS speaks it, byte by byte: what is under test is also what goes
+//! over the wire, and when.
 
 use std::net::SocketAddr;
 
@@ -25,8 +26,12 @@ pub(crate) struct Head {
 impl Head {
     /// The names of the headers that begin with `access-control-`.
     pub(crate) fn told(&self) -> Vec<&str> {
-        let mut names: Vec<_> =
-            self.headers.keys().map(HeaderName::as_str).filter(|name| name.starts_with("access-control-")).collect();
+        let mut names: Vec<_> = self
+            .headers
+            .keys()
+            .map(HeaderName::as_str)
+            .filter(|name| name.starts_with("access-control-"))
+            .collect();
         names.sort_unstable();
         names
     }
@@ -43,7 +48,10 @@ impl Page {
 
     /// Sends a call of gRPC-Web.
     pub(crate) async fn call(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head = format!("POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n", body.len());
+        let mut head = format!(
+            "POST {path} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {}\r\n",
+            body.len()
+        );
         for (name, value) in headers {
             head.extend([name, ": ", value, "\r\n"]);
         }
@@ -53,12 +61,22 @@ impl Page {
     /// The next answer's head.
     pub(crate) async fn head(&mut self) -> Head {
         let line = self.line().await;
-        let status = line.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {line:?}")).parse().unwrap();
+        let status = line
+            .split(' ')
+            .nth(1)
+            .unwrap_or_else(|| panic!("no answer: {line:?}"))
+            .parse()
+            .unwrap();
         let mut headers = HeaderMap::new();
         loop {
             let line = self.line().await;
-            let Some((name, value)) = line.split_once(": ") else { return Head { status, headers } };
-            headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+            let Some((name, value)) = line.split_once(": ") else {
+                return Head { status, headers };
+            };
+            headers.append(
+                HeaderName::try_from(name).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
         }
     }
 
@@ -93,8 +111,14 @@ impl Page {
 /// The code in a frame of trailers.
 pub(crate) fn code(frame: &[u8]) -> Code {
     assert_eq!(frame[0], 0x80, "trailers");
-    assert_eq!(frame[1..5], u32::try_from(frame.len() - 5).unwrap().to_be_bytes());
+    assert_eq!(
+        frame[1..5],
+        u32::try_from(frame.len() - 5).unwrap().to_be_bytes()
+    );
     let lines = std::str::from_utf8(&frame[5..]).unwrap();
-    let code = lines.split("\r\n").find_map(|line| line.strip_prefix("grpc-status:")).expect("a status");
+    let code = lines
+        .split("\r\n")
+        .find_map(|line| line.strip_prefix("grpc-status:"))
+        .expect("a status");
     Code::from_bytes(code.as_bytes())
 }

@@ -6,7 +6,9 @@ use prost::Message;
 use prost_types::FileDescriptorProto;
 use runs_gateway::server::Limits;
 use tokio_stream::once;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::harness::Gateway;
 
@@ -25,14 +27,28 @@ macro_rules! reflection {
             use super::*;
             use tonic_reflection::pb::$version::{
                 ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+                server_reflection_request::MessageRequest,
+                server_reflection_response::MessageResponse,
             };
 
             async fn ask(gateway: &Gateway, question: MessageRequest) -> MessageResponse {
-                let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+                let request = ServerReflectionRequest {
+                    host: String::new(),
+                    message_request: Some(question),
+                };
                 let mut client = ServerReflectionClient::new(gateway.channel().await);
-                let mut answers = client.server_reflection_info(once(request)).await.unwrap().into_inner();
-                answers.message().await.unwrap().unwrap().message_response.unwrap()
+                let mut answers = client
+                    .server_reflection_info(once(request))
+                    .await
+                    .unwrap()
+                    .into_inner();
+                answers
+                    .message()
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .message_response
+                    .unwrap()
             }
 
             #[tokio::test]
@@ -43,21 +59,35 @@ macro_rules! reflection {
                 else {
                     panic!("not a list")
                 };
-                let listed: BTreeSet<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+                let listed: BTreeSet<_> = list
+                    .service
+                    .iter()
+                    .map(|service| service.name.as_str())
+                    .collect();
                 assert_eq!(listed, BTreeSet::from(SERVICES));
 
                 for service in SERVICES {
-                    let MessageResponse::FileDescriptorResponse(files) =
-                        ask(&gateway, MessageRequest::FileContainingSymbol(service.to_owned())).await
+                    let MessageResponse::FileDescriptorResponse(files) = ask(
+                        &gateway,
+                        MessageRequest::FileContainingSymbol(service.to_owned()),
+                    )
+                    .await
                     else {
                         panic!("{service} is not described")
                     };
-                    let file = FileDescriptorProto::decode(&files.file_descriptor_proto[0][..]).unwrap();
-                    assert!(service.starts_with(file.package()), "{service} in {}", file.package());
+                    let file =
+                        FileDescriptorProto::decode(&files.file_descriptor_proto[0][..]).unwrap();
+                    assert!(
+                        service.starts_with(file.package()),
+                        "{service} in {}",
+                        file.package()
+                    );
                     if service.starts_with("runsgateway") {
                         let locations = file.source_code_info.unwrap().location;
                         assert!(
-                            locations.iter().any(|location| location.leading_comments().contains("REST: ")),
+                            locations
+                                .iter()
+                                .any(|location| location.leading_comments().contains("REST: ")),
                             "{service} without comments"
                         );
                     }
@@ -67,8 +97,12 @@ macro_rules! reflection {
             #[tokio::test]
             async fn describes_what_the_contract_imports() {
                 let gateway = Gateway::start(Limits::default()).await;
-                let question = MessageRequest::FileByFilename("google/protobuf/timestamp.proto".to_owned());
-                assert!(matches!(ask(&gateway, question).await, MessageResponse::FileDescriptorResponse(_)));
+                let question =
+                    MessageRequest::FileByFilename("google/protobuf/timestamp.proto".to_owned());
+                assert!(matches!(
+                    ask(&gateway, question).await,
+                    MessageResponse::FileDescriptorResponse(_)
+                ));
             }
         }
     };
@@ -81,10 +115,28 @@ reflection!(v1alpha);
 async fn health_says_serving_of_the_server_and_both_services_and_knows_no_other() {
     let gateway = Gateway::start(Limits::default()).await;
     let mut health = HealthClient::new(gateway.channel().await);
-    for service in ["", "runsgateway.v1.RunService", "runsgateway.v1.RunStepService"] {
-        let check = health.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap();
-        assert_eq!(check.into_inner().status(), ServingStatus::Serving, "{service}");
+    for service in [
+        "",
+        "runsgateway.v1.RunService",
+        "runsgateway.v1.RunStepService",
+    ] {
+        let check = health
+            .check(HealthCheckRequest {
+                service: service.to_owned(),
+            })
+            .await
+            .unwrap();
+        assert_eq!(
+            check.into_inner().status(),
+            ServingStatus::Serving,
+            "{service}"
+        );
     }
-    let unknown = health.check(HealthCheckRequest { service: "no.such.Service".to_owned() }).await.unwrap_err();
+    let unknown = health
+        .check(HealthCheckRequest {
+            service: "no.such.Service".to_owned(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(unknown.code(), tonic::Code::NotFound);
 }

@@ -1,4 +1,5 @@
-//! The parser on chunks, and a slow one by the standard's own words to compare it with. Shared with the fuzz targets.
+//! The parser on chunks, and a slow one by the standard's own words to compare it with. Shared with
+//! the fuzz targets.
 
 use bytes::Bytes;
 use runs_gateway::rest::sse::{Frame, Parser, TooLong};
@@ -13,7 +14,11 @@ pub(crate) struct Event {
 
 impl From<Frame<'_>> for Event {
     fn from(frame: Frame<'_>) -> Self {
-        Self { name: frame.event.to_vec(), data: frame.data.to_vec(), id: frame.id.to_vec() }
+        Self {
+            name: frame.event.to_vec(),
+            data: frame.data.to_vec(),
+            id: frame.id.to_vec(),
+        }
     }
 }
 
@@ -34,7 +39,9 @@ pub(crate) fn parse<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>
             }
         }
     }
-    let pending = parser.finish().map(|pending| (pending.frame.into(), pending.terminated));
+    let pending = parser
+        .finish()
+        .map(|pending| (pending.frame.into(), pending.terminated));
     (frames, Ok(pending))
 }
 
@@ -52,7 +59,8 @@ pub(crate) fn cut<'a>(mut stream: &'a [u8], sizes: &[usize]) -> Vec<&'a [u8]> {
     chunks
 }
 
-/// The standard's steps, one after the other and with no thought for cost; and the limit, which is the gateway's.
+/// The standard's steps, one after the other and with no thought for cost; and the limit, which is
+/// the gateway's.
 pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
     let mut lines = vec![Vec::new()];
     for (at, byte) in stream.iter().enumerate() {
@@ -80,7 +88,11 @@ pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
         if event.len() + joined.len() + line.len() > limit {
             return (frames, Err(TooLong { limit }));
         }
-        let line = if at == 0 { line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line) } else { line };
+        let line = if at == 0 {
+            line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(line)
+        } else {
+            line
+        };
         if line.is_empty() {
             if !data.is_empty() {
                 frames.push(frame(&event, &data, &id));
@@ -89,7 +101,10 @@ pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
             continue;
         }
         let mut parts = line.splitn(2, |byte| *byte == b':');
-        let (field, value) = (parts.next().expect("at least one"), parts.next().unwrap_or_default());
+        let (field, value) = (
+            parts.next().expect("at least one"),
+            parts.next().unwrap_or_default(),
+        );
         let value = value.strip_prefix(b" ").unwrap_or(value);
         begun |= !line.starts_with(b":");
         match field {
@@ -99,5 +114,8 @@ pub(crate) fn by_the_standard(limit: usize, stream: &[u8]) -> Outcome {
             _ => {}
         }
     }
-    (frames, Ok(begun.then(|| (frame(&event, &data, &id), terminated))))
+    (
+        frames,
+        Ok(begun.then(|| (frame(&event, &data, &id), terminated))),
+    )
 }

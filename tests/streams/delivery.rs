@@ -24,13 +24,21 @@ const EVENTS: usize = 500;
 async fn an_event_is_there_before_the_next_is_sent_and_less_than_a_millisecond_late() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
-    let delta = event("thread.message.delta", r#"{"id":"msg_1","object":"thread.message.delta","delta":{"content":[]}}"#);
+    let delta = event(
+        "thread.message.delta",
+        r#"{"id":"msg_1","object":"thread.message.delta","delta":{"content":[]}}"#,
+    );
 
     // How long the same events take to a client on the upstream's own socket.
     let (say, chunks) = mpsc::channel(1);
     upstream.push(Answer::sse_with(chunks).then_close());
-    let mut socket = TcpStream::connect(upstream.address()).await.expect("a connection");
-    socket.write_all(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n").await.expect("sent");
+    let mut socket = TcpStream::connect(upstream.address())
+        .await
+        .expect("a connection");
+    socket
+        .write_all(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n")
+        .await
+        .expect("sent");
     let mut buffer = vec![0; 1 << 16];
     let mut bare = Vec::new();
     // The head comes before the first event.
@@ -50,7 +58,12 @@ async fn an_event_is_there_before_the_next_is_sent_and_less_than_a_millisecond_l
     upstream.push(Answer::sse_with(chunks));
     let opening = event("thread.run.created", run("queued"));
     say.send(opening).await.expect("a listener");
-    let mut stream = gateway.runs().stream_create_run(create()).await.expect("a stream").into_inner();
+    let mut stream = gateway
+        .runs()
+        .stream_create_run(create())
+        .await
+        .expect("a stream")
+        .into_inner();
     assert_eq!(name(&next(&mut stream).await), "run.created");
     let mut through = Vec::new();
     for _ in 0..EVENTS {
@@ -67,8 +80,13 @@ async fn an_event_is_there_before_the_next_is_sent_and_less_than_a_millisecond_l
     assert_eq!(hear(stream).await.names(), ["run.completed", "done"]);
 
     let [bare, through] = [bare, through].map(median);
-    println!("median of {EVENTS} events: {bare:?} to a bare socket, {through:?} through the gateway");
-    assert!(through.saturating_sub(bare) < Duration::from_millis(1), "{through:?}, and {bare:?} without the gateway");
+    println!(
+        "median of {EVENTS} events: {bare:?} to a bare socket, {through:?} through the gateway"
+    );
+    assert!(
+        through.saturating_sub(bare) < Duration::from_millis(1),
+        "{through:?}, and {bare:?} without the gateway"
+    );
     gateway.drain().await;
 }
 

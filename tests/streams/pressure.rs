@@ -36,7 +36,8 @@ async fn fifty_unread_streams_delay_nobody_and_take_a_mebibyte_each_at_most() {
     })
     .await;
     let gateway = process::start(&upstream.url()).await;
-    // One connection for all. The caller's own windows are such that what it does not read leaves room for the rest.
+    // One connection for all. The caller's own windows are such that what it does not read leaves
+    // room for the rest.
     let endpoint = Endpoint::from_shared(gateway.url.clone()).expect("a URL");
     let channel = endpoint
         .initial_stream_window_size(64 << 10)
@@ -52,7 +53,13 @@ async fn fifty_unread_streams_delay_nobody_and_take_a_mebibyte_each_at_most() {
             let mut request = create();
             request.thread_id = "other".into();
             let began = Instant::now();
-            let heard = hear(runs.stream_create_run(request).await.expect("a stream").into_inner()).await;
+            let heard = hear(
+                runs.stream_create_run(request)
+                    .await
+                    .expect("a stream")
+                    .into_inner(),
+            )
+            .await;
             assert_eq!(heard.names(), ["run.in_progress", "run.completed", "done"]);
             began.elapsed()
         }
@@ -71,20 +78,30 @@ async fn fifty_unread_streams_delay_nobody_and_take_a_mebibyte_each_at_most() {
 
     let mut unread = Vec::new();
     for _ in 0..STALLED {
-        unread.push(runs.clone().stream_create_run(create()).await.expect("a stream"));
+        unread.push(
+            runs.clone()
+                .stream_create_run(create())
+                .await
+                .expect("a stream"),
+        );
     }
     stalled(&said).await;
     let grown = gateway.memory().saturating_sub(before);
     let pressed = [other().await, cancelled().await];
     let each = grown / STALLED as u64;
     let bytes = said.load(Ordering::Relaxed);
-    println!("a stream and a CancelRun: {calm:?} alone, {pressed:?} beside {STALLED} unread streams");
+    println!(
+        "a stream and a CancelRun: {calm:?} alone, {pressed:?} beside {STALLED} unread streams"
+    );
     println!(
         "memory: {} KiB for each unread stream; the upstream said {} KiB on each",
         each >> 10,
         (bytes / STALLED as u64) >> 10
     );
-    assert!(pressed.iter().all(|time| *time < millis(100)), "{pressed:?}");
+    assert!(
+        pressed.iter().all(|time| *time < millis(100)),
+        "{pressed:?}"
+    );
     assert!(each <= 1 << 20, "{each} bytes for each");
 }
 

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use runs_gateway::{
     json,
     v1::{
-        CancelRunRequest, Run, RunEvent, RunEventType, RunSpec, StreamCreateRunRequest, StreamOptions, WaitRunRequest,
-        WatchRunRequest, run_event::Payload,
+        CancelRunRequest, Run, RunEvent, RunEventType, RunSpec, StreamCreateRunRequest,
+        StreamOptions, WaitRunRequest, WatchRunRequest, run_event::Payload,
     },
 };
 use tonic::{Code, Status, Streaming};
@@ -18,14 +18,23 @@ use tonic_types::StatusExt as _;
 use crate::support::upstream::Answer;
 
 /// Polling fast enough for a test, and no long waits.
-pub(crate) const FAST: [&str; 6] = ["--poll-floor", "2ms", "--poll-ceiling", "5ms", "--stream-linger", "100ms"];
+pub(crate) const FAST: [&str; 6] = [
+    "--poll-floor",
+    "2ms",
+    "--poll-ceiling",
+    "5ms",
+    "--stream-linger",
+    "100ms",
+];
 
 /// Polling only when somebody asks for it.
 pub(crate) const NEVER: [&str; 4] = ["--poll-floor", "1h", "--poll-ceiling", "1h"];
 
 /// A run in a status, as JSON.
 pub(crate) fn run(status: &str) -> String {
-    format!(r#"{{"id":"run_1","object":"thread.run","thread_id":"thread_1","status":"{status}","model":"m"}}"#)
+    format!(
+        r#"{{"id":"run_1","object":"thread.run","thread_id":"thread_1","status":"{status}","model":"m"}}"#
+    )
 }
 
 /// A step as JSON; one that wrote a message if there is an id of one.
@@ -42,12 +51,17 @@ pub(crate) fn step(id: &str, status: &str, message: &str) -> String {
 
 /// A list as JSON.
 pub(crate) fn list(data: &[String]) -> String {
-    format!(r#"{{"object":"list","data":[{}],"has_more":false}}"#, data.join(","))
+    format!(
+        r#"{{"object":"list","data":[{}],"has_more":false}}"#,
+        data.join(",")
+    )
 }
 
 /// A message as JSON.
 pub(crate) fn message(id: &str, status: &str) -> String {
-    format!(r#"{{"id":"{id}","object":"thread.message","thread_id":"thread_1","run_id":"run_1","status":"{status}"}}"#)
+    format!(
+        r#"{{"id":"{id}","object":"thread.message","thread_id":"thread_1","run_id":"run_1","status":"{status}"}}"#
+    )
 }
 
 /// An event as upstreams frame it.
@@ -78,25 +92,42 @@ pub(crate) fn error(code: &str) -> String {
 pub(crate) fn create() -> StreamCreateRunRequest {
     StreamCreateRunRequest {
         thread_id: "thread_1".into(),
-        run: Some(RunSpec { assistant_id: "asst_1".into(), ..RunSpec::default() }),
+        run: Some(RunSpec {
+            assistant_id: "asst_1".into(),
+            ..RunSpec::default()
+        }),
         ..StreamCreateRunRequest::default()
     }
 }
 
 pub(crate) fn create_with(options: StreamOptions) -> StreamCreateRunRequest {
-    StreamCreateRunRequest { options: Some(options), ..create() }
+    StreamCreateRunRequest {
+        options: Some(options),
+        ..create()
+    }
 }
 
 pub(crate) fn watch() -> WatchRunRequest {
-    WatchRunRequest { thread_id: "thread_1".into(), run_id: "run_1".into(), ..WatchRunRequest::default() }
+    WatchRunRequest {
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
+        ..WatchRunRequest::default()
+    }
 }
 
 pub(crate) fn wait() -> WaitRunRequest {
-    WaitRunRequest { thread_id: "thread_1".into(), run_id: "run_1".into(), ..WaitRunRequest::default() }
+    WaitRunRequest {
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
+        ..WaitRunRequest::default()
+    }
 }
 
 pub(crate) fn cancel() -> CancelRunRequest {
-    CancelRunRequest { thread_id: "thread_1".into(), run_id: "run_1".into() }
+    CancelRunRequest {
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
+    }
 }
 
 pub(crate) fn millis(millis: u64) -> Duration {
@@ -105,12 +136,17 @@ pub(crate) fn millis(millis: u64) -> Duration {
 
 /// Waits for what has to happen soon; a test that waits in vain fails.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("should have happened by now")
+    tokio::time::timeout(Duration::from_secs(20), what)
+        .await
+        .expect("should have happened by now")
 }
 
 /// The next event of a stream that has one.
 pub(crate) async fn next(stream: &mut Streaming<RunEvent>) -> RunEvent {
-    soon(stream.message()).await.expect("an event, no error").expect("an event, not the end")
+    soon(stream.message())
+        .await
+        .expect("an event, no error")
+        .expect("an event, not the end")
 }
 
 /// All that a caller heard, to the end.
@@ -125,7 +161,12 @@ pub(crate) async fn hear(mut stream: Streaming<RunEvent>) -> Heard {
     loop {
         match soon(stream.message()).await {
             Ok(Some(event)) => events.push(event),
-            Ok(None) => return Heard { events, status: Status::ok("") },
+            Ok(None) => {
+                return Heard {
+                    events,
+                    status: Status::ok(""),
+                };
+            }
             Err(status) => return Heard { events, status },
         }
     }
@@ -140,14 +181,25 @@ impl Heard {
 
 /// A short name: `run.completed`, `unknown`, `heartbeat`; with `*` if the gateway made the event.
 pub(crate) fn name(event: &RunEvent) -> String {
-    let mut name = event.r#type().as_str_name().trim_start_matches("RUN_EVENT_TYPE_").to_lowercase();
-    for (long, short) in
-        [("thread_run_step_", "step."), ("thread_run_", "run."), ("thread_message_", "message."), ("thread_", "thread.")]
-    {
+    let mut name = event
+        .r#type()
+        .as_str_name()
+        .trim_start_matches("RUN_EVENT_TYPE_")
+        .to_lowercase();
+    for (long, short) in [
+        ("thread_run_step_", "step."),
+        ("thread_run_", "run."),
+        ("thread_message_", "message."),
+        ("thread_", "thread."),
+    ] {
         name = name.replace(long, short);
     }
     if event.r#type() == RunEventType::Unspecified {
-        name = String::from(if matches!(event.payload, Some(Payload::Unknown(_))) { "unknown" } else { "other" });
+        name = String::from(if matches!(event.payload, Some(Payload::Unknown(_))) {
+            "unknown"
+        } else {
+            "other"
+        });
     }
     if event.synthesized { name + "*" } else { name }
 }
@@ -176,19 +228,32 @@ pub(crate) fn json_of(event: &RunEvent) -> String {
 
 /// Code and reason.
 pub(crate) fn verdict(status: &Status) -> (Code, String) {
-    (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
+    (
+        status.code(),
+        status
+            .get_details_error_info()
+            .map(|info| info.reason)
+            .unwrap_or_default(),
+    )
 }
 
 /// What a status says about how to resume.
 pub(crate) fn resume(status: &Status) -> HashMap<String, String> {
-    let mut info = status.get_details_error_info().expect("an ErrorInfo").metadata;
+    let mut info = status
+        .get_details_error_info()
+        .expect("an ErrorInfo")
+        .metadata;
     info.retain(|name, _| ["thread_id", "run_id", "last_event"].contains(&name.as_str()));
     info
 }
 
 /// How to resume `run_1` after an event.
 pub(crate) fn resume_after(event: &str) -> HashMap<String, String> {
-    [("thread_id", "thread_1"), ("run_id", "run_1"), ("last_event", event)]
-        .map(|(name, value)| (name.into(), value.into()))
-        .into()
+    [
+        ("thread_id", "thread_1"),
+        ("run_id", "run_1"),
+        ("last_event", event),
+    ]
+    .map(|(name, value)| (name.into(), value.into()))
+    .into()
 }

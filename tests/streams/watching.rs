@@ -13,7 +13,10 @@ use std::{
 use http::HeaderMap;
 use runs_gateway::{
     events::{PollLimits, SharedResume, StreamLimits, Streams},
-    rest::{AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits, Upstream as Target, UpstreamFiles},
+    rest::{
+        AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits,
+        Upstream as Target, UpstreamFiles,
+    },
     telemetry::Telemetry,
     v1::{RunEvent, RunStatus, WatchRunRequest, run_event::Payload},
 };
@@ -23,8 +26,8 @@ use tonic::{Code, Request, Streaming};
 
 use crate::{
     script::{
-        FAST, NEVER, cancel, error, hear, list, millis, name, next, polled, resume, resume_after, run, run_of, soon, step,
-        verdict, watch,
+        FAST, NEVER, cancel, error, hear, list, millis, name, next, polled, resume, resume_after,
+        run, run_of, soon, step, verdict, watch,
     },
     support::{
         gateway::{Gateway, spawn_gateway},
@@ -32,14 +35,26 @@ use crate::{
     },
 };
 
-async fn watched(gateway: &Gateway, request: impl tonic::IntoRequest<WatchRunRequest>) -> Streaming<RunEvent> {
-    soon(gateway.runs().watch_run(request)).await.expect("a stream").into_inner()
+async fn watched(
+    gateway: &Gateway,
+    request: impl tonic::IntoRequest<WatchRunRequest>,
+) -> Streaming<RunEvent> {
+    soon(gateway.runs().watch_run(request))
+        .await
+        .expect("a stream")
+        .into_inner()
 }
 
 /// A request for a run's changes, by somebody.
 fn by(credential: &str, run_id: &str) -> Request<WatchRunRequest> {
-    let mut request = Request::new(WatchRunRequest { run_id: run_id.into(), ..watch() });
-    request.metadata_mut().insert("authorization", format!("Bearer {credential}").parse().expect("a value"));
+    let mut request = Request::new(WatchRunRequest {
+        run_id: run_id.into(),
+        ..watch()
+    });
+    request.metadata_mut().insert(
+        "authorization",
+        format!("Bearer {credential}").parse().expect("a value"),
+    );
     request
 }
 
@@ -64,12 +79,22 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         renewal: RENEWAL,
     };
     let client = Client::new(&target, &Telemetry::default()).expect("a client");
-    Streams::new(client, StreamLimits { poll, ..StreamLimits::default() })
+    Streams::new(
+        client,
+        StreamLimits {
+            poll,
+            ..StreamLimits::default()
+        },
+    )
 }
 
 fn never() -> PollLimits {
     let hour = Duration::from_secs(3600);
-    PollLimits { floor: hour, ceiling: hour, ..PollLimits::default() }
+    PollLimits {
+        floor: hour,
+        ceiling: hour,
+        ..PollLimits::default()
+    }
 }
 
 /// Goes on with a future as far as it comes without waiting.
@@ -82,17 +107,40 @@ async fn pending(mut future: Pin<&mut impl Future>) {
 async fn a_watcher_sees_the_first_state_and_each_change_to_the_terminal_one() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
-    for status in ["queued", "queued", "in_progress", "pondering", "pondering", "requires_action", "in_progress", "completed"] {
+    for status in [
+        "queued",
+        "queued",
+        "in_progress",
+        "pondering",
+        "pondering",
+        "requires_action",
+        "in_progress",
+        "completed",
+    ] {
         upstream.push(polled(status));
     }
     let heard = hear(watched(&gateway, watch()).await).await;
     // What the contract does not know is no end.
-    let expected = ["run.queued*", "run.in_progress*", "other*", "run.requires_action*", "run.in_progress*", "run.completed*"];
+    let expected = [
+        "run.queued*",
+        "run.in_progress*",
+        "other*",
+        "run.requires_action*",
+        "run.in_progress*",
+        "run.completed*",
+    ];
     assert_eq!(heard.names(), expected);
     assert_eq!(heard.status.code(), Code::Ok);
     assert!(run_of(&heard.events[2]).extra_json.contains("pondering"));
-    let route = |request: &crate::support::upstream::Recorded| format!("{} {}", request.method, request.target);
-    assert!(upstream.requests().iter().all(|request| route(request) == "GET /threads/thread_1/runs/run_1"));
+    let route = |request: &crate::support::upstream::Recorded| {
+        format!("{} {}", request.method, request.target)
+    };
+    assert!(
+        upstream
+            .requests()
+            .iter()
+            .all(|request| route(request) == "GET /threads/thread_1/runs/run_1")
+    );
     gateway.drain().await;
 }
 
@@ -101,7 +149,10 @@ async fn steps_are_watched_only_if_asked_for_on_all_pages_and_once_more_at_the_e
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     let page = |steps: &[String], last: &str| {
-        let page = list(steps).replace(r#""has_more":false"#, &format!(r#""has_more":true,"last_id":"{last}""#));
+        let page = list(steps).replace(
+            r#""has_more":false"#,
+            &format!(r#""has_more":true,"last_id":"{last}""#),
+        );
         Answer::json(200, page)
     };
     let [first, second] = ["step_1", "step_2"].map(|id| move |status: &str| step(id, status, ""));
@@ -115,14 +166,40 @@ async fn steps_are_watched_only_if_asked_for_on_all_pages_and_once_more_at_the_e
     upstream.push(page(&[first("completed")], ""));
     upstream.push(Answer::json(200, list(&[second("completed")])));
 
-    let heard = hear(watched(&gateway, WatchRunRequest { include_steps: true, ..watch() }).await).await;
-    let expected =
-        ["step.in_progress*", "run.in_progress*", "step.completed*", "step.in_progress*", "step.completed*", "run.completed*"];
-    assert_eq!((heard.names(), heard.status.code()), (expected.map(String::from).to_vec(), Code::Ok));
-    let lists = upstream.requests().into_iter().map(|request| request.target).filter(|target| target.contains("/steps"));
+    let heard = hear(
+        watched(
+            &gateway,
+            WatchRunRequest {
+                include_steps: true,
+                ..watch()
+            },
+        )
+        .await,
+    )
+    .await;
+    let expected = [
+        "step.in_progress*",
+        "run.in_progress*",
+        "step.completed*",
+        "step.in_progress*",
+        "step.completed*",
+        "run.completed*",
+    ];
+    assert_eq!(
+        (heard.names(), heard.status.code()),
+        (expected.map(String::from).to_vec(), Code::Ok)
+    );
+    let lists = upstream
+        .requests()
+        .into_iter()
+        .map(|request| request.target)
+        .filter(|target| target.contains("/steps"));
     let list = "/threads/thread_1/runs/run_1/steps?limit=100&order=asc";
     let after = format!("{list}&after=step_1");
-    assert_eq!(lists.collect::<Vec<_>>(), [list, list, &after, list, &after]);
+    assert_eq!(
+        lists.collect::<Vec<_>>(),
+        [list, list, &after, list, &after]
+    );
     gateway.drain().await;
 }
 
@@ -142,7 +219,14 @@ async fn who_watches_the_run_alone_neither_sees_steps_that_another_asked_for_nor
     })
     .await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
-    let mut with_steps = watched(&gateway, WatchRunRequest { include_steps: true, ..watch() }).await;
+    let mut with_steps = watched(
+        &gateway,
+        WatchRunRequest {
+            include_steps: true,
+            ..watch()
+        },
+    )
+    .await;
     assert_eq!(name(&next(&mut with_steps).await), "step.in_progress*");
     assert_eq!(name(&next(&mut with_steps).await), "run.in_progress*");
     let mut alone = watched(&gateway, watch()).await;
@@ -150,11 +234,16 @@ async fn who_watches_the_run_alone_neither_sees_steps_that_another_asked_for_nor
 
     *now.lock().expect("no panic") = Now("completed", 503);
     let heard = hear(alone).await;
-    assert_eq!((heard.names(), heard.status.code()), (vec!["run.completed*".to_owned()], Code::Ok));
+    assert_eq!(
+        (heard.names(), heard.status.code()),
+        (vec!["run.completed*".to_owned()], Code::Ok)
+    );
 
     *now.lock().expect("no panic") = Now("completed", 200);
     let heard = hear(with_steps).await;
-    let rest = ["step.completed*", "run.completed*"].map(String::from).to_vec();
+    let rest = ["step.completed*", "run.completed*"]
+        .map(String::from)
+        .to_vec();
     assert_eq!((heard.names(), heard.status.code()), (rest, Code::Ok));
     gateway.drain().await;
 }
@@ -164,9 +253,20 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     let upstream = Upstream::start().await;
     let streams = streams(&upstream, never());
     let (caller, request) = (Caller::default(), watch());
-    let open = || Box::pin(streams.watch_run(&caller, &request, SharedResume::default(), std::future::pending()));
+    let open = || {
+        Box::pin(streams.watch_run(
+            &caller,
+            &request,
+            SharedResume::default(),
+            std::future::pending(),
+        ))
+    };
     let held = Arc::new(Notify::new());
-    upstream.push(Answer::json(200, run("queued")).step(crate::support::upstream::Step::Wait(Arc::clone(&held))).chunked());
+    upstream.push(
+        Answer::json(200, run("queued"))
+            .step(crate::support::upstream::Step::Wait(Arc::clone(&held)))
+            .chunked(),
+    );
     upstream.push(polled("in_progress"));
 
     // Half of them before the first fetch begins, half while it is under way.
@@ -184,12 +284,20 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     let mut watching = Vec::new();
     for watcher in early.into_iter().chain(late) {
         let mut events = soon(watcher).await.expect("a run");
-        let first = soon(events.next()).await.expect("a state").expect("no error");
+        let first = soon(events.next())
+            .await
+            .expect("a state")
+            .expect("no error");
         watching.push((events, name(&first)));
     }
     assert_eq!(upstream.requests().len(), 2);
-    // Who joined while the first fetch was under way did not get what it gave: it may be older than what they did before.
-    assert!(watching[500..].iter().all(|(_, first)| first == "run.in_progress*"));
+    // Who joined while the first fetch was under way did not get what it gave: it may be older than
+    // what they did before.
+    assert!(
+        watching[500..]
+            .iter()
+            .all(|(_, first)| first == "run.in_progress*")
+    );
 
     // A change is one fetch, and all see it.
     upstream.push(polled("completed"));
@@ -208,17 +316,28 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
 async fn the_last_watcher_to_leave_stops_the_poller_and_the_next_to_come_starts_anew() {
     let hold = Arc::new(AtomicBool::new(false));
     let silent = Arc::clone(&hold);
-    let answer = move |_: &_| if silent.load(Ordering::Relaxed) { Answer::never() } else { polled("in_progress") };
+    let answer = move |_: &_| {
+        if silent.load(Ordering::Relaxed) {
+            Answer::never()
+        } else {
+            polled("in_progress")
+        }
+    };
     let upstream = Upstream::answering(answer).await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     for _ in 0..3 {
-        let mut watchers = [watched(&gateway, watch()).await, watched(&gateway, watch()).await];
+        let mut watchers = [
+            watched(&gateway, watch()).await,
+            watched(&gateway, watch()).await,
+        ];
         for watcher in &mut watchers {
             assert_eq!(name(&next(watcher).await), "run.in_progress*");
         }
         let [first, last] = watchers;
         drop(first);
-        upstream.wait_for_requests(upstream.requests().len() + 5).await;
+        upstream
+            .wait_for_requests(upstream.requests().len() + 5)
+            .await;
         hold.store(true, Ordering::Relaxed);
         let asked = upstream.requests().len();
         let connection = upstream.wait_for_requests(asked + 1).await[asked].connection;
@@ -239,7 +358,9 @@ async fn a_write_through_the_gateway_is_seen_at_once() {
     assert_eq!(name(&next(&mut stream).await), "run.in_progress*");
     upstream.push(polled("cancelling"));
     upstream.push(polled("cancelled"));
-    soon(gateway.runs().cancel_run(cancel())).await.expect("a run");
+    soon(gateway.runs().cancel_run(cancel()))
+        .await
+        .expect("a run");
     assert_eq!(hear(stream).await.names(), ["run.cancelled*"]);
     gateway.drain().await;
 }
@@ -251,7 +372,9 @@ async fn callers_of_one_credential_share_a_poller_and_others_do_not() {
     let mut streams = Vec::new();
     for (credential, trace) in [("a", "1"), ("b", "2"), ("a", "3")] {
         let mut request = by(credential, "run_1");
-        request.metadata_mut().insert("traceparent", trace.parse().expect("a value"));
+        request
+            .metadata_mut()
+            .insert("traceparent", trace.parse().expect("a value"));
         upstream.push(polled("in_progress"));
         let mut stream = watched(&gateway, request).await;
         next(&mut stream).await;
@@ -261,21 +384,39 @@ async fn callers_of_one_credential_share_a_poller_and_others_do_not() {
     upstream.push(polled("cancelling"));
     upstream.push(polled("cancelled"));
     upstream.push(polled("cancelled"));
-    soon(gateway.runs().cancel_run(cancel())).await.expect("a run");
+    soon(gateway.runs().cancel_run(cancel()))
+        .await
+        .expect("a run");
     for stream in streams {
         assert_eq!(hear(stream).await.names(), ["run.cancelled*"]);
     }
-    let polls = upstream.requests().into_iter().filter(|request| request.method == "GET");
-    let mut credentials: Vec<_> = polls.map(|poll| poll.header("authorization").expect("a credential").to_owned()).collect();
+    let polls = upstream
+        .requests()
+        .into_iter()
+        .filter(|request| request.method == "GET");
+    let mut credentials: Vec<_> = polls
+        .map(|poll| {
+            poll.header("authorization")
+                .expect("a credential")
+                .to_owned()
+        })
+        .collect();
     credentials[3..].sort();
-    assert_eq!(credentials, ["Bearer a", "Bearer b", "Bearer a", "Bearer a", "Bearer b"]);
+    assert_eq!(
+        credentials,
+        ["Bearer a", "Bearer b", "Bearer a", "Bearer a", "Bearer b"]
+    );
     gateway.drain().await;
 }
 
 #[tokio::test]
 async fn the_upstreams_wish_for_the_next_poll_is_met_within_bounds() {
     let upstream = Upstream::start().await;
-    let gateway = spawn_gateway(&upstream.url(), &["--poll-floor", "100ms", "--poll-ceiling", "400ms"]).await;
+    let gateway = spawn_gateway(
+        &upstream.url(),
+        &["--poll-floor", "100ms", "--poll-ceiling", "400ms"],
+    )
+    .await;
     let wishes = [("200", 200), ("1", 100), ("3600000", 400), ("200", 200)];
     for (wish, _) in wishes {
         upstream.push(polled("in_progress").header("openai-poll-after-ms", wish));
@@ -293,13 +434,21 @@ async fn the_upstreams_wish_for_the_next_poll_is_met_within_bounds() {
 
 #[tokio::test]
 async fn a_429_slows_all_pollers_of_its_credential_and_no_others() {
-    let (slow, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (slow, over) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let (slowed, ended) = (Arc::clone(&slow), Arc::clone(&over));
     let upstream = Upstream::answering(move |request| {
         if request.target.ends_with("run_a") && slowed.swap(false, Ordering::Relaxed) {
-            return Answer::json(429, error("rate_limit_exceeded")).header("retry-after-ms", "1000");
+            return Answer::json(429, error("rate_limit_exceeded"))
+                .header("retry-after-ms", "1000");
         }
-        polled(if ended.load(Ordering::Relaxed) { "completed" } else { "in_progress" })
+        polled(if ended.load(Ordering::Relaxed) {
+            "completed"
+        } else {
+            "in_progress"
+        })
     })
     .await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
@@ -310,25 +459,52 @@ async fn a_429_slows_all_pollers_of_its_credential_and_no_others() {
         streams.push(stream);
     }
     slow.store(true, Ordering::Relaxed);
-    // Two of the slowed credential may have been under way, so of many requests that follow the most are the other's.
+    // Two of the slowed credential may have been under way, so of many requests that follow the
+    // most are the other's.
     while slow.load(Ordering::Relaxed) {
-        upstream.wait_for_requests(upstream.requests().len() + 1).await;
+        upstream
+            .wait_for_requests(upstream.requests().len() + 1)
+            .await;
     }
-    upstream.wait_for_requests(upstream.requests().len() + 20).await;
+    upstream
+        .wait_for_requests(upstream.requests().len() + 20)
+        .await;
     over.store(true, Ordering::Relaxed);
     for stream in streams {
         assert_eq!(hear(stream).await.names(), ["run.completed*"]);
     }
 
     let requests = upstream.requests();
-    let last = |run_id: &str| requests.iter().rfind(|request| request.target.ends_with(run_id)).expect("a poll").at;
-    let of = |run_id: &'static str| requests.iter().filter(move |request| request.target.ends_with(run_id));
+    let last = |run_id: &str| {
+        requests
+            .iter()
+            .rfind(|request| request.target.ends_with(run_id))
+            .expect("a poll")
+            .at
+    };
+    let of = |run_id: &'static str| {
+        requests
+            .iter()
+            .filter(move |request| request.target.ends_with(run_id))
+    };
     // The last of run_a came after its answer of 429, which the one before it got.
-    let limited = of("run_a").rev().nth(1).expect("a poll that was refused").at;
+    let limited = of("run_a")
+        .rev()
+        .nth(1)
+        .expect("a poll that was refused")
+        .at;
     assert!(last("run_a") - limited >= millis(1000));
     assert!(last("run_b") - limited >= millis(1000));
-    let between = |run_id| of(run_id).filter(|request| request.at > limited && request.at - limited < millis(1000)).count();
-    println!("in the second after the 429: {} polls of the same credential, {} of another", between("run_b"), between("run_c"));
+    let between = |run_id| {
+        of(run_id)
+            .filter(|request| request.at > limited && request.at - limited < millis(1000))
+            .count()
+    };
+    println!(
+        "in the second after the 429: {} polls of the same credential, {} of another",
+        between("run_b"),
+        between("run_c")
+    );
     assert!(between("run_b") <= 1);
     assert!(between("run_c") >= 3);
     gateway.drain().await;
@@ -346,32 +522,60 @@ async fn what_cannot_pass_ends_the_watch_and_what_can_is_borne_for_a_time() {
     for (status, code, reason) in refusals {
         // At the start it is an answer; later the end of the stream.
         upstream.push(Answer::json(status, error("no")));
-        let refused = soon(gateway.runs().watch_run(watch())).await.expect_err("no stream");
+        let refused = soon(gateway.runs().watch_run(watch()))
+            .await
+            .expect_err("no stream");
         assert_eq!(verdict(&refused), (code, reason.to_owned()));
         upstream.push(polled("in_progress"));
         upstream.push(Answer::json(status, error("no")));
         let heard = hear(watched(&gateway, watch()).await).await;
-        assert_eq!((heard.names(), verdict(&heard.status)), (vec!["run.in_progress*".into()], (code, reason.to_owned())));
-        assert_eq!(resume(&heard.status), resume_after("THREAD_RUN_IN_PROGRESS"));
+        assert_eq!(
+            (heard.names(), verdict(&heard.status)),
+            (vec!["run.in_progress*".into()], (code, reason.to_owned()))
+        );
+        assert_eq!(
+            resume(&heard.status),
+            resume_after("THREAD_RUN_IN_PROGRESS")
+        );
     }
     upstream.push(polled("in_progress"));
-    for passing in [Answer::new(500), Answer::new(503), Answer::cut_before_answer(), Answer::json(200, "{}"), Answer::new(408)] {
+    for passing in [
+        Answer::new(500),
+        Answer::new(503),
+        Answer::cut_before_answer(),
+        Answer::json(200, "{}"),
+        Answer::new(408),
+    ] {
         upstream.push(passing);
     }
     upstream.push(polled("completed"));
     let heard = hear(watched(&gateway, watch()).await).await;
     assert_eq!(
         (heard.names(), heard.status.code()),
-        (["run.in_progress*", "run.completed*"].map(String::from).to_vec(), Code::Ok)
+        (
+            ["run.in_progress*", "run.completed*"]
+                .map(String::from)
+                .to_vec(),
+            Code::Ok
+        )
     );
     gateway.drain().await;
 
     let upstream = Upstream::answering(|_| Answer::json(500, error("server_error"))).await;
-    let gateway = spawn_gateway(&upstream.url(), &[&FAST[..], &["--poll-patience", "200ms"]].concat()).await;
+    let gateway = spawn_gateway(
+        &upstream.url(),
+        &[&FAST[..], &["--poll-patience", "200ms"]].concat(),
+    )
+    .await;
     let began = Instant::now();
-    let refused = soon(gateway.runs().watch_run(watch())).await.expect_err("no stream");
+    let refused = soon(gateway.runs().watch_run(watch()))
+        .await
+        .expect_err("no stream");
     assert!(began.elapsed() >= millis(200));
-    assert_eq!(verdict(&refused), (Code::Internal, "SERVER_ERROR".to_owned()));
+    assert_eq!(
+        verdict(&refused),
+        (Code::Internal, "SERVER_ERROR".to_owned())
+    );
     gateway.drain().await;
 }
 
@@ -382,37 +586,68 @@ async fn what_a_caller_writes_slows_nobody_though_the_upstream_repeats_it() {
         if request.target.contains("run_1") {
             return polled("completed");
         }
-        Answer::json(404, format!(r#"{{"error":{{"message":"No run found with id '{WORDS}'.","code":null}}}}"#))
+        Answer::json(
+            404,
+            format!(r#"{{"error":{{"message":"No run found with id '{WORDS}'.","code":null}}}}"#),
+        )
     })
     .await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
-    let refused = soon(gateway.runs().watch_run(by("a", WORDS))).await.expect_err("no such run");
+    let refused = soon(gateway.runs().watch_run(by("a", WORDS)))
+        .await
+        .expect_err("no such run");
     assert_eq!(refused.code(), Code::NotFound);
-    assert_eq!(hear(watched(&gateway, by("a", "run_1")).await).await.names(), ["run.completed*"]);
+    assert_eq!(
+        hear(watched(&gateway, by("a", "run_1")).await)
+            .await
+            .names(),
+        ["run.completed*"]
+    );
     gateway.drain().await;
 }
 
-/// Forty runs are polled as often as the rate allows: each is one of forty. Who comes now is not the forty-first.
+/// Forty runs are polled as often as the rate allows: each is one of forty. Who comes now is not
+/// the forty-first.
 #[tokio::test]
 async fn a_new_watcher_waits_for_one_routine_poll_at_most_however_many_runs_are_watched() {
     let upstream = Upstream::answering(|_| polled("in_progress")).await;
     let moment = millis(1);
-    let streams = streams(&upstream, PollLimits { rate: 100, floor: moment, ceiling: moment, ..PollLimits::default() });
+    let streams = streams(
+        &upstream,
+        PollLimits {
+            rate: 100,
+            floor: moment,
+            ceiling: moment,
+            ..PollLimits::default()
+        },
+    );
     let caller = Caller::default();
     let watch = async |run_id: String| {
         let request = WatchRunRequest { run_id, ..watch() };
-        soon(streams.watch_run(&caller, &request, SharedResume::default(), std::future::pending())).await.expect("a run")
+        soon(streams.watch_run(
+            &caller,
+            &request,
+            SharedResume::default(),
+            std::future::pending(),
+        ))
+        .await
+        .expect("a run")
     };
     let mut watched = Vec::new();
     for number in 0..40 {
         watched.push(watch(format!("run_{number}")).await);
     }
     // All of them have come round.
-    upstream.wait_for_requests(upstream.requests().len() + 40).await;
+    upstream
+        .wait_for_requests(upstream.requests().len() + 40)
+        .await;
     let before = upstream.requests().len();
     watched.push(watch("run_new".to_owned()).await);
     let requests = upstream.requests();
-    let waited = requests[before..].iter().take_while(|request| !request.target.ends_with("run_new")).count();
+    let waited = requests[before..]
+        .iter()
+        .take_while(|request| !request.target.ends_with("run_new"))
+        .count();
     // One holds the slot, one waits for it, and one may have been sent and not yet seen.
     assert!(waited <= 3, "{waited}");
 }
@@ -420,53 +655,130 @@ async fn a_new_watcher_waits_for_one_routine_poll_at_most_however_many_runs_are_
 #[tokio::test]
 async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     let upstream = Upstream::start().await;
-    let streams = streams(&upstream, PollLimits { floor: millis(2), ceiling: millis(5), ..PollLimits::default() });
+    let streams = streams(
+        &upstream,
+        PollLimits {
+            floor: millis(2),
+            ceiling: millis(5),
+            ..PollLimits::default()
+        },
+    );
     upstream.push(polled("queued"));
-    let mut slow = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default(), std::future::pending()))
-        .await
-        .expect("a run");
-    assert_eq!(name(&soon(slow.next()).await.expect("an event").expect("no error")), "run.queued*");
+    let mut slow = soon(streams.watch_run(
+        &Caller::default(),
+        &watch(),
+        SharedResume::default(),
+        std::future::pending(),
+    ))
+    .await
+    .expect("a run");
+    assert_eq!(
+        name(
+            &soon(slow.next())
+                .await
+                .expect("an event")
+                .expect("no error")
+        ),
+        "run.queued*"
+    );
     for status in ["in_progress", "requires_action", "in_progress", "completed"] {
         upstream.push(polled(status));
     }
-    let mut quick = soon(streams.watch_run(&Caller::default(), &watch(), SharedResume::default(), std::future::pending()))
-        .await
-        .expect("a run");
+    let mut quick = soon(streams.watch_run(
+        &Caller::default(),
+        &watch(),
+        SharedResume::default(),
+        std::future::pending(),
+    ))
+    .await
+    .expect("a run");
     while let Some(event) = soon(quick.next()).await {
         event.expect("no error");
     }
-    let last = soon(slow.next()).await.expect("an event").expect("no error");
-    assert!(matches!(last.payload, Some(Payload::Run(run)) if run.status() == RunStatus::Completed));
+    let last = soon(slow.next())
+        .await
+        .expect("an event")
+        .expect("no error");
+    assert!(
+        matches!(last.payload, Some(Payload::Run(run)) if run.status() == RunStatus::Completed)
+    );
     assert!(soon(slow.next()).await.is_none());
 }
 
 #[tokio::test]
 async fn only_so_many_runs_are_polled_and_who_leaves_before_its_turn_takes_none() {
     let upstream = Upstream::answering(|_| polled("in_progress")).await;
-    let streams = streams(&upstream, PollLimits { rate: 2, runs: 30, ..never() });
+    let streams = streams(
+        &upstream,
+        PollLimits {
+            rate: 2,
+            runs: 30,
+            ..never()
+        },
+    );
     let caller = Caller::default();
-    let of = |number: usize| WatchRunRequest { run_id: format!("run_{number}"), ..watch() };
+    let of = |number: usize| WatchRunRequest {
+        run_id: format!("run_{number}"),
+        ..watch()
+    };
     let requests: Vec<_> = (0..32).map(of).collect();
-    let first =
-        soon(streams.watch_run(&caller, &requests[0], SharedResume::default(), std::future::pending())).await.expect("a run");
+    let first = soon(streams.watch_run(
+        &caller,
+        &requests[0],
+        SharedResume::default(),
+        std::future::pending(),
+    ))
+    .await
+    .expect("a run");
 
     let began = Instant::now();
     {
         let mut others: Vec<_> = requests[1..30]
             .iter()
-            .map(|request| Box::pin(streams.watch_run(&caller, request, SharedResume::default(), std::future::pending())))
+            .map(|request| {
+                Box::pin(streams.watch_run(
+                    &caller,
+                    request,
+                    SharedResume::default(),
+                    std::future::pending(),
+                ))
+            })
             .collect();
         for watcher in &mut others {
             pending(watcher.as_mut()).await;
         }
-        let refused = streams.watch_run(&caller, &requests[30], SharedResume::default(), std::future::pending()).await;
-        assert_eq!(verdict(&refused.err().expect("no place").status()), (Code::Unavailable, "GATEWAY_OVERLOADED".to_owned()));
+        let refused = streams
+            .watch_run(
+                &caller,
+                &requests[30],
+                SharedResume::default(),
+                std::future::pending(),
+            )
+            .await;
+        assert_eq!(
+            verdict(&refused.err().expect("no place").status()),
+            (Code::Unavailable, "GATEWAY_OVERLOADED".to_owned())
+        );
         // A run that is polled already takes no more places.
-        let mut joined = pin!(streams.watch_run(&caller, &requests[1], SharedResume::default(), std::future::pending()));
+        let mut joined = pin!(streams.watch_run(
+            &caller,
+            &requests[1],
+            SharedResume::default(),
+            std::future::pending()
+        ));
         pending(joined.as_mut()).await;
         tokio::task::yield_now().await;
     }
-    drop(soon(streams.watch_run(&caller, &requests[31], SharedResume::default(), std::future::pending())).await.expect("a run"));
+    drop(
+        soon(streams.watch_run(
+            &caller,
+            &requests[31],
+            SharedResume::default(),
+            std::future::pending(),
+        ))
+        .await
+        .expect("a run"),
+    );
     // Two a second: 29 turns more would have been 15 seconds.
     assert!(began.elapsed() < millis(5000), "{:?}", began.elapsed());
     assert!(began.elapsed() >= millis(400), "{:?}", began.elapsed());

@@ -1,8 +1,8 @@
-//! A TCP proxy that breaks what passes through it: connections refused and reset, bytes delayed, held back, or cut in the middle; and from time to
-//! time an outage, in which nobody is let in.
+//! A TCP proxy that breaks what passes through it: connections refused and reset, bytes delayed,
+//! held back, or cut in the middle; and from time to time an outage, in which nobody is let in.
 //!
-//! Must hold: but for the outages, the same seed breaks the n-th connection the same way, as far as its bytes come in the same pieces. Whoever
-//! uses it prints the seed.
+//! Must hold: but for the outages, the same seed breaks the n-th connection the same way, as far as
+//! its bytes come in the same pieces. Whoever uses it prints the seed.
 
 use std::{
     net::SocketAddr,
@@ -50,11 +50,18 @@ impl Faults {
                     let _ = client.set_zero_linger();
                     continue;
                 }
-                let faults = [(); 3].map(|()| Dice { random: Random(random.next()), injected: Arc::clone(&counted) });
+                let faults = [(); 3].map(|()| Dice {
+                    random: Random(random.next()),
+                    injected: Arc::clone(&counted),
+                });
                 tokio::spawn(serve(client, upstream, faults));
             }
         });
-        Self { address, injected, _accepting: AbortOnDropHandle::new(accepting) }
+        Self {
+            address,
+            injected,
+            _accepting: AbortOnDropHandle::new(accepting),
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -74,15 +81,22 @@ enum End {
     Reset,
 }
 
-async fn serve(mut client: TcpStream, upstream: SocketAddr, [mut at_first, forth, back]: [Dice; 3]) {
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    [mut at_first, forth, back]: [Dice; 3],
+) {
     if at_first.falls(80) {
         let _ = client.set_zero_linger();
         return;
     }
-    let Ok(mut upstream) = TcpStream::connect(upstream).await else { return };
+    let Ok(mut upstream) = TcpStream::connect(upstream).await else {
+        return;
+    };
     let _ = (client.set_nodelay(true), upstream.set_nodelay(true));
     let end = {
-        let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
+        let ((from_client, to_client), (from_upstream, to_upstream)) =
+            (client.split(), upstream.split());
         tokio::select! {
             end = pass(from_client, to_upstream, forth) => end,
             end = pass(from_upstream, to_client, back) => end,
@@ -94,10 +108,16 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, [mut at_first, forth
 }
 
 /// Passes on what comes, until it ends or is broken.
-async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, mut dice: Dice) -> End {
+async fn pass(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut dice: Dice,
+) -> End {
     let mut piece = vec![0; 16 << 10];
     loop {
-        let Ok(count @ 1..) = from.read(&mut piece).await else { return End::Closed };
+        let Ok(count @ 1..) = from.read(&mut piece).await else {
+            return End::Closed;
+        };
         let cut = dice.falls(15);
         let passed = if cut { dice.below(count) } else { count };
         if dice.falls(20) {
@@ -109,7 +129,11 @@ async fn pass(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + 
             return End::Closed;
         }
         if cut {
-            return if dice.falls(500) { End::Reset } else { End::Closed };
+            return if dice.falls(500) {
+                End::Reset
+            } else {
+                End::Closed
+            };
         }
     }
 }
@@ -124,7 +148,8 @@ impl Dice {
     /// True for so many of a thousand.
     fn falls(&mut self, of_thousand: usize) -> bool {
         let falls = self.below(1_000) < of_thousand;
-        self.injected.fetch_add(usize::from(falls), Ordering::Relaxed);
+        self.injected
+            .fetch_add(usize::from(falls), Ordering::Relaxed);
         falls
     }
 

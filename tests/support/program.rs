@@ -1,6 +1,8 @@
-//! The program as a process: what whoever starts it has of it, and what it takes, which can be told from what the test takes.
+//! The program as a process: what whoever starts it has of it, and what it takes, which can be told
+//! from what the test takes.
 //!
-//! Must hold: it is killed if it is dropped before its end, and what it writes is read, since a full pipe would stop it.
+//! Must hold: it is killed if it is dropped before its end, and what it writes is read, since a
+//! full pipe would stop it.
 
 use std::{
     fs,
@@ -40,7 +42,15 @@ impl Running {
         let mut child = tokio::process::Command::new("sh")
             // As many files as the machine gives it.
             .args(["-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"", PROGRAM])
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain-delay", "0s"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--drain-delay",
+                "0s",
+            ])
             .args(flags)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
@@ -59,7 +69,14 @@ impl Running {
                 logged.lock().expect("never held over a panic").push(line);
             }
         });
-        Self { child, log, reader, address, admin, channel: connect(address) }
+        Self {
+            child,
+            log,
+            reader,
+            address,
+            admin,
+            channel: connect(address),
+        }
     }
 
     /// A connection of its own.
@@ -74,14 +91,23 @@ impl Running {
 
     /// How many files it has open.
     pub(crate) fn files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its files").count()
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("its files")
+            .count()
     }
 
     /// Its memory, in KiB.
     pub(crate) fn memory(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("its memory");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .expect("a number")
     }
 
     fn pid(&self) -> u32 {
@@ -96,7 +122,8 @@ impl Running {
         self
     }
 
-    /// Sends a signal and waits for the end: how it ended, and all that it wrote to standard error after it listened.
+    /// Sends a signal and waits for the end: how it ended, and all that it wrote to standard error
+    /// after it listened.
     pub(crate) async fn stop(self, signal: &str) -> (ExitStatus, String) {
         self.signal(signal);
         self.ended().await
@@ -110,26 +137,41 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        Command::new("kill").args([signal, &self.pid().to_string()]).assert().success();
+        Command::new("kill")
+            .args([signal, &self.pid().to_string()])
+            .assert()
+            .success();
     }
 
     /// What the admin port answers to a GET.
     pub(crate) async fn ask_admin(&self, path: &str) -> (u16, String) {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let answer = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = answer.get(format!("http://{}{path}", self.admin)).send().await.expect("an answer");
+        let answer = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client");
+        let answer = answer
+            .get(format!("http://{}{path}", self.admin))
+            .send()
+            .await
+            .expect("an answer");
         (answer.status().as_u16(), answer.text().await.expect("text"))
     }
 }
 
 fn connect(address: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy()
+    Endpoint::from_shared(format!("http://{address}"))
+        .expect("an address")
+        .connect_lazy()
 }
 
 async fn listening(stderr: &mut BufReader<ChildStderr>, what: &str) -> SocketAddr {
     loop {
         let mut line = String::new();
-        assert!(stderr.read_line(&mut line).await.expect("text") > 0, "ended before it listened");
+        assert!(
+            stderr.read_line(&mut line).await.expect("text") > 0,
+            "ended before it listened"
+        );
         if let Some(address) = line.strip_prefix(what) {
             break address.trim().parse().expect("an address");
         }

@@ -1,11 +1,13 @@
-//! The scripted upstream: an HTTP/1.1 server on a real socket that says exactly the bytes that the test scripts, when the test says so,
-//! and records what it was asked.
+//! The scripted upstream: an HTTP/1.1 server on a real socket that says exactly the bytes that the
+//! test scripts, when the test says so, and records what it was asked.
 //!
-//! Must hold: it cannot hide a failure. A request that nothing was scripted for, a handler that panicked, a request that is not HTTP and
-//! a pushed answer that nobody asked for each fail the test when the `Upstream` is dropped. It never sleeps, and it starts no timer in the
-//! test's runtime (but [`Step::Pause`]), so that a test may pause the clock.
+//! Must hold: it cannot hide a failure. A request that nothing was scripted for, a handler that
+//! panicked, a request that is not HTTP and a pushed answer that nobody asked for each fail the
+//! test when the `Upstream` is dropped. It never sleeps, and it starts no timer in the test's
+//! runtime (but [`Step::Pause`]), so that a test may pause the clock.
 //!
-//! It is written on TCP, not on an HTTP server, because scripts need the bytes: resets, wrong lengths, silence, half an answer.
+//! It is written on TCP, not on an HTTP server, because scripts need the bytes: resets, wrong
+//! lengths, silence, half an answer.
 
 mod answer;
 mod connection;
@@ -29,7 +31,8 @@ use tokio::{
     time::Instant,
 };
 
-/// How long anything is waited for before the test fails: real time, also where the runtime's clock is paused.
+/// How long anything is waited for before the test fails: real time, also where the runtime's clock
+/// is paused.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A scripted upstream. It serves until it is dropped.
@@ -85,17 +88,28 @@ impl Upstream {
         Self::bind(None).await
     }
 
-    /// An upstream that asks `handler` for its answer whenever no pushed one is left. A handler panics on what it does not expect.
-    pub(crate) async fn answering(handler: impl Fn(&Recorded) -> Answer + Send + Sync + 'static) -> Self {
+    /// An upstream that asks `handler` for its answer whenever no pushed one is left. A handler
+    /// panics on what it does not expect.
+    pub(crate) async fn answering(
+        handler: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         Self::bind(Some(Box::new(handler))).await
     }
 
     async fn bind(handler: Option<Handler>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
-        let shared = Arc::new(Shared { pushed: Mutex::default(), handler, seen: watch::Sender::default() });
+        let shared = Arc::new(Shared {
+            pushed: Mutex::default(),
+            handler,
+            seen: watch::Sender::default(),
+        });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
-        Self { shared, address, accepting }
+        Self {
+            shared,
+            address,
+            accepting,
+        }
     }
 
     /// Where it listens: `http://127.0.0.1:port`.
@@ -107,9 +121,14 @@ impl Upstream {
         self.address
     }
 
-    /// Scripts the answer to the next request that has none yet. It must be asked for before the test ends.
+    /// Scripts the answer to the next request that has none yet. It must be asked for before the
+    /// test ends.
     pub(crate) fn push(&self, answer: Answer) {
-        self.shared.pushed.lock().expect("never held over a panic").push_back(answer);
+        self.shared
+            .pushed
+            .lock()
+            .expect("never held over a panic")
+            .push_back(answer);
     }
 
     /// All requests so far.
@@ -119,7 +138,10 @@ impl Upstream {
 
     /// The first `count` requests, once there are as many.
     pub(crate) async fn wait_for_requests(&self, count: usize) -> Vec<Recorded> {
-        self.wait(&format!("{count} requests"), |seen| seen.requests.len() >= count).await;
+        self.wait(&format!("{count} requests"), |seen| {
+            seen.requests.len() >= count
+        })
+        .await;
         self.requests().into_iter().take(count).collect()
     }
 
@@ -130,13 +152,22 @@ impl Upstream {
 
     /// How many connections are open now.
     pub(crate) fn open(&self) -> usize {
-        self.shared.seen.borrow().connections.iter().filter(|closed| closed.is_none()).count()
+        self.shared
+            .seen
+            .borrow()
+            .connections
+            .iter()
+            .filter(|closed| closed.is_none())
+            .count()
     }
 
     /// The end of a connection, once it has ended.
     pub(crate) async fn closed(&self, connection: usize) -> Closed {
         let closed = |seen: &Seen| seen.connections.get(connection).copied().flatten();
-        self.wait(&format!("connection {connection} to be closed"), |seen| closed(seen).is_some()).await;
+        self.wait(&format!("connection {connection} to be closed"), |seen| {
+            closed(seen).is_some()
+        })
+        .await;
         closed(&self.shared.seen.borrow()).expect("a closed connection stays closed")
     }
 
@@ -144,7 +175,11 @@ impl Upstream {
         let mut seen = self.shared.seen.subscribe();
         let came = async { seen.wait_for(|seen| holds(seen)).await.is_ok() };
         let came = tokio::select! { came = came => came, () = real_time(LIMIT) => false };
-        assert!(came, "waited {LIMIT:?} for {what}, saw {:#?}", self.shared.seen.borrow());
+        assert!(
+            came,
+            "waited {LIMIT:?} for {what}, saw {:#?}",
+            self.shared.seen.borrow()
+        );
     }
 }
 
@@ -155,8 +190,13 @@ impl Drop for Upstream {
             return;
         }
         let failures = self.shared.seen.borrow().failures.clone();
-        assert!(failures.is_empty(), "the upstream saw: {}", failures.join("; "));
-        let unused = mem::take(&mut *self.shared.pushed.lock().expect("never held over a panic")).len();
+        assert!(
+            failures.is_empty(),
+            "the upstream saw: {}",
+            failures.join("; ")
+        );
+        let unused =
+            mem::take(&mut *self.shared.pushed.lock().expect("never held over a panic")).len();
         assert!(unused == 0, "{unused} pushed answers were never asked for");
     }
 }
@@ -164,7 +204,11 @@ impl Drop for Upstream {
 impl Recorded {
     /// The one value of a header. Fails the test if it was sent twice.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.headers.iter().filter(|(sent, _)| sent == name).map(|(_, value)| value);
+        let mut values = self
+            .headers
+            .iter()
+            .filter(|(sent, _)| sent == name)
+            .map(|(_, value)| value);
         let value = values.next()?;
         assert!(values.next().is_none(), "{name} was sent more than once");
         Some(str::from_utf8(value).expect("a header of plain text"))
@@ -179,8 +223,14 @@ impl Recorded {
 impl Shared {
     /// Records a request and picks its answer.
     fn answer(&self, request: &Recorded) -> Answer {
-        self.seen.send_modify(|seen| seen.requests.push(request.clone()));
-        if let Some(answer) = self.pushed.lock().expect("never held over a panic").pop_front() {
+        self.seen
+            .send_modify(|seen| seen.requests.push(request.clone()));
+        if let Some(answer) = self
+            .pushed
+            .lock()
+            .expect("never held over a panic")
+            .pop_front()
+        {
             return answer;
         }
         let what = format!("{} {}", request.method, request.target);
@@ -192,7 +242,10 @@ impl Shared {
             },
         };
         self.fail(failure);
-        Answer::json(500, r#"{"error":{"message":"the test's script has no answer to this"}}"#)
+        Answer::json(
+            500,
+            r#"{"error":{"message":"the test's script has no answer to this"}}"#,
+        )
     }
 
     fn fail(&self, failure: String) {
@@ -230,7 +283,10 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
     shared.seen.send_modify(|seen| {
         // What was dropped has no record any more.
         if let Some(connection) = seen.connections.get_mut(number) {
-            *connection = Some(Closed { at: Instant::now(), by_client });
+            *connection = Some(Closed {
+                at: Instant::now(),
+                by_client,
+            });
         }
     });
 }

@@ -1,9 +1,11 @@
-//! A scripted upstream that speaks HTTP/2 in the clear: it says the frames that the test scripts, each request on its turn.
+//! A scripted upstream that speaks HTTP/2 in the clear: it says the frames that the test scripts,
+//! each request on its turn.
 //!
-//! Must hold: it cannot hide a failure: what goes wrong in it, or in a script, is a failure of the test that asks for the count of requests.
+//! Must hold: it cannot hide a failure: what goes wrong in it, or in a script, is a failure of the
+//! test that asks for the count of requests.
 //!
-//! It is written in frames, not on an HTTP/2 library, because libraries do not let a server lie: a GOAWAY that leaves out a request that it has
-//! read, a reset in the middle of an answer.
+//! It is written in frames, not on an HTTP/2 library, because libraries do not let a server lie: a
+//! GOAWAY that leaves out a request that it has read, a reset in the middle of an answer.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -76,13 +78,21 @@ pub(crate) struct UpstreamH2 {
 }
 
 impl UpstreamH2 {
-    /// An upstream that does to its n-th request (from 0, on all connections together) what `script` says.
+    /// An upstream that does to its n-th request (from 0, on all connections together) what
+    /// `script` says.
     pub(crate) async fn start(script: impl Fn(usize) -> Vec<Say> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
-        let shared = Arc::new(Shared { script: Box::new(script), seen: watch::Sender::default() });
+        let shared = Arc::new(Shared {
+            script: Box::new(script),
+            seen: watch::Sender::default(),
+        });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
-        Self { shared, address, accepting }
+        Self {
+            shared,
+            address,
+            accepting,
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -92,7 +102,11 @@ impl UpstreamH2 {
     /// How many requests came.
     pub(crate) fn requests(&self) -> usize {
         let seen = self.shared.seen.borrow();
-        assert!(seen.failures.is_empty(), "the upstream saw: {}", seen.failures.join("; "));
+        assert!(
+            seen.failures.is_empty(),
+            "the upstream saw: {}",
+            seen.failures.join("; ")
+        );
         seen.requests
     }
 
@@ -104,8 +118,16 @@ impl UpstreamH2 {
     /// Returns once so many requests came.
     pub(crate) async fn wait_for_requests(&self, count: usize) {
         let mut seen = self.shared.seen.subscribe();
-        let came = timeout(Duration::from_secs(20), seen.wait_for(|seen| seen.requests >= count)).await;
-        assert!(came.is_ok(), "waited for {count} requests, {} came", self.requests());
+        let came = timeout(
+            Duration::from_secs(20),
+            seen.wait_for(|seen| seen.requests >= count),
+        )
+        .await;
+        assert!(
+            came.is_ok(),
+            "waited for {count} requests, {} came",
+            self.requests()
+        );
     }
 }
 
@@ -133,7 +155,10 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let mut preface = [0; 24];
     stream.read_exact(&mut preface).await?;
     if &preface != b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" {
-        shared.seen.send_modify(|seen| seen.failures.push("a connection that is not HTTP/2".to_owned()));
+        shared.seen.send_modify(|seen| {
+            seen.failures
+                .push("a connection that is not HTTP/2".to_owned())
+        });
         return Ok(());
     }
     frame(&mut stream, SETTINGS, 0, 0, &[]).await?;
@@ -176,8 +201,19 @@ async fn play(stream: &mut TcpStream, id: u32, say: Say) -> io::Result<Option<()
         Say::Part(text) => frame(stream, DATA, 0, id, text.as_bytes()).await?,
         Say::Rest(text) => frame(stream, DATA, END_STREAM, id, text.as_bytes()).await?,
         Say::Reset(code) => frame(stream, RST_STREAM, 0, id, &code.to_be_bytes()).await?,
-        Say::GoAway(code) => frame(stream, GOAWAY, 0, 0, &[id.to_be_bytes(), code.to_be_bytes()].concat()).await?,
-        Say::GoAwayBefore(code) => frame(stream, GOAWAY, 0, 0, &[[0; 4], code.to_be_bytes()].concat()).await?,
+        Say::GoAway(code) => {
+            frame(
+                stream,
+                GOAWAY,
+                0,
+                0,
+                &[id.to_be_bytes(), code.to_be_bytes()].concat(),
+            )
+            .await?
+        }
+        Say::GoAwayBefore(code) => {
+            frame(stream, GOAWAY, 0, 0, &[[0; 4], code.to_be_bytes()].concat()).await?
+        }
         Say::Nothing => std::future::pending().await,
         Say::Close => {
             stream.shutdown().await?;
@@ -187,8 +223,16 @@ async fn play(stream: &mut TcpStream, id: u32, say: Say) -> io::Result<Option<()
     Ok(Some(()))
 }
 
-async fn frame(stream: &mut TcpStream, kind: u8, flags: u8, id: u32, payload: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
+async fn frame(
+    stream: &mut TcpStream,
+    kind: u8,
+    flags: u8,
+    id: u32,
+    payload: &[u8],
+) -> io::Result<()> {
+    let length = u32::try_from(payload.len())
+        .expect("a short payload")
+        .to_be_bytes();
     let head = [&length[1..], &[kind, flags], &id.to_be_bytes()].concat();
     stream.write_all(&[&*head, payload].concat()).await
 }

@@ -1,4 +1,5 @@
-//! What the gateway tells of itself, by whoever listens: a scraper, a collector of traces, a reader of logs, a probe.
+//! What the gateway tells of itself, by whoever listens: a scraper, a collector of traces, a reader
+//! of logs, a probe.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -21,23 +22,42 @@ fn runs(gateway: &Running) -> RunServiceClient<Channel> {
 }
 
 fn get() -> GetRunRequest {
-    GetRunRequest { thread_id: "thread_1".into(), run_id: "run_1".into() }
+    GetRunRequest {
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
+    }
 }
 
 fn watch() -> WatchRunRequest {
-    WatchRunRequest { thread_id: "thread_1".into(), run_id: "run_1".into(), ..WatchRunRequest::default() }
+    WatchRunRequest {
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
+        ..WatchRunRequest::default()
+    }
 }
 
 fn spec() -> RunSpec {
-    RunSpec { assistant_id: "asst_1".into(), instructions: Some("PROMPT".into()), ..RunSpec::default() }
+    RunSpec {
+        assistant_id: "asst_1".into(),
+        instructions: Some("PROMPT".into()),
+        ..RunSpec::default()
+    }
 }
 
 fn create() -> CreateRunRequest {
-    CreateRunRequest { thread_id: "thread_1".into(), run: Some(spec()), ..CreateRunRequest::default() }
+    CreateRunRequest {
+        thread_id: "thread_1".into(),
+        run: Some(spec()),
+        ..CreateRunRequest::default()
+    }
 }
 
 fn stream() -> StreamCreateRunRequest {
-    StreamCreateRunRequest { thread_id: "thread_1".into(), run: Some(spec()), ..StreamCreateRunRequest::default() }
+    StreamCreateRunRequest {
+        thread_id: "thread_1".into(),
+        run: Some(spec()),
+        ..StreamCreateRunRequest::default()
+    }
 }
 
 /// A run as JSON.
@@ -49,7 +69,12 @@ fn run(status: &str, more: &str) -> String {
 /// A run that failed after it used tokens.
 fn failed() -> String {
     let error = r#","last_error":{"code":"server_error","message":"SECRET"}"#;
-    run("failed", &format!(r#"{error},"usage":{{"prompt_tokens":30,"completion_tokens":5,"total_tokens":35}}"#))
+    run(
+        "failed",
+        &format!(
+            r#"{error},"usage":{{"prompt_tokens":30,"completion_tokens":5,"total_tokens":35}}"#
+        ),
+    )
 }
 
 /// An event of a stream.
@@ -70,14 +95,21 @@ fn events() -> Answer {
 }
 
 async fn all(stream: Result<tonic::Response<tonic::Streaming<RunEvent>>, Status>) -> Vec<RunEvent> {
-    stream.expect("a stream").into_inner().map(|event| event.expect("an event")).collect().await
+    stream
+        .expect("a stream")
+        .into_inner()
+        .map(|event| event.expect("an event"))
+        .collect()
+        .await
 }
 
 /// A request with metadata.
 fn with<M>(message: M, metadata: &[(&'static str, &str)]) -> Request<M> {
     let mut request = Request::new(message);
     for (name, value) in metadata {
-        request.metadata_mut().insert(*name, value.parse().expect("a value"));
+        request
+            .metadata_mut()
+            .insert(*name, value.parse().expect("a value"));
     }
     request
 }

@@ -44,7 +44,11 @@ impl Scrape {
 
     fn expect(&self, expected: &[(&str, f64)]) {
         for (name, value) in expected {
-            assert!((self.get(name) - value).abs() < 1e-9, "{name} is not {value} in {:#?}", self.0);
+            assert!(
+                (self.get(name) - value).abs() < 1e-9,
+                "{name} is not {value} in {:#?}",
+                self.0
+            );
         }
     }
 }
@@ -52,36 +56,61 @@ impl Scrape {
 #[tokio::test]
 async fn calls_requests_retries_events_and_runs_are_counted() {
     let upstream = Upstream::start().await;
-    let gateway = Running::start(&["--upstream-url", &upstream.url(), "--retry-pause", "1ms"]).await;
+    let gateway =
+        Running::start(&["--upstream-url", &upstream.url(), "--retry-pause", "1ms"]).await;
     let mut client = runs(&gateway);
 
     upstream.push(Answer::json(500, "{}"));
     upstream.push(Answer::json(200, failed()));
-    client.get_run(get()).await.expect("answered at the second attempt");
+    client
+        .get_run(get())
+        .await
+        .expect("answered at the second attempt");
     upstream.push(Answer::json(200, failed()));
     client.get_run(get()).await.expect("the same run once more");
     let old = r#"{"id":"run_old","object":"thread.run","thread_id":"thread_1","status":"expired","created_at":1700000000}"#;
     upstream.push(Answer::json(200, old));
-    client.get_run(get()).await.expect("a run that expired before the gateway began");
+    client
+        .get_run(get())
+        .await
+        .expect("a run that expired before the gateway began");
     upstream.push(Answer::json(404, r#"{"error":{"message":"No run"}}"#));
     client.get_run(get()).await.expect_err("it is not there");
     upstream.push(Answer::cut_before_answer());
-    client.create_run(create()).await.expect_err("the outcome is not known");
+    client
+        .create_run(create())
+        .await
+        .expect_err("the outcome is not known");
     upstream.push(events());
     assert_eq!(all(client.stream_create_run(stream()).await).await.len(), 5);
-    client.get_run(runs_gateway::v1::GetRunRequest::default()).await.expect_err("no id");
-    let method = |method: &str| tonic::codegen::http::uri::PathAndQuery::try_from(format!("/x.Y/{method}")).expect("a path");
+    client
+        .get_run(runs_gateway::v1::GetRunRequest::default())
+        .await
+        .expect_err("no id");
+    let method = |method: &str| {
+        tonic::codegen::http::uri::PathAndQuery::try_from(format!("/x.Y/{method}")).expect("a path")
+    };
     let mut unknown = tonic::client::Grpc::new(gateway.channel.clone());
     for name in ["Z1", "Z2"] {
         unknown.ready().await.expect("a connection");
         let codec = tonic_prost::ProstCodec::<(), ()>::default();
-        unknown.unary(tonic::Request::new(()), method(name), codec).await.expect_err("not served");
+        unknown
+            .unary(tonic::Request::new(()), method(name), codec)
+            .await
+            .expect_err("not served");
     }
 
     let scrape = Scrape::of(&gateway).await;
-    let (get, post) = ("/threads/{thread_id}/runs/{run_id}", "/threads/{thread_id}/runs");
+    let (get, post) = (
+        "/threads/{thread_id}/runs/{run_id}",
+        "/threads/{thread_id}/runs",
+    );
     let calls = |method, code| {
-        let service = if method == "other" { "other" } else { "runsgateway.v1.RunService" };
+        let service = if method == "other" {
+            "other"
+        } else {
+            "runsgateway.v1.RunService"
+        };
         format!(
             r#"rpc_server_call_duration_seconds_count{{rpc_method="{method}",rpc_response_status_code="{code}",rpc_service="{service}"}}"#
         )
@@ -129,7 +158,15 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
 #[tokio::test]
 async fn what_is_open_is_there_as_long_as_it_is_open() {
     let upstream = Upstream::start().await;
-    let gateway = Running::start(&["--upstream-url", &upstream.url(), "--poll-floor", "1h", "--poll-ceiling", "1h"]).await;
+    let gateway = Running::start(&[
+        "--upstream-url",
+        &upstream.url(),
+        "--poll-floor",
+        "1h",
+        "--poll-ceiling",
+        "1h",
+    ])
+    .await;
     let answered = Arc::new(Notify::new());
     let mut watchers = Vec::new();
     upstream.push(Answer::json(200, run("in_progress", "")));
@@ -137,13 +174,29 @@ async fn what_is_open_is_there_as_long_as_it_is_open() {
         if watchers.len() == 1 {
             upstream.push(Answer::json(200, run("in_progress", "")));
         }
-        let mut events = runs(&gateway).watch_run(watch()).await.expect("a stream").into_inner();
+        let mut events = runs(&gateway)
+            .watch_run(watch())
+            .await
+            .expect("a stream")
+            .into_inner();
         events.message().await.expect("a state").expect("an event");
         watchers.push(events);
     }
-    upstream.push(Answer::new(200).header("content-type", "text/event-stream").chunked().wait(&answered));
-    let stream = runs(&gateway).stream_create_run(stream()).await.expect("a stream");
-    let active = |method| format!(r#"rpc_server_active_calls{{rpc_method="{method}",rpc_service="runsgateway.v1.RunService"}}"#);
+    upstream.push(
+        Answer::new(200)
+            .header("content-type", "text/event-stream")
+            .chunked()
+            .wait(&answered),
+    );
+    let stream = runs(&gateway)
+        .stream_create_run(stream())
+        .await
+        .expect("a stream");
+    let active = |method| {
+        format!(
+            r#"rpc_server_active_calls{{rpc_method="{method}",rpc_service="runsgateway.v1.RunService"}}"#
+        )
+    };
     Scrape::of(&gateway).await.expect(&[
         (&active("WatchRun"), 2.0),
         (&active("StreamCreateRun"), 1.0),
@@ -161,13 +214,30 @@ async fn what_is_open_is_there_as_long_as_it_is_open() {
 #[tokio::test]
 async fn a_cut_stream_and_a_shed_call_are_counted() {
     let upstream = Upstream::start().await;
-    let flags = ["--upstream-url", &upstream.url(), "--max-live-streams", "1", "--poll-floor", "1ms"];
+    let flags = [
+        "--upstream-url",
+        &upstream.url(),
+        "--max-live-streams",
+        "1",
+        "--poll-floor",
+        "1ms",
+    ];
     let gateway = Running::start(&flags).await;
     let event = event("thread.run.created", &run("queued", ""));
     let cut = Arc::new(Notify::new());
-    upstream.push(Answer::new(200).header("content-type", "text/event-stream").chunked().bytes(event).wait(&cut).cut());
+    upstream.push(
+        Answer::new(200)
+            .header("content-type", "text/event-stream")
+            .chunked()
+            .bytes(event)
+            .wait(&cut)
+            .cut(),
+    );
     let live = runs(&gateway).stream_create_run(stream()).await;
-    runs(&gateway).stream_create_run(stream()).await.expect_err("there may be one");
+    runs(&gateway)
+        .stream_create_run(stream())
+        .await
+        .expect_err("there may be one");
     upstream.push(Answer::json(200, run("completed", "")));
     upstream.push(Answer::json(200, r#"{"data":[]}"#));
     cut.notify_one();
@@ -175,7 +245,10 @@ async fn a_cut_stream_and_a_shed_call_are_counted() {
     Scrape::of(&gateway).await.expect(&[
         ("runs_gateway_upstream_streams_cut_total", 1.0),
         (r#"runs_gateway_shed_total{what="live streams"}"#, 1.0),
-        (r#"runs_gateway_runs_ended_total{error_code="",status="completed"}"#, 1.0),
+        (
+            r#"runs_gateway_runs_ended_total{error_code="",status="completed"}"#,
+            1.0,
+        ),
         ("runs_gateway_watchers", 0.0),
         ("runs_gateway_pollers", 0.0),
     ]);
@@ -188,15 +261,25 @@ async fn a_run_whose_upstream_does_not_stream_has_no_stream_that_is_cut() {
     let gateway = Running::start(&["--upstream-url", &upstream.url(), "--poll-floor", "1ms"]).await;
     let cases = [
         ("the run alone", Answer::json(200, run("queued", "")), 0.0),
-        ("a stream without its end", Answer::sse([event("thread.run.created", &run("queued", ""))]), 1.0),
+        (
+            "a stream without its end",
+            Answer::sse([event("thread.run.created", &run("queued", ""))]),
+            1.0,
+        ),
     ];
     for (what, answer, cut) in cases {
         upstream.push(answer);
         upstream.push(Answer::json(200, run("completed", "")));
         upstream.push(Answer::json(200, r#"{"data":[]}"#));
         let events = all(runs(&gateway).stream_create_run(stream()).await).await;
-        assert_eq!(events.last().map(RunEvent::r#type), Some(RunEventType::ThreadRunCompleted), "{what}");
-        Scrape::of(&gateway).await.expect(&[("runs_gateway_upstream_streams_cut_total", cut)]);
+        assert_eq!(
+            events.last().map(RunEvent::r#type),
+            Some(RunEventType::ThreadRunCompleted),
+            "{what}"
+        );
+        Scrape::of(&gateway)
+            .await
+            .expect(&[("runs_gateway_upstream_streams_cut_total", cut)]);
     }
     gateway.stop("-TERM").await;
 }
@@ -212,9 +295,15 @@ fn a_heartbeat_is_counted_but_is_no_first_event() {
         (RunEventType::ThreadRunCompleted, 1.0),
     ];
     for (kind, first) in kinds {
-        call.sent(&RunEvent { r#type: kind.into(), ..RunEvent::default() });
-        Scrape::read(&telemetry.metrics().render())
-            .expect(&[(r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="WatchRun"}"#, first)]);
+        call.sent(&RunEvent {
+            r#type: kind.into(),
+            ..RunEvent::default()
+        });
+        Scrape::read(&telemetry.metrics().render()).expect(&[(
+            r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="WatchRun"}"#,
+            first,
+        )]);
     }
-    Scrape::read(&telemetry.metrics().render()).expect(&[(r#"runs_gateway_events_total{type="heartbeat"}"#, 2.0)]);
+    Scrape::read(&telemetry.metrics().render())
+        .expect(&[(r#"runs_gateway_events_total{type="heartbeat"}"#, 2.0)]);
 }

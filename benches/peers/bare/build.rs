@@ -8,7 +8,16 @@ fn main() {
         .package("runsgateway.v1")
         .method(method("get_run", "GetRun", "GetRunRequest", "Run").build())
         .method(method("create_run", "CreateRun", "CreateRunRequest", "Run").build())
-        .method(method("stream_create_run", "StreamCreateRun", "StreamCreateRunRequest", "RunEvent").server_streaming().build())
+        .method(
+            method(
+                "stream_create_run",
+                "StreamCreateRun",
+                "StreamCreateRunRequest",
+                "RunEvent",
+            )
+            .server_streaming()
+            .build(),
+        )
         .build();
     Builder::new().build_client(false).compile(&[service]);
 }

@@ -1,6 +1,8 @@
-//! Runs from Rust, with tonic: stream one, answer its tool calls, wait for one, read errors, page through steps.
+//! Runs from Rust, with tonic: stream one, answer its tool calls, wait for one, read errors, page
+//! through steps.
 //!
-//! The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by default.
+//! The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by
+//! default.
 
 use std::{env, error::Error, time::Duration};
 
@@ -122,7 +124,8 @@ async fn wait_with_a_deadline(runs: &mut Runs) -> Result<()> {
         request
     };
     match runs.wait_run(wait(Duration::from_millis(300))).await.map_err(|status| status.code()) {
-        // tonic's client ends the call itself, a moment before the gateway's answer is there, and gives it this code.
+        // tonic's client ends the call itself, a moment before the gateway's answer is there, and
+        // gives it this code.
         Err(Code::Cancelled) => println!("  DEADLINE_EXCEEDED"),
         other => println!("  {other:?}"),
     }

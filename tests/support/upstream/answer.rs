@@ -1,4 +1,5 @@
-//! What the scripted upstream says to one request: a head, a body in steps, and what becomes of the connection.
+//! What the scripted upstream says to one request: a head, a body in steps, and what becomes of the
+//! connection.
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
@@ -16,7 +17,8 @@ pub(crate) enum Step {
     Wait(Arc<Notify>),
     /// For tests that are about time, and no others.
     Pause(Duration),
-    /// Ends the connection by a reset. The client may lose what it has not read yet: wait for it to say that it has.
+    /// Ends the connection by a reset. The client may lose what it has not read yet: wait for it to
+    /// say that it has.
     Cut,
     /// Ends the connection in good order (FIN), but the body wherever it is.
     Close,
@@ -53,11 +55,19 @@ pub(super) enum After {
 impl Answer {
     /// An answer without a body, of a `content-length` that counts the bytes that are added.
     pub(crate) fn new(status: u16) -> Self {
-        Self { status, headers: Vec::new(), framing: Framing::Length, body: Vec::new(), after: After::Keep }
+        Self {
+            status,
+            headers: Vec::new(),
+            framing: Framing::Length,
+            body: Vec::new(),
+            after: After::Keep,
+        }
     }
 
     pub(crate) fn json(status: u16, text: impl Into<Bytes>) -> Self {
-        Self::new(status).header("content-type", "application/json").bytes(text)
+        Self::new(status)
+            .header("content-type", "application/json")
+            .bytes(text)
     }
 
     /// A whole event stream, each of `chunks` written by itself.
@@ -65,18 +75,26 @@ impl Answer {
         chunks.into_iter().fold(Self::events(), Self::bytes)
     }
 
-    /// An event stream that the test speaks live. Dropping the sender ends it in good order; with [`Self::cut`] it cuts it.
+    /// An event stream that the test speaks live. Dropping the sender ends it in good order; with
+    /// [`Self::cut`] it cuts it.
     pub(crate) fn sse_with(chunks: mpsc::Receiver<Bytes>) -> Self {
         Self::events().step(Step::Stream(chunks))
     }
 
     fn events() -> Self {
-        Self::new(200).header("content-type", "text/event-stream; charset=utf-8").chunked()
+        Self::new(200)
+            .header("content-type", "text/event-stream; charset=utf-8")
+            .chunked()
     }
 
-    /// These bytes and nothing of ours: what is wrong, or not a plain answer (1xx, a false length, garbage).
+    /// These bytes and nothing of ours: what is wrong, or not a plain answer (1xx, a false length,
+    /// garbage).
     pub(crate) fn raw(bytes: impl Into<Bytes>) -> Self {
-        Self { framing: Framing::Raw, ..Self::new(0) }.bytes(bytes)
+        Self {
+            framing: Framing::Raw,
+            ..Self::new(0)
+        }
+        .bytes(bytes)
     }
 
     /// Takes the request and resets the connection.
@@ -143,7 +161,8 @@ impl Answer {
         self
     }
 
-    /// Keeps the connection, and closes it on the first byte of its next request: a kept connection that was stale.
+    /// Keeps the connection, and closes it on the first byte of its next request: a kept connection
+    /// that was stale.
     pub(crate) fn then_close_on_next_request(mut self) -> Self {
         self.after = After::CloseOnNextRequest;
         self
@@ -160,7 +179,10 @@ impl Answer {
         if self.framing == Framing::Raw {
             return head;
         }
-        let reason = StatusCode::from_u16(self.status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
+        let reason = StatusCode::from_u16(self.status)
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .unwrap_or_default();
         let _ = write!(head, "HTTP/1.1 {} {reason}\r\n", self.status);
         for (name, value) in &self.headers {
             let _ = write!(head, "{name}: {value}\r\n");
@@ -174,7 +196,13 @@ impl Answer {
     }
 
     fn length(&self) -> usize {
-        let of = |step: &Step| if let Step::Bytes(bytes) = step { bytes.len() } else { 0 };
+        let of = |step: &Step| {
+            if let Step::Bytes(bytes) = step {
+                bytes.len()
+            } else {
+                0
+            }
+        };
         self.body.iter().map(of).sum()
     }
 }

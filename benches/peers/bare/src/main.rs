@@ -1,5 +1,6 @@
-//! The libraries alone: three methods on tonic and reqwest, as their documentation shows them, with the gateway's codec and event framing. No
-//! limits, deadlines, retries, metrics, logs or checks, and nothing is kept that the contract does not name. What it takes is what is left to the
+//! The libraries alone: three methods on tonic and reqwest, as their documentation shows them, with
+//! the gateway's codec and event framing. No limits, deadlines, retries, metrics, logs or checks,
+//! and nothing is kept that the contract does not name. What it takes is what is left to the
 //! gateway once its own work costs nothing.
 //!
 //! `bare serve --listen ADDRESS --upstream-url URL`
@@ -11,8 +12,8 @@ use runs_gateway::{
     json::{decode, encode},
     rest::sse::{Frame, Parser},
     v1::{
-        CreateRunRequest, GetRunRequest, MessageDelta, Run, RunEvent, RunEventType, RunSpec, StreamCreateRunRequest,
-        run_event::Payload,
+        CreateRunRequest, GetRunRequest, MessageDelta, Run, RunEvent, RunEventType, RunSpec,
+        StreamCreateRunRequest, run_event::Payload,
     },
 };
 use tokio_stream::Stream;
@@ -55,12 +56,25 @@ impl Bare {
 #[tonic::async_trait]
 impl RunService for Bare {
     async fn get_run(&self, request: Request<GetRunRequest>) -> Result<Response<Run>, Status> {
-        let GetRunRequest { thread_id, run_id, .. } = request.into_inner();
-        run(self.client.get(format!("{}/threads/{thread_id}/runs/{run_id}", self.upstream))).await
+        let GetRunRequest {
+            thread_id, run_id, ..
+        } = request.into_inner();
+        run(self.client.get(format!(
+            "{}/threads/{thread_id}/runs/{run_id}",
+            self.upstream
+        )))
+        .await
     }
 
-    async fn create_run(&self, request: Request<CreateRunRequest>) -> Result<Response<Run>, Status> {
-        let CreateRunRequest { thread_id, run: spec, .. } = request.into_inner();
+    async fn create_run(
+        &self,
+        request: Request<CreateRunRequest>,
+    ) -> Result<Response<Run>, Status> {
+        let CreateRunRequest {
+            thread_id,
+            run: spec,
+            ..
+        } = request.into_inner();
         run(self.create(&thread_id, &spec.unwrap_or_default(), false)?).await
     }
 
@@ -71,7 +85,11 @@ impl RunService for Bare {
         request: Request<StreamCreateRunRequest>,
     ) -> Result<Response<Self::StreamCreateRunStream>, Status> {
         let StreamCreateRunRequest { thread_id, run, .. } = request.into_inner();
-        let mut answer = self.create(&thread_id, &run.unwrap_or_default(), true)?.send().await.map_err(unavailable)?;
+        let mut answer = self
+            .create(&thread_id, &run.unwrap_or_default(), true)?
+            .send()
+            .await
+            .map_err(unavailable)?;
         Ok(Response::new(Box::pin(async_stream::try_stream! {
             let mut parser = Parser::new(EVENT);
             while let Some(chunk) = answer.chunk().await.map_err(unavailable)? {
@@ -87,7 +105,11 @@ impl RunService for Bare {
 }
 
 async fn run(request: RequestBuilder) -> Result<Response<Run>, Status> {
-    let answer = request.send().await.and_then(reqwest::Response::error_for_status).map_err(unavailable)?;
+    let answer = request
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(unavailable)?;
     let body = answer.bytes().await.map_err(unavailable)?;
     Ok(Response::new(decode(&body).map_err(internal)?))
 }
@@ -97,15 +119,26 @@ fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Status> {
     let (kind, payload) = match frame.event {
         b"thread.message.delta" => {
             let delta: MessageDelta = decode(frame.data).map_err(internal)?;
-            (RunEventType::ThreadMessageDelta, Payload::MessageDelta(Box::new(delta)))
+            (
+                RunEventType::ThreadMessageDelta,
+                Payload::MessageDelta(Box::new(delta)),
+            )
         }
-        b"thread.run.created" => (RunEventType::ThreadRunCreated, Payload::Run(Box::new(decode(frame.data).map_err(internal)?))),
-        b"thread.run.completed" => {
-            (RunEventType::ThreadRunCompleted, Payload::Run(Box::new(decode(frame.data).map_err(internal)?)))
-        }
+        b"thread.run.created" => (
+            RunEventType::ThreadRunCreated,
+            Payload::Run(Box::new(decode(frame.data).map_err(internal)?)),
+        ),
+        b"thread.run.completed" => (
+            RunEventType::ThreadRunCompleted,
+            Payload::Run(Box::new(decode(frame.data).map_err(internal)?)),
+        ),
         _ => return Ok(None),
     };
-    Ok(Some(RunEvent { r#type: kind.into(), payload: Some(payload), synthesized: false }))
+    Ok(Some(RunEvent {
+        r#type: kind.into(),
+        payload: Some(payload),
+        synthesized: false,
+    }))
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
@@ -119,13 +152,23 @@ fn internal(error: impl Error) -> Status {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = env::args().skip(1).collect();
-    let ["serve", "--listen", address, "--upstream-url", upstream] = &*words.iter().map(String::as_str).collect::<Vec<_>>()
+    let ["serve", "--listen", address, "--upstream-url", upstream] =
+        &*words.iter().map(String::as_str).collect::<Vec<_>>()
     else {
         return Err("bare serve --listen ADDRESS --upstream-url URL".into());
     };
     // reqwest asks for one, though nothing here is encrypted.
     _ = rustls::crypto::ring::default_provider().install_default();
-    let bare = Bare { client: Client::builder().no_proxy().build()?, upstream: (*upstream).to_owned() };
-    let server = Server::builder().max_concurrent_streams(1024).add_service(RunServiceServer::new(bare)).serve(address.parse()?);
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(server)?)
+    let bare = Bare {
+        client: Client::builder().no_proxy().build()?,
+        upstream: (*upstream).to_owned(),
+    };
+    let server = Server::builder()
+        .max_concurrent_streams(1024)
+        .add_service(RunServiceServer::new(bare))
+        .serve(address.parse()?);
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(server)?)
 }

@@ -44,13 +44,24 @@ impl Call {
     }
 
     /// The request's head and body.
-    fn request(self, to: SocketAddr, thread: &str, run: &str) -> Result<(Request<()>, Vec<u8>), http::Error> {
+    fn request(
+        self,
+        to: SocketAddr,
+        thread: &str,
+        run: &str,
+    ) -> Result<(Request<()>, Vec<u8>), http::Error> {
         let (path, body) = match self {
             Self::Get => grpc("GetRun", &[thread.as_bytes(), run.as_bytes()]),
             Self::Watch => grpc("WatchRun", &[thread.as_bytes(), run.as_bytes()]),
-            Self::Create => grpc("StreamCreateRun", &[thread.as_bytes(), &field(1, b"asst_load")]),
+            Self::Create => grpc(
+                "StreamCreateRun",
+                &[thread.as_bytes(), &field(1, b"asst_load")],
+            ),
             Self::Json => (format!("/threads/{thread}/runs/{run}"), Vec::new()),
-            Self::Sse => (format!("/threads/{thread}/runs"), br#"{"assistant_id":"asst_load","stream":true}"#.to_vec()),
+            Self::Sse => (
+                format!("/threads/{thread}/runs"),
+                br#"{"assistant_id":"asst_load","stream":true}"#.to_vec(),
+            ),
         };
         let mut request = Request::builder().uri(format!("http://{to}{path}"));
         if !body.is_empty() {
@@ -59,7 +70,9 @@ impl Call {
         request = match self {
             Self::Json => request,
             Self::Sse => request.header("content-type", "application/json"),
-            _ => request.header("content-type", "application/grpc").header("te", "trailers"),
+            _ => request
+                .header("content-type", "application/grpc")
+                .header("te", "trailers"),
         };
         Ok((request.body(())?, body))
     }
@@ -67,15 +80,30 @@ impl Call {
 
 /// A gRPC request whose message has these fields, numbered from 1.
 fn grpc(method: &str, fields: &[&[u8]]) -> (String, Vec<u8>) {
-    let message: Vec<u8> = (1..).zip(fields).flat_map(|(number, value)| field(number, value)).collect();
-    let mut body = vec![0, 0, 0, 0, u8::try_from(message.len()).expect("a short message")];
+    let message: Vec<u8> = (1..)
+        .zip(fields)
+        .flat_map(|(number, value)| field(number, value))
+        .collect();
+    let mut body = vec![
+        0,
+        0,
+        0,
+        0,
+        u8::try_from(message.len()).expect("a short message"),
+    ];
     body.extend(message);
     (format!("/runsgateway.v1.RunService/{method}"), body)
 }
 
 /// A field of a protobuf message that holds text or another message.
 fn field(number: u8, value: &[u8]) -> Vec<u8> {
-    let mut field = vec![number << 3 | 2, u8::try_from(value.len()).ok().filter(|it| *it < 128).expect("a short field")];
+    let mut field = vec![
+        number << 3 | 2,
+        u8::try_from(value.len())
+            .ok()
+            .filter(|it| *it < 128)
+            .expect("a short field"),
+    ];
     field.extend(value);
     field
 }
@@ -88,12 +116,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Windows are those of a client that means to read fast: 1 MiB a stream, 16 MiB a connection.
+    /// Connects. Windows are those of a client that means to read fast: 1 MiB a stream, 16 MiB a
+    /// connection.
     pub async fn new(to: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
         let mut client = h2::client::Builder::new();
-        client.initial_window_size(1 << 20).initial_connection_window_size(16 << 20).enable_push(false);
+        client
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .enable_push(false);
         let (sender, connection) = client.handshake(stream).await?;
         tokio::spawn(connection);
         Ok(Self { to, sender })
@@ -112,7 +144,11 @@ impl Connection {
             return Err(format!("status {}", response.status()).into());
         }
         if let Some(status) = response.headers().get("grpc-status") {
-            return Err(format!("gRPC status {status:?} {:?}", response.headers().get("grpc-message")).into());
+            return Err(format!(
+                "gRPC status {status:?} {:?}",
+                response.headers().get("grpc-message")
+            )
+            .into());
         }
         Ok(response.into_body())
     }

@@ -19,7 +19,10 @@ pub struct Frames {
 
 impl Frames {
     pub fn new(framing: Framing) -> Self {
-        Self { framing, rest: Vec::new() }
+        Self {
+            framing,
+            rest: Vec::new(),
+        }
     }
 
     /// Gives every frame that `bytes` completes to `each`.
@@ -60,6 +63,11 @@ impl Framing {
 
 /// The number that the upstream wrote into an event's text: `#00000042#`.
 pub fn number(frame: &[u8]) -> Option<u64> {
-    let digits = memchr::memchr_iter(b'#', frame).find_map(|at| frame.get(at + 1..at + 10).filter(|it| it[8] == b'#'))?;
-    digits[..8].iter().try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0')))
+    let digits = memchr::memchr_iter(b'#', frame)
+        .find_map(|at| frame.get(at + 1..at + 10).filter(|it| it[8] == b'#'))?;
+    digits[..8].iter().try_fold(0, |number, digit| {
+        digit
+            .is_ascii_digit()
+            .then(|| number * 10 + u64::from(digit - b'0'))
+    })
 }

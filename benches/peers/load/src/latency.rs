@@ -1,4 +1,5 @@
-//! Calls at a fixed rate. Each is timed from the moment when it was due, so that one that had to wait for others is not made to look fast.
+//! Calls at a fixed rate. Each is timed from the moment when it was due, so that one that had to
+//! wait for others is not made to look fast.
 
 use std::{
     net::SocketAddr,
@@ -18,8 +19,14 @@ const CONNECTIONS: usize = 8;
 pub async fn run(flags: &Flags) -> Done {
     let to: SocketAddr = flags.text("to")?.parse()?;
     let call = Call::named(flags.text("call")?)?;
-    let (thread_id, run) = (flags.text("thread")?.to_owned(), flags.text("run")?.to_owned());
-    let (rate, seconds) = (u32::try_from(flags.number("rate")?)?, u32::try_from(flags.number("seconds")?)?);
+    let (thread_id, run) = (
+        flags.text("thread")?.to_owned(),
+        flags.text("run")?.to_owned(),
+    );
+    let (rate, seconds) = (
+        u32::try_from(flags.number("rate")?)?,
+        u32::try_from(flags.number("seconds")?)?,
+    );
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
         let connection = Connection::new(to).await?;
@@ -48,7 +55,8 @@ pub async fn run(flags: &Flags) -> Done {
     Ok(())
 }
 
-/// Says when each of `calls` calls is due. A thread of its own, since the runtime's timer ticks in milliseconds.
+/// Says when each of `calls` calls is due. A thread of its own, since the runtime's timer ticks in
+/// milliseconds.
 fn clock(rate: u32, calls: u32) -> mpsc::UnboundedReceiver<Instant> {
     let (say, due) = mpsc::unbounded_channel();
     thread::spawn(move || {

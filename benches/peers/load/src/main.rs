@@ -1,4 +1,5 @@
-//! Load for `benches/peers/run`. One thread, so that it stays on the core that it is given, away from what is measured.
+//! Load for `benches/peers/run`. One thread, so that it stays on the core that it is given, away
+//! from what is measured.
 //!
 //! | command | what it does |
 //! |---|---|
@@ -7,8 +8,8 @@
 //! | `latency --to ADDRESS --call get/json --rate N --seconds N` | calls at a fixed rate, each timed from when it was due |
 //! | `start --to ADDRESS COMMAND…` | starts a command; the time until it has answered a call |
 //!
-//! Answers are lines of `name=value` words on standard output. Anything unexpected ends the program with an error: a load that lost answers
-//! measures nothing.
+//! Answers are lines of `name=value` words on standard output. Anything unexpected ends the program
+//! with an error: a load that lost answers measures nothing.
 
 mod call;
 mod frames;
@@ -23,7 +24,10 @@ type Failure = Box<dyn Error + Send + Sync>;
 type Done = Result<(), Failure>;
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     match runtime.block_on(run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -57,18 +61,29 @@ impl Flags {
         let mut named = HashMap::new();
         while let Some(word) = words.next() {
             let Some(name) = word.strip_prefix("--") else {
-                return Self { named, rest: [word].into_iter().chain(words).collect() };
+                return Self {
+                    named,
+                    rest: [word].into_iter().chain(words).collect(),
+                };
             };
             named.insert(name.to_owned(), words.next().unwrap_or_default());
         }
-        Self { named, rest: Vec::new() }
+        Self {
+            named,
+            rest: Vec::new(),
+        }
     }
 
     fn text(&self, name: &str) -> Result<&str, Failure> {
-        self.named.get(name).map(String::as_str).ok_or_else(|| format!("--{name} is missing").into())
+        self.named
+            .get(name)
+            .map(String::as_str)
+            .ok_or_else(|| format!("--{name} is missing").into())
     }
 
     fn number(&self, name: &str) -> Result<u64, Failure> {
-        self.text(name)?.parse().map_err(|_| format!("--{name} must be a number").into())
+        self.text(name)?
+            .parse()
+            .map_err(|_| format!("--{name} must be a number").into())
     }
 }

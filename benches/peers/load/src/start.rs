@@ -18,9 +18,15 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub async fn run(flags: &Flags) -> Done {
     let to: SocketAddr = flags.text("to")?.parse()?;
     let (thread, run) = (flags.text("thread")?, flags.text("run")?);
-    let [program, args @ ..] = &flags.rest[..] else { return Err("no command".into()) };
+    let [program, args @ ..] = &flags.rest[..] else {
+        return Err("no command".into());
+    };
     let begin = Instant::now();
-    let mut child = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
     let answered = answered(to, thread, run, begin).await;
     let took = begin.elapsed();
     child.kill()?;

@@ -1,7 +1,8 @@
 //! Opens streams, reads them, and holds every event to its number.
 //!
-//! Commands on standard input, each answered with a line: `open N` opens streams until there are N, and answers when each of them has given its first
-//! frame; `count` says how many deltas have come; `finish` answers when all streams have ended well.
+//! Commands on standard input, each answered with a line: `open N` opens streams until there are N,
+//! and answers when each of them has given its first frame; `count` says how many deltas have come;
+//! `finish` answers when all streams have ended well.
 
 use std::{
     net::SocketAddr,
@@ -54,7 +55,11 @@ pub async fn run(flags: &Flags) -> Done {
                 let more = total.saturating_sub(opened);
                 for index in opened..total {
                     let connection = connections[index % connections.len()].clone();
-                    let stream = Stream { call, thread: format!("{plan}-{index}"), run: format!("run_{index}") };
+                    let stream = Stream {
+                        call,
+                        thread: format!("{plan}-{index}"),
+                        run: format!("run_{index}"),
+                    };
                     streams.spawn(stream.read(connection, Arc::clone(&deltas), Arc::clone(&begun)));
                 }
                 opened = total;
@@ -88,9 +93,18 @@ struct Stream {
 
 impl Stream {
     /// Reads to the end.
-    async fn read(self, connection: Connection, deltas: Arc<AtomicU64>, begun: Arc<Semaphore>) -> Result<(), Failure> {
+    async fn read(
+        self,
+        connection: Connection,
+        deltas: Arc<AtomicU64>,
+        begun: Arc<Semaphore>,
+    ) -> Result<(), Failure> {
         let mut body = connection.open(self.call, &self.thread, &self.run).await?;
-        let mut frames = Frames::new(if self.call.is_grpc() { Framing::Grpc } else { Framing::Events });
+        let mut frames = Frames::new(if self.call.is_grpc() {
+            Framing::Grpc
+        } else {
+            Framing::Events
+        });
         let mut first = true;
         let mut next = 0;
         let mut in_order = true;
@@ -109,10 +123,18 @@ impl Stream {
             });
             deltas.fetch_add(next - before, Relaxed);
             if !in_order {
-                return Err(format!("{}: an event is missing, or out of order, before the {next}th", self.thread).into());
+                return Err(format!(
+                    "{}: an event is missing, or out of order, before the {next}th",
+                    self.thread
+                )
+                .into());
             }
         }
         ended(self.call, body.trailers().await?.as_ref())?;
-        if frames.is_empty() { Ok(()) } else { Err("a stream ended in the middle of a frame".into()) }
+        if frames.is_empty() {
+            Ok(())
+        } else {
+            Err("a stream ended in the middle of a frame".into())
+        }
     }
 }

@@ -1,7 +1,9 @@
-//! An upstream that streams the events of runs, over HTTP/1.1, written for speed: it must not be what is measured.
+//! An upstream that streams the events of runs, over HTTP/1.1, written for speed: it must not be
+//! what is measured.
 //!
-//! A thread's id says what is streamed: `bulk-N-…` is N deltas in chunks of 16 KiB, as fast as they are read; `paced-MS-N-…` is a delta every MS
-//! milliseconds, each in a chunk of its own, N of them. Deltas are numbered in their text.
+//! A thread's id says what is streamed: `bulk-N-…` is N deltas in chunks of 16 KiB, as fast as they
+//! are read; `paced-MS-N-…` is a delta every MS milliseconds, each in a chunk of its own, N of
+//! them. Deltas are numbered in their text.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,7 +29,8 @@ event: done
 data: [DONE]
 
 "#;
-const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+const STREAM_HEAD: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// A delta of about 300 bytes.
 fn delta(number: u64) -> String {
@@ -65,11 +68,19 @@ async fn serve(mut stream: TcpStream, bodies: &Bodies) -> Done {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match parts[..] {
             ["threads", thread, "runs"] => match thread.split('-').collect::<Vec<_>>()[..] {
-                ["bulk", deltas, ..] => stream.write_all(&bulk(bodies, deltas.parse()?).await).await?,
-                ["paced", pause, deltas, ..] => paced(&mut stream, pause.parse()?, deltas.parse()?).await?,
+                ["bulk", deltas, ..] => {
+                    stream
+                        .write_all(&bulk(bodies, deltas.parse()?).await)
+                        .await?
+                }
+                ["paced", pause, deltas, ..] => {
+                    paced(&mut stream, pause.parse()?, deltas.parse()?).await?
+                }
                 _ => return Err("no such plan".into()),
             },
-            ["threads", thread, "runs", run] => stream.write_all(found(thread, run).as_bytes()).await?,
+            ["threads", thread, "runs", run] => {
+                stream.write_all(found(thread, run).as_bytes()).await?
+            }
             _ => return Err("no such path".into()),
         }
     }
@@ -87,8 +98,15 @@ async fn request(stream: &mut TcpStream, unread: &mut Vec<u8>) -> Result<Option<
         }
     };
     let head = str::from_utf8(&unread[..body])?.to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")).map_or(Ok(0), |it| it.trim().parse())?;
-    let path = str::from_utf8(&unread[..body])?.split(' ').nth(1).ok_or("not a request")?.to_owned();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .map_or(Ok(0), |it| it.trim().parse())?;
+    let path = str::from_utf8(&unread[..body])?
+        .split(' ')
+        .nth(1)
+        .ok_or("not a request")?
+        .to_owned();
     while unread.len() < body + length {
         if stream.read_buf(unread).await? == 0 {
             return Ok(None);
@@ -113,7 +131,9 @@ async fn bulk(bodies: &Bodies, deltas: u64) -> Arc<Vec<u8>> {
 }
 
 async fn paced(stream: &mut TcpStream, pause: u64, deltas: u64) -> Done {
-    stream.write_all(&[STREAM_HEAD.as_bytes(), &chunk(CREATED.as_bytes())].concat()).await?;
+    stream
+        .write_all(&[STREAM_HEAD.as_bytes(), &chunk(CREATED.as_bytes())].concat())
+        .await?;
     let mut event = chunk(delta(0).as_bytes());
     let digits = 1 + memchr::memchr(b'#', &event).expect("a delta has a number");
     let pause = Duration::from_millis(pause);
@@ -124,7 +144,9 @@ async fn paced(stream: &mut TcpStream, pause: u64, deltas: u64) -> Done {
         ticks.tick().await;
         stream.write_all(&event).await?;
     }
-    stream.write_all(&[&chunk(ENDED.as_bytes()), "0\r\n\r\n".as_bytes()].concat()).await?;
+    stream
+        .write_all(&[&chunk(ENDED.as_bytes()), "0\r\n\r\n".as_bytes()].concat())
+        .await?;
     Ok(())
 }
 
@@ -135,5 +157,8 @@ fn found(thread: &str, run: &str) -> String {
          \"status\":\"in_progress\",\"started_at\":1764672001,\"expires_at\":null,\"model\":\"gpt-4o\",\"instructions\":\"Answer briefly.\",\
          \"tools\":[],\"metadata\":{{}}}}"
     );
-    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{run}", run.len())
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{run}",
+        run.len()
+    )
 }

@@ -1,7 +1,7 @@
 //! What tests/polyglot holds a Rust client to, one line per behaviour; no example to copy.
 //!
-//! The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a second; in
-//! front of the scripted upstream of tests/polyglot.
+//! The arguments are the addresses of three gateways: in front of the embedded API; the same with
+//! connections that grow old in a second; in front of the scripted upstream of tests/polyglot.
 
 use std::{env, error::Error, time::Duration};
 
@@ -166,7 +166,8 @@ async fn resuming(ageing: &mut Runs) -> Result<String> {
             },
             Err(failed) => failed,
         };
-        // tonic's own: a call that was waiting for a connection which closes is not sent, and CANCELLED with its cause.
+        // tonic's own: a call that was waiting for a connection which closes is not sent, and
+        // CANCELLED with its cause.
         let unsent = failed.code() == Code::Cancelled && failed.source().is_some();
         if failed.code() != Code::Unavailable && !unsent {
             return Err(failed.into());

@@ -1,7 +1,9 @@
 //! What is read from files that may change while the gateway runs: keys, certificates, tokens.
 //!
-//! Must hold: a file that is changed takes effect within the interval, without a restart; one that cannot be read or understood changes nothing
-//! and is logged, and keeps nothing from being renewed. Contents are compared, not times: mounted secrets are swapped as links, and some tools keep times.
+//! Must hold: a file that is changed takes effect within the interval, without a restart; one that
+//! cannot be read or understood changes nothing and is logged, and keeps nothing from being
+//! renewed. Contents are compared, not times: mounted secrets are swapped as links, and some tools
+//! keep times.
 
 use std::{
     fs, io,
@@ -15,22 +17,23 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 /// A value made of files' contents. Cheap to clone; clones see the same value.
 #[derive(Debug)]
-pub struct Watched<T>(Arc<ArcSwap<T>>);
+pub struct Reloadable<T>(Arc<ArcSwap<T>>);
 
-impl<T> Clone for Watched<T> {
+impl<T> Clone for Reloadable<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T: Send + Sync + 'static> Watched<T> {
+impl<T: Send + Sync + 'static> Reloadable<T> {
     /// A value that does not change.
     pub fn fixed(value: T) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(value)))
     }
 
-    /// Reads `files` and makes a value of their contents with `make`; again, every `interval` (never if that is zero), whenever a content has
-    /// changed. Has to be called in a runtime. What is wrong is told in words that hold nothing of the files.
+    /// Reads `files` and makes a value of their contents with `make`; again, every `interval`
+    /// (never if that is zero), whenever a content has changed. Has to be called in a runtime. What
+    /// is wrong is told in words that hold nothing of the files.
     pub fn new(
         files: Vec<PathBuf>,
         interval: Duration,
@@ -39,7 +42,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
         Self::renewed(files, interval, Duration::MAX, make)
     }
 
-    /// The same, and the value is made anew at the age of `renewal` (never if that is zero) even if nothing has changed.
+    /// The same, and the value is made anew at the age of `renewal` (never if that is zero) even if
+    /// nothing has changed.
     pub fn renewed(
         files: Vec<PathBuf>,
         interval: Duration,
@@ -48,10 +52,25 @@ impl<T: Send + Sync + 'static> Watched<T> {
     ) -> Result<Self, String> {
         let contents = read(&files)?;
         let value = Self::fixed(make(&contents)?);
-        let renewal = if renewal.is_zero() { Duration::MAX } else { renewal };
+        let renewal = if renewal.is_zero() {
+            Duration::MAX
+        } else {
+            renewal
+        };
         // Without files there is nothing to look at before the renewal.
-        let interval = if files.is_empty() || interval.is_zero() { renewal } else { interval };
-        tokio::spawn(keep(Arc::downgrade(&value.0), files, contents, interval, renewal, Arc::new(make)));
+        let interval = if files.is_empty() || interval.is_zero() {
+            renewal
+        } else {
+            interval
+        };
+        tokio::spawn(keep(
+            Arc::downgrade(&value.0),
+            files,
+            contents,
+            interval,
+            renewal,
+            Arc::new(make),
+        ));
         Ok(value)
     }
 
@@ -77,18 +96,24 @@ async fn keep<T: Send + Sync + 'static>(
         tokio::time::sleep(interval).await;
         let Some(value) = value.upgrade() else { return };
         let files = files.clone();
-        // Files may stand on a network; the threads that serve calls do not wait for it, nor for what is made of them.
-        let Ok(now) = spawn_blocking(move || read(&files)).await else { return };
+        // Files may stand on a network; the threads that serve calls do not wait for it, nor for
+        // what is made of them.
+        let Ok(now) = spawn_blocking(move || read(&files)).await else {
+            return;
+        };
         let now = now.inspect_err(|error| tracing::warn!(error, "{STAYS}"));
         let changed = now.ok().filter(|now| *now != contents);
-        // What cannot be used is no reason not to renew. It is tried at each look: it may have failed for want of something else.
+        // What cannot be used is no reason not to renew. It is tried at each look: it may have
+        // failed for want of something else.
         let due = (made_at.elapsed() >= renewal).then(|| contents.clone());
         if changed.is_none() && due.is_none() {
             refused = None;
         }
         for tried in changed.into_iter().chain(due) {
             let make = Arc::clone(&make);
-            let Ok((made, tried)) = spawn_blocking(move || (make(&tried), tried)).await else { return };
+            let Ok((made, tried)) = spawn_blocking(move || (make(&tried), tried)).await else {
+                return;
+            };
             match made {
                 Ok(made) => {
                     value.store(Arc::new(made));
@@ -113,6 +138,8 @@ async fn keep<T: Send + Sync + 'static>(
 const STAYS: &str = "configuration files cannot be used: what was read before stays";
 
 fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
-    let read = |path: &PathBuf| fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()));
+    let read = |path: &PathBuf| {
+        fs::read(path).map_err(|error: io::Error| format!("{}: {error}", path.display()))
+    };
     files.iter().map(read).collect()
 }

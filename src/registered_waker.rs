@@ -1,10 +1,11 @@
 //! Whom a future will wake.
 //!
-//! A future that is pending wakes the task that polled it last. So a task that waits for several things, and was woken by one of them, need not ask the
-//! others again: for every event of a stream that would be two timers and a cancellation.
+//! A future that is pending wakes the task that polled it last. So a task that waits for several
+//! things, and was woken by one of them, need not ask the others again: for every event of a stream
+//! that would be two timers and a cancellation.
 //!
-//! Must hold: a task is noted only if the future really wakes it. One of tokio's that is polled when the task's budget is spent wakes the task at once
-//! instead, and notes nothing.
+//! Must hold: a task is noted only if the future really wakes it. One of tokio's that is polled
+//! when the task's budget is spent wakes the task at once instead, and notes nothing.
 
 use std::{
     pin::Pin,
@@ -15,11 +16,15 @@ use tokio::task::coop::has_budget_remaining;
 
 /// The task that a future will wake when it is ready.
 #[derive(Debug, Default)]
-pub(crate) struct Noted(Option<Waker>);
+pub(crate) struct RegisteredWaker(Option<Waker>);
 
-impl Noted {
+impl RegisteredWaker {
     /// Polls the future, always the same one.
-    pub(crate) fn poll<F: Future + ?Sized>(&mut self, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    pub(crate) fn poll<F: Future + ?Sized>(
+        &mut self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
         let polled = future.poll(cx);
         self.0 = (polled.is_pending() && has_budget_remaining()).then(|| cx.waker().clone());
         polled
@@ -27,7 +32,9 @@ impl Noted {
 
     /// Whether it is this task, so that there is no need to poll.
     pub(crate) fn is(&self, cx: &Context<'_>) -> bool {
-        self.0.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()))
+        self.0
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
     }
 }
 
@@ -59,12 +66,16 @@ mod tests {
             .await;
         });
         let mut others = pin!(sleep(Duration::from_secs(3)));
-        let (mut noted, mut asked, mut other) = (Noted::default(), 0, false);
+        let (mut noted, mut asked, mut other) = (RegisteredWaker::default(), 0, false);
         poll_fn(|cx| {
             asked += 1;
             other = other || others.as_mut().poll(cx).is_ready();
             // As its users do: whether it is due is known by other means.
-            if noted.is(cx) && asked < 3 { Poll::Pending } else { noted.poll(timer.as_mut(), cx) }
+            if noted.is(cx) && asked < 3 {
+                Poll::Pending
+            } else {
+                noted.poll(timer.as_mut(), cx)
+            }
         })
         .await;
         assert!(other);
@@ -78,7 +89,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_without_budget_is_not_noted() {
         let mut timer = pin!(sleep(Duration::from_secs(60)));
-        let mut noted = Noted::default();
+        let mut noted = RegisteredWaker::default();
         poll_fn(|cx| {
             while let Poll::Ready(budget) = poll_proceed(cx) {
                 budget.made_progress();

@@ -1,11 +1,13 @@
-//! Writes of which nobody knows whether they took effect, where the run itself tells: tool outputs and cancellations.
+//! Writes of which nobody knows whether they took effect, where the run itself tells: tool outputs
+//! and cancellations.
 //!
-//! Must hold: outputs are sent once more only after the run itself has said that it still waits for them, and once at most. A run that went on is
-//! the answer, whoever made it go on. If the run cannot be read, or the second attempt is in doubt too and the run still waits, the caller gets the
-//! first error, which says that the outcome is not known.
+//! Must hold: outputs are sent once more only after the run itself has said that it still waits for
+//! them, and once at most. A run that went on is the answer, whoever made it go on. If the run
+//! cannot be read, or the second attempt is in doubt too and the run still waits, the caller gets
+//! the first error, which says that the outcome is not known.
 //!
-//! A cancellation is repeated like a read, but its repeat is refused if an earlier attempt took effect. The refusal of a repeat counts only if the
-//! run is not being cancelled.
+//! A cancellation is repeated like a read, but its repeat is refused if an earlier attempt took
+//! effect. The refusal of a repeat counts only if the run is not being cancelled.
 //!
 //! Of a create there is nothing to read: a list of runs does not say which of them is the caller's.
 
@@ -20,8 +22,9 @@ use crate::{
 };
 
 impl Client {
-    /// Finds out what became of a submit that failed with `doubt`, and sends it `again` if nothing did.
-    pub(super) async fn settle_submit(
+    /// Finds out what became of a submit that failed with `doubt`, and sends it `again` if nothing
+    /// did.
+    pub(super) async fn reconcile_submit(
         &self,
         caller: &Caller,
         request: &SubmitToolOutputsRequest,
@@ -37,26 +40,35 @@ impl Client {
         match self.send(caller, again).await {
             Ok(answer) => Ok(answer),
             // A conflict means that the first attempt did arrive, only late.
-            Err(error) if error.is_in_doubt() || error.is_state_conflict() => {
+            Err(error) if error.outcome_unknown() || error.is_state_conflict() => {
                 let seen = self.look_later(caller, request, &error).await;
-                seen.filter(|answer| !waits_for(&answer.message, request)).ok_or(doubt)
+                seen.filter(|answer| !waits_for(&answer.message, request))
+                    .ok_or(doubt)
             }
             Err(_) => Err(doubt),
         }
     }
 
-    /// The run after a while: what was lost on the way back may still be under way inside the upstream.
-    async fn look_later(&self, caller: &Caller, request: &SubmitToolOutputsRequest, doubt: &Error) -> Option<Answer<Run>> {
+    /// The run after a while: what was lost on the way back may still be under way inside the
+    /// upstream.
+    async fn look_later(
+        &self,
+        caller: &Caller,
+        request: &SubmitToolOutputsRequest,
+        doubt: &Error,
+    ) -> Option<Answer<Run>> {
         if !self.pause_in_doubt(caller, doubt).await {
             return None;
         }
         self.look(caller, &request.thread_id, &request.run_id).await
     }
 
-    /// Waits as long as is due before a run is looked at whose outputs were not taken, or not known to be. False, at once, if that would take too
-    /// long, or if one request is all there may be.
+    /// Waits as long as is due before a run is looked at whose outputs were not taken, or not known
+    /// to be. False, at once, if that would take too long, or if one request is all there may be.
     pub(crate) async fn pause_in_doubt(&self, caller: &Caller, doubt: &Error) -> bool {
-        let Some(pause) = self.retry.pause_in_doubt(caller, doubt) else { return false };
+        let Some(pause) = self.retry.pause_in_doubt(caller, doubt) else {
+            return false;
+        };
         sleep(pause).await;
         true
     }
@@ -66,7 +78,8 @@ impl Client {
         self.retry.allows_submit(caller, doubt)
     }
 
-    /// Sends a cancellation. If a repeat of it is refused, finds out whether that is because an earlier attempt took effect.
+    /// Sends a cancellation. If a repeat of it is refused, finds out whether that is because an
+    /// earlier attempt took effect.
     pub(super) async fn send_cancel(
         &self,
         caller: &Caller,
@@ -81,14 +94,18 @@ impl Client {
         match self.retry.run(caller, attempt).await {
             Err(refused) if refused.is_state_conflict() && repeated.into_inner() => {
                 let seen = self.look(caller, &request.thread_id, &request.run_id).await;
-                seen.filter(|answer| is_cancelled(&answer.message)).ok_or(refused)
+                seen.filter(|answer| is_cancelled(&answer.message))
+                    .ok_or(refused)
             }
             answered => answered,
         }
     }
 
     async fn look(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Option<Answer<Run>> {
-        let request = GetRunRequest { thread_id: thread_id.to_owned(), run_id: run_id.to_owned() };
+        let request = GetRunRequest {
+            thread_id: thread_id.to_owned(),
+            run_id: run_id.to_owned(),
+        };
         let seen = self.get_run(caller, &request).await;
         seen.inspect_err(|error| tracing::debug!(error = %error.log(), "a run whose state is in doubt cannot be read")).ok()
     }
@@ -100,9 +117,18 @@ fn is_cancelled(run: &Run) -> bool {
 
 /// Whether a run still waits for outputs that the request has.
 fn waits_for(run: &Run, request: &SubmitToolOutputsRequest) -> bool {
-    let required = run.required_action.as_ref().and_then(|action| action.submit_tool_outputs.as_ref());
-    let calls = required.map(|required| &*required.tool_calls).unwrap_or_default();
-    let outputs = request.tool_outputs.as_ref().map(|outputs| &*outputs.tool_outputs).unwrap_or_default();
+    let required = run
+        .required_action
+        .as_ref()
+        .and_then(|action| action.submit_tool_outputs.as_ref());
+    let calls = required
+        .map(|required| &*required.tool_calls)
+        .unwrap_or_default();
+    let outputs = request
+        .tool_outputs
+        .as_ref()
+        .map(|outputs| &*outputs.tool_outputs)
+        .unwrap_or_default();
     let is_given = |id: &str| outputs.iter().any(|output| output.tool_call_id == id);
     // Without ids to go by it is not known that it went on.
     run.status() == RunStatus::RequiresAction

@@ -1,14 +1,16 @@
-//! One upstream request, as metrics and traces see it: from its sending to the last byte of its answer.
+//! One upstream request, as metrics and traces see it: from its sending to the last byte of its
+//! answer.
 
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::{Call, Telemetry, trace};
-use crate::error::{Error, Outcome};
+use crate::error::{Delivery, Error};
 
-/// A request under way. Dropped without an end it was given up, because its caller left or its deadline passed.
+/// A request under way. Dropped without an end it was given up, because its caller left or its
+/// deadline passed.
 #[derive(Debug)]
-pub struct Exchange {
+pub struct UpstreamRequest {
     telemetry: Telemetry,
     method: Method,
     route: &'static str,
@@ -20,13 +22,20 @@ pub struct Exchange {
 }
 
 impl Telemetry {
-    /// A request for `call` is about to be sent, to `route`, such as `/threads/{thread_id}/runs`. `attempt` counts from 0.
-    pub fn exchange(&self, call: &Call, method: &Method, route: &'static str, attempt: u32) -> Exchange {
+    /// A request for `call` is about to be sent, to `route`, such as `/threads/{thread_id}/runs`.
+    /// `attempt` counts from 0.
+    pub fn upstream_request(
+        &self,
+        call: &Call,
+        method: &Method,
+        route: &'static str,
+        attempt: u32,
+    ) -> UpstreamRequest {
         if attempt > 0 {
             self.metrics().retries.with_label_values(&[route]).inc();
         }
         self.metrics().requests_active.inc();
-        Exchange {
+        UpstreamRequest {
             telemetry: self.clone(),
             method: method.clone(),
             route,
@@ -39,7 +48,7 @@ impl Telemetry {
     }
 }
 
-impl Exchange {
+impl UpstreamRequest {
     /// Writes the trace context into the request's headers, where there is one to write.
     pub fn inject(&self, headers: &mut HeaderMap) {
         self.span.inject(headers);
@@ -50,8 +59,9 @@ impl Exchange {
         self.status = Some(status);
     }
 
-    /// How it ended. For an event stream, how it began: its span lasts as long as it does, but its duration, for the metrics, ends with the head. How
-    /// long runs take says nothing of how fast the upstream answers.
+    /// How it ended. For an event stream, how it began: its span lasts as long as it does, but its
+    /// duration, for the metrics, ends with the head. How long runs take says nothing of how fast
+    /// the upstream answers.
     pub fn ended<T>(&mut self, result: &Result<T, Error>) {
         self.error = result.as_ref().err().and_then(kind);
         self.time();
@@ -65,12 +75,21 @@ impl Exchange {
     fn time(&mut self) {
         self.timed = true;
         let status = self.status.as_ref().map_or("", StatusCode::as_str);
-        let labels = [self.method.as_str(), self.route, status, self.error.unwrap_or_default()];
-        self.telemetry.metrics().requests.with_label_values(&labels).observe(self.began.elapsed().as_secs_f64());
+        let labels = [
+            self.method.as_str(),
+            self.route,
+            status,
+            self.error.unwrap_or_default(),
+        ];
+        self.telemetry
+            .metrics()
+            .requests
+            .with_label_values(&labels)
+            .observe(self.began.elapsed().as_secs_f64());
     }
 }
 
-impl Drop for Exchange {
+impl Drop for UpstreamRequest {
     fn drop(&mut self) {
         self.telemetry.metrics().requests_active.dec();
         if !self.timed {
@@ -84,9 +103,17 @@ impl Drop for Exchange {
 fn kind(error: &Error) -> Option<&'static str> {
     match error {
         Error::Rejected(_) => None,
-        Error::Lost { outcome: Outcome::Unsent, .. } => Some("unreachable"),
-        Error::Lost { outcome: Outcome::Refused, .. } => Some("refused"),
-        Error::Lost { timed_out: true, .. } => Some("timeout"),
+        Error::Lost {
+            delivery: Delivery::Unsent,
+            ..
+        } => Some("unreachable"),
+        Error::Lost {
+            delivery: Delivery::Refused,
+            ..
+        } => Some("refused"),
+        Error::Lost {
+            timed_out: true, ..
+        } => Some("timeout"),
         Error::Lost { .. } => Some("lost"),
         _ => Some("unusable"),
     }

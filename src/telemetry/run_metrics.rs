@@ -1,7 +1,8 @@
 //! How runs end and what they used, each run once.
 //!
-//! A run that has ended is seen many times: by every event stream, poller and `GetRun` that shows it. It is counted the first time, if it ended while
-//! this gateway was running; who reads old runs changes no metric.
+//! A run that has ended is seen many times: by every event stream, poller and `GetRun` that shows
+//! it. It is counted the first time, if it ended while this gateway was running; who reads old runs
+//! changes no metric.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -20,7 +21,7 @@ const REMEMBERED: usize = 16_384;
 const SKEW: i64 = 60;
 
 /// Which runs were counted.
-pub(super) struct Outcomes {
+pub(super) struct RunMetrics {
     since: i64,
     hasher: RandomState,
     counted: Mutex<Counted>,
@@ -35,25 +36,38 @@ struct Counted {
     forgotten: Option<i64>,
 }
 
-impl Default for Outcomes {
+impl Default for RunMetrics {
     fn default() -> Self {
-        Self { since: now() - SKEW, hasher: RandomState::new(), counted: Mutex::default() }
+        Self {
+            since: now() - SKEW,
+            hasher: RandomState::new(),
+            counted: Mutex::default(),
+        }
     }
 }
 
-impl Outcomes {
+impl RunMetrics {
     pub(super) fn saw(&self, run: &Run, metrics: &Metrics) {
-        let Some(status) = ending(run.status()) else { return };
+        let Some(status) = ending(run.status()) else {
+            return;
+        };
         let times = [&run.completed_at, &run.failed_at, &run.cancelled_at];
         let ended = times.into_iter().flatten().map(|time| time.seconds).max();
         // An expired run has none of them.
-        let ended = ended.or([&run.expires_at, &run.created_at].into_iter().flatten().map(|time| time.seconds).next());
+        let ended = ended.or([&run.expires_at, &run.created_at]
+            .into_iter()
+            .flatten()
+            .map(|time| time.seconds)
+            .next());
         if ended.is_some_and(|ended| ended < self.since) || !self.is_new(run, ended) {
             return;
         }
         metrics.run_ended(status, run.last_error.as_ref().map(|error| &*error.code));
         if let Some(usage) = &run.usage {
-            for (kind, tokens) in [("input", usage.prompt_tokens), ("output", usage.completion_tokens)] {
+            for (kind, tokens) in [
+                ("input", usage.prompt_tokens),
+                ("output", usage.completion_tokens),
+            ] {
                 if let Some(tokens) = tokens.and_then(|tokens| u32::try_from(tokens).ok()) {
                     metrics.tokens(kind, &run.model, f64::from(tokens));
                 }
@@ -73,7 +87,8 @@ impl Outcomes {
             && let Some((oldest, ended)) = counted.order.pop_front()
         {
             counted.runs.remove(&oldest);
-            // A clock that is ahead, or a run told by when it would have expired, keeps nobody from being counted.
+            // A clock that is ahead, or a run told by when it would have expired, keeps nobody from
+            // being counted.
             counted.forgotten = counted.forgotten.max(ended.map(|ended| ended.min(now())));
         }
         true
@@ -82,7 +97,10 @@ impl Outcomes {
 
 /// Seconds since 1970.
 fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     i64::try_from(now).unwrap_or(i64::MAX)
 }
 
@@ -112,19 +130,30 @@ mod tests {
 
     #[test]
     fn a_run_is_counted_once_even_if_it_is_read_again_after_more_others_than_are_remembered() {
-        let (outcomes, metrics) = (Outcomes::default(), Metrics::new());
+        let (outcomes, metrics) = (RunMetrics::default(), Metrics::new());
         // One ends every second.
         let see = |number: usize| {
             let seconds = outcomes.since + i64::try_from(number).expect("few");
             let completed_at = Some(Timestamp { seconds, nanos: 0 });
             let status = RunStatus::Completed.into();
-            outcomes.saw(&Run { id: number.to_string(), status, completed_at, ..Run::default() }, &metrics);
+            outcomes.saw(
+                &Run {
+                    id: number.to_string(),
+                    status,
+                    completed_at,
+                    ..Run::default()
+                },
+                &metrics,
+            );
         };
         let last = REMEMBERED + 1;
         (0..=last).for_each(see);
         // Two of them are forgotten, two are not.
         [0, 1, 2, last].into_iter().for_each(see);
-        let sample = format!("runs_gateway_runs_ended_total{{error_code=\"\",status=\"completed\"}} {}\n", last + 1);
+        let sample = format!(
+            "runs_gateway_runs_ended_total{{error_code=\"\",status=\"completed\"}} {}\n",
+            last + 1
+        );
         assert!(metrics.render().contains(&sample), "{}", metrics.render());
     }
 }

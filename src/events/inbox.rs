@@ -1,8 +1,11 @@
-//! What a conversation's caller says: tool outputs, held until the run asks for them, and the wish to cancel, passed on at once.
+//! What a conversation's caller says: tool outputs, held until the run asks for them, and the wish
+//! to cancel, passed on at once.
 //!
-//! Must hold: the caller is heard, whatever the conversation waits for ([`Desk::attend`]), as soon as the run has a name: before, a mistake would
-//! lose the run, and there is nothing to cancel. What is held for it is bounded in bytes; HTTP/2 bounds what is not heard yet. An output that
-//! nobody asked for is told to the caller, unless it is only late. All futures here may be dropped while they wait: nothing is lost.
+//! Must hold: the caller is heard, whatever the conversation waits for
+//! ([`ToolOutputInbox::attend`]), as soon as the run has a name: before, a mistake would lose the
+//! run, and there is nothing to cancel. What is held for it is bounded in bytes; HTTP/2 bounds what
+//! is not heard yet. An output that nobody asked for is told to the caller, unless it is only late.
+//! All futures here may be dropped while they wait: nothing is lost.
 
 use std::{
     collections::HashMap,
@@ -13,7 +16,7 @@ use std::{
 use tokio::task::AbortHandle;
 use tokio_stream::StreamExt as _;
 
-use super::{Inbound, reader::Farewell};
+use super::{Inbound, reader::CancelOnDisconnect};
 use crate::{
     error::Error,
     v1::{Run, ToolOutput, converse_run_request::Message},
@@ -23,7 +26,7 @@ use crate::{
 const OVERHEAD: usize = 256;
 
 /// The caller's side of a conversation.
-pub(super) struct Desk {
+pub(super) struct ToolOutputInbox {
     inbound: Inbound,
     /// The caller will say no more.
     closed: bool,
@@ -31,10 +34,12 @@ pub(super) struct Desk {
     held: HashMap<String, (ToolOutput, usize)>,
     held_bytes: usize,
     max_bytes: usize,
-    /// The calls of the rounds that are over, with the hash of what this caller said to each, if it did: a repeat must be told from a change.
+    /// The calls of the rounds that are over, with the hash of what this caller said to each, if it
+    /// did: a repeat must be told from a change.
     past: HashMap<String, Option<u64>>,
     hasher: RandomState,
-    /// The calls that the run waits for, in its order, until it is seen to go on: it may turn out not to have had their outputs.
+    /// The calls that the run waits for, in its order, until it is seen to go on: it may turn out
+    /// not to have had their outputs.
     round: Vec<String>,
     /// The run waits for them, and they are not being submitted.
     open: bool,
@@ -42,7 +47,7 @@ pub(super) struct Desk {
     cancellation: Option<AbortHandle>,
 }
 
-impl Desk {
+impl ToolOutputInbox {
     pub(super) fn new(inbound: Inbound, max_bytes: usize) -> Self {
         Self {
             inbound,
@@ -60,24 +65,37 @@ impl Desk {
 
     /// The caller's next message, as it is. Only for the first one.
     pub(super) async fn first(&mut self) -> Result<Message, Error> {
-        let first = self.inbound.next().await.transpose()?.and_then(|request| request.message);
-        first.ok_or_else(|| Error::invalid("message", "the first message must be `start` or `attach`"))
+        let first = self
+            .inbound
+            .next()
+            .await
+            .transpose()?
+            .and_then(|request| request.message);
+        first.ok_or_else(|| {
+            Error::invalid("message", "the first message must be `start` or `attach`")
+        })
     }
 
-    /// Does `work`, and hears the caller meanwhile. Ends with the caller's mistake, if it makes one.
-    pub(super) async fn attend<T>(&mut self, farewell: &Farewell, work: impl Future<Output = T>) -> Result<T, Error> {
+    /// Does `work`, and hears the caller meanwhile. Ends with the caller's mistake, if it makes
+    /// one.
+    pub(super) async fn attend<T>(
+        &mut self,
+        canceller: &CancelOnDisconnect,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Error> {
         let mut work = pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return Ok(done),
-                heard = self.hear(farewell) => heard?,
+                heard = self.hear(canceller) => heard?,
             }
         }
     }
 
-    /// Hears the caller's next message. Waits for ever once it will say no more, and as long as the run has no name.
-    pub(super) async fn hear(&mut self, farewell: &Farewell) -> Result<(), Error> {
-        if self.closed || !farewell.knows_run() {
+    /// Hears the caller's next message. Waits for ever once it will say no more, and as long as the
+    /// run has no name.
+    pub(super) async fn hear(&mut self, canceller: &CancelOnDisconnect) -> Result<(), Error> {
+        if self.closed || !canceller.knows_run() {
             return std::future::pending().await;
         }
         let Some(request) = self.inbound.next().await.transpose()? else {
@@ -85,21 +103,33 @@ impl Desk {
             return self.check_closed();
         };
         match request.message {
-            Some(Message::ToolOutputs(outputs)) if !outputs.extra_json.is_empty() => {
-                Err(Error::invalid("tool_outputs.extra_json", "must be empty in a conversation"))
-            }
-            Some(Message::ToolOutputs(outputs)) => {
-                outputs.tool_outputs.into_iter().enumerate().try_for_each(|(at, output)| self.hold(output, at))
-            }
+            Some(Message::ToolOutputs(outputs)) if !outputs.extra_json.is_empty() => Err(
+                Error::invalid("tool_outputs.extra_json", "must be empty in a conversation"),
+            ),
+            Some(Message::ToolOutputs(outputs)) => outputs
+                .tool_outputs
+                .into_iter()
+                .enumerate()
+                .try_for_each(|(at, output)| self.hold(output, at)),
             Some(Message::Cancel(_)) => {
                 // One at a time is enough, however often it is said.
-                if self.cancellation.as_ref().is_none_or(AbortHandle::is_finished) {
-                    self.cancellation = farewell.clone().begin(None);
+                if self
+                    .cancellation
+                    .as_ref()
+                    .is_none_or(AbortHandle::is_finished)
+                {
+                    self.cancellation = canceller.clone().begin(None);
                 }
                 Ok(())
             }
-            Some(Message::Start(_)) => Err(Error::invalid("start", "only the first message may start a run")),
-            Some(Message::Attach(_)) => Err(Error::invalid("attach", "only the first message may attach to a run")),
+            Some(Message::Start(_)) => Err(Error::invalid(
+                "start",
+                "only the first message may start a run",
+            )),
+            Some(Message::Attach(_)) => Err(Error::invalid(
+                "attach",
+                "only the first message may attach to a run",
+            )),
             None => Err(Error::invalid("message", "must be set")),
         }
     }
@@ -110,17 +140,27 @@ impl Desk {
             return Err(Error::invalid(path(at), "must be set"));
         }
         if let Some(given) = self.past.get(id) {
-            return if given.is_none_or(|given| given == self.hash(&output)) { Ok(()) } else { Err(differs(at)) };
+            return if given.is_none_or(|given| given == self.hash(&output)) {
+                Ok(())
+            } else {
+                Err(differs(at))
+            };
         }
         if let Some((held, _)) = self.held.get(id) {
-            return if *held == output { Ok(()) } else { Err(differs(at)) };
+            return if *held == output {
+                Ok(())
+            } else {
+                Err(differs(at))
+            };
         }
         if self.open && !self.round.contains(id) {
             return Err(unknown(at));
         }
         self.held_bytes += size(&output);
         if self.held_bytes > self.max_bytes {
-            return Err(Error::OutputsTooLarge { limit: self.max_bytes });
+            return Err(Error::OutputsTooLarge {
+                limit: self.max_bytes,
+            });
         }
         self.held.insert(id.clone(), (output, at));
         Ok(())
@@ -137,9 +177,13 @@ impl Desk {
             }
             self.round = calls;
         }
-        // An action that this contract does not know has no calls: somebody else has to take it, and any output is early.
+        // An action that this contract does not know has no calls: somebody else has to take it,
+        // and any output is early.
         self.open = !self.round.is_empty();
-        let unasked = self.held.iter().filter(|(id, _)| self.open && !self.round.contains(id));
+        let unasked = self
+            .held
+            .iter()
+            .filter(|(id, _)| self.open && !self.round.contains(id));
         if let Some(at) = unasked.map(|(_, (_, at))| *at).min() {
             return Err(unknown(at));
         }
@@ -157,13 +201,18 @@ impl Desk {
         self.open && self.round.iter().all(|id| self.held.contains_key(id))
     }
 
-    /// The outputs of the round, to be submitted now. They are held on: the run may turn out not to have had them.
+    /// The outputs of the round, to be submitted now. They are held on: the run may turn out not to
+    /// have had them.
     pub(super) fn submit(&mut self) -> Vec<ToolOutput> {
         self.open = false;
-        self.round.iter().filter_map(|id| Some(self.held.get(id)?.0.clone())).collect()
+        self.round
+            .iter()
+            .filter_map(|id| Some(self.held.get(id)?.0.clone()))
+            .collect()
     }
 
-    /// The run has gone on. Of what it was given only enough is kept to tell a repeat from a change.
+    /// The run has gone on. Of what it was given only enough is kept to tell a repeat from a
+    /// change.
     pub(super) fn end_round(&mut self) {
         self.open = false;
         for id in std::mem::take(&mut self.round) {
@@ -183,8 +232,15 @@ impl Desk {
 
     fn check_closed(&self) -> Result<(), Error> {
         let round = self.round.iter().filter(|_| self.open);
-        let missing: Vec<_> = round.filter(|id| !self.held.contains_key(*id)).cloned().collect();
-        if self.closed && !missing.is_empty() { Err(Error::OutputsMissing { ids: missing }) } else { Ok(()) }
+        let missing: Vec<_> = round
+            .filter(|id| !self.held.contains_key(*id))
+            .cloned()
+            .collect();
+        if self.closed && !missing.is_empty() {
+            Err(Error::OutputsMissing { ids: missing })
+        } else {
+            Ok(())
+        }
     }
 
     fn hash(&self, output: &ToolOutput) -> u64 {
@@ -194,13 +250,23 @@ impl Desk {
 
 /// The ids of the calls that a run waits for.
 pub(super) fn calls(run: &Run) -> Vec<String> {
-    let calls = run.required_action.iter().filter_map(|action| action.submit_tool_outputs.as_ref()).flat_map(|it| &it.tool_calls);
-    calls.map(|call| call.id.clone()).filter(|id| !id.is_empty()).collect()
+    let calls = run
+        .required_action
+        .iter()
+        .filter_map(|action| action.submit_tool_outputs.as_ref())
+        .flat_map(|it| &it.tool_calls);
+    calls
+        .map(|call| call.id.clone())
+        .filter(|id| !id.is_empty())
+        .collect()
 }
 
 /// What holding an output takes, in bytes.
 fn size(output: &ToolOutput) -> usize {
-    OVERHEAD + output.tool_call_id.len() + output.output.as_ref().map_or(0, String::len) + output.extra_json.len()
+    OVERHEAD
+        + output.tool_call_id.len()
+        + output.output.as_ref().map_or(0, String::len)
+        + output.extra_json.len()
 }
 
 fn path(at: usize) -> String {
