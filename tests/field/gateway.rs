@@ -1,0 +1,1 @@
+//! What the gateway itself ends, holds or repeats.
