@@ -9,6 +9,7 @@ use crate::{
     reloadable::Reloadable,
     rest, server,
     service::Gateway,
+    shares::Accepted,
     telemetry::{Telemetry, Tracer},
 };
 
@@ -46,6 +47,10 @@ impl App {
         let client =
             rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
         let forwarded = config.forwarded();
+        let mut access = config.access.open()?;
+        if !config.upstream.has_own_key() {
+            access.credentials = Some((config.upstream.auth.header(), Accepted::default()));
+        }
         Ok(Self {
             web: server::Web::new(
                 config.access.web_origins.clone(),
@@ -56,7 +61,7 @@ impl App {
             gateway: Gateway::new(client, config.streams.clone(), forwarded),
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
-            access: config.access.open()?,
+            access,
             tls: config
                 .access
                 .tls

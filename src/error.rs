@@ -24,6 +24,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::{
     events::Resume,
     json::Violation,
+    shares::Limit,
     v1::{ErrorReason, RunEventType},
 };
 
@@ -103,10 +104,7 @@ pub enum Error {
     /// The gateway is shutting down, or the connection or the call has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
-    Overloaded {
-        /// Of what.
-        what: &'static str,
-    },
+    Overloaded(Limit),
     /// A conversation's caller closed its side while the run waits for these outputs.
     OutputsMissing {
         /// The calls' ids.
@@ -162,10 +160,9 @@ impl Error {
             Self::Rejected(rejection) => {
                 matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota()
             }
-            Self::Lost { .. }
-            | Self::Unusable { .. }
-            | Self::Overloaded { .. }
-            | Self::Draining => true,
+            Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded(_) | Self::Draining => {
+                true
+            }
             Self::Interrupted { error, .. } => error.is_transient(),
             Self::Invalid { .. }
             | Self::NotAdmitted
@@ -206,6 +203,11 @@ impl Error {
         matches!(self, Self::Rejected(rejection) if rejection.is_state_conflict())
     }
 
+    /// Whether the upstream does not know the caller's credential.
+    pub fn is_credential_rejected(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.status == 401)
+    }
+
     /// How long the upstream asks to wait before the next request.
     pub fn retry_delay(&self) -> Option<Duration> {
         match self {
@@ -220,7 +222,7 @@ impl Error {
     /// What there is too much of, if that is the error.
     pub fn overloaded(&self) -> Option<&'static str> {
         match self {
-            Self::Overloaded { what } => Some(what),
+            Self::Overloaded(limit) => Some(limit.what),
             Self::Interrupted { error, .. } => error.overloaded(),
             _ => None,
         }
@@ -352,8 +354,8 @@ impl Error {
                 R::GatewayDraining,
                 format!("the gateway ends this call{again}"),
             ),
-            Self::Overloaded { what } => {
-                let message = format!("the gateway has as many {what} as it may have{again_later}");
+            Self::Overloaded(Limit { what, max, flag }) => {
+                let message = format!("too many {what} (limit {max}, {flag}){again_later}");
                 Verdict::new(Code::Unavailable, R::GatewayOverloaded, message)
                     .retry(Retry::After(DEFAULT_RETRY_DELAY))
             }
@@ -418,6 +420,12 @@ impl Resume {
             .into_iter()
             .filter(|(_, value)| !value.is_empty())
             .map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)))
+    }
+}
+
+impl From<Limit> for Error {
+    fn from(limit: Limit) -> Self {
+        Self::Overloaded(limit)
     }
 }
 
@@ -497,7 +505,7 @@ impl fmt::Display for Log<'_> {
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),
-            Error::Overloaded { what } => write!(out, "overloaded: {what}"),
+            Error::Overloaded(limit) => write!(out, "overloaded: {}", limit.what),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),
             Error::OutputsTooLarge { limit } => write!(out, "more than {limit} bytes of outputs"),
             Error::Interrupted { error, resume } => write!(

@@ -9,6 +9,7 @@
 //! | [`events`] | runs as streams: from the upstream's events, from polling |
 //! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
 //! | [`service`] | the gRPC services: validate, call, answer |
+//! | [`shares`] | how much of what is limited one caller may hold |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
 //! | [`server`] | connections and calls: their limits, health, reflection, drain |
 //! | [`telemetry`] | metrics, traces, one log line per call |
@@ -47,6 +48,7 @@ pub mod reloadable;
 pub mod rest;
 pub mod server;
 pub mod service;
+pub mod shares;
 pub mod telemetry;
 pub mod v1;
 pub mod wire;

@@ -111,6 +111,7 @@ impl AccessConfig {
         Ok(server::Access {
             tokens,
             clients: self.clients.clone(),
+            credentials: None,
         })
     }
 }

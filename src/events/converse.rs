@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use async_stream::stream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 
 use super::{
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     error::Error,
     rest::{Caller, IDEMPOTENCY_KEY, UpstreamReply},
+    shares::Permit,
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus,
         StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
@@ -217,7 +218,7 @@ impl Conversation {
             ..
         } = start;
         let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
-        let place = self.reader.streams.place()?;
+        let permit = self.reader.streams.live_permit(caller)?;
         let opened = if thread_and_run.is_some() {
             if run.is_some() || !thread_id.is_empty() || !include.is_empty() {
                 return Err(Error::invalid(
@@ -241,7 +242,7 @@ impl Conversation {
             };
             client.stream_create_run(caller, &request).await?
         };
-        Ok(self.opened(opened, place))
+        Ok(self.opened(opened, permit))
     }
 
     /// The run's first state is awaited, so that a run that is not there is an answer and not a
@@ -264,12 +265,12 @@ impl Conversation {
         Ok(Phase::Following(Box::new((follow, Some(first)))))
     }
 
-    fn opened(&mut self, opened: UpstreamReply, place: OwnedSemaphorePermit) -> Phase {
+    fn opened(&mut self, opened: UpstreamReply, permit: Permit) -> Phase {
         match opened {
             UpstreamReply::Stream(stream) => {
                 self.reader.source = Some(Source {
                     stream,
-                    _place: place,
+                    _permit: permit,
                 });
                 Phase::Live(None)
             }
@@ -410,7 +411,7 @@ impl Conversation {
                 .into());
         }
         self.submits += 1;
-        let place = self.reader.streams.place()?;
+        let permit = self.reader.streams.live_permit(&self.reader.caller)?;
         let resume = self.reader.progress.resume();
         let request = StreamSubmitToolOutputsRequest {
             thread_id: resume.thread_id,
@@ -434,7 +435,7 @@ impl Conversation {
         match opened {
             Ok(opened) => {
                 self.reader.progress.resumed();
-                Ok(self.opened(opened, place))
+                Ok(self.opened(opened, permit))
             }
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() => {

@@ -90,18 +90,18 @@ impl Streams {
     where
         F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
     {
-        let place = self.place();
+        let permit = self.live_permit(&reader.caller);
         let opened = async move {
             let mut reader = reader;
-            let opened = match place {
-                Ok(place) => opening.await.map(|opened| (opened, place)),
+            let opened = match permit {
+                Ok(permit) => opening.await.map(|opened| (opened, permit)),
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((UpstreamReply::Stream(stream), place)) => {
+                Ok((UpstreamReply::Stream(stream), permit)) => {
                     reader.source = Some(Source {
                         stream,
-                        _place: place,
+                        _permit: permit,
                     });
                     Ok((reader, None))
                 }

@@ -36,7 +36,6 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
 use tokio_util::task::TaskTracker;
 
@@ -46,7 +45,8 @@ pub use watch::PollLimits;
 
 use crate::{
     error::Error,
-    rest::Client,
+    rest::{Caller, Client},
+    shares::{Limit, Permit, Shares},
     v1::{RunEvent, RunStatus, StreamOptions},
 };
 
@@ -95,7 +95,7 @@ impl Default for StreamLimits {
 pub struct Streams {
     client: Client,
     watches: watch::PollerRegistry,
-    live: Arc<Semaphore>,
+    live: Shares,
     /// What goes on after its caller has left.
     detached: TaskTracker,
     limits: Arc<StreamLimits>,
@@ -107,19 +107,19 @@ impl Streams {
         Self {
             watches: watch::PollerRegistry::new(client.clone(), limits.poll.clone()),
             client,
-            live: Arc::new(Semaphore::new(limits.live.min(Semaphore::MAX_PERMITS))),
+            live: Shares::new(Limit {
+                what: "live streams",
+                max: limits.live,
+                flag: "--max-live-streams",
+            }),
             detached: TaskTracker::new(),
             limits: Arc::new(limits),
         }
     }
 
-    /// A place among the live streams of the upstream.
-    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.live)
-            .try_acquire_owned()
-            .map_err(|_| Error::Overloaded {
-                what: "live streams",
-            })
+    /// A permit for one more live stream of the upstream.
+    fn live_permit(&self, caller: &Caller) -> Result<Permit, Error> {
+        Ok(self.live.take(caller.owner, 1)?)
     }
 
     /// The tasks that go on after their callers have left: cancellations that were asked for.

@@ -8,7 +8,6 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    sync::OwnedSemaphorePermit,
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     error::Error,
     rest::{Caller, EventStream, IDEMPOTENCY_KEY},
+    shares::Permit,
     v1::{CancelRunRequest, RunEvent},
 };
 
@@ -42,10 +42,10 @@ pub(super) struct Reader {
     cancel: bool,
 }
 
-/// A live stream of the upstream, with its place among those that there may be.
+/// A live stream of the upstream, with its part of those that there may be.
 pub(super) struct Source {
     pub(super) stream: Box<EventStream>,
-    pub(super) _place: OwnedSemaphorePermit,
+    pub(super) _permit: Permit,
 }
 
 impl Reader {

@@ -12,7 +12,7 @@
 //!   (401, 403, 404) ends all watches.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -28,6 +28,7 @@ use super::is_terminal;
 use crate::{
     error::Error,
     rest::{Caller, Client, Identity},
+    shares::{Limit, Owner, Permit, Shares},
     v1::{GetRunRequest, ListRunStepsRequest, Run, RunStep, SortOrder},
 };
 
@@ -91,6 +92,7 @@ pub(super) struct PollerRegistry(Arc<Shared>);
 struct Shared {
     client: Client,
     limits: PollLimits,
+    runs: Shares,
     polls: Mutex<HashMap<Key, Poll>>,
     /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait
     /// in the order of asking.
@@ -124,6 +126,7 @@ struct Poll {
     wanted: u64,
     wake: Arc<Notify>,
     published: watch::Receiver<Option<Published>>,
+    _permit: Permit,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -150,6 +153,11 @@ impl PollerRegistry {
     pub(super) fn new(client: Client, limits: PollLimits) -> Self {
         Self(Arc::new(Shared {
             client,
+            runs: Shares::new(Limit {
+                what: "runs watched",
+                max: limits.runs,
+                flag: "--max-polled-runs",
+            }),
             limits,
             polls: Mutex::default(),
             next_slot: tokio::sync::Mutex::new(Instant::now()),
@@ -173,17 +181,17 @@ impl PollerRegistry {
             identity: caller.identity(),
         };
         let mut polls = lock(&self.0.polls);
-        if !polls.contains_key(&key) && polls.len() >= self.0.limits.runs {
-            return Err(Error::Overloaded {
-                what: "runs watched",
-            });
-        }
         let metrics = self.0.client.telemetry().metrics();
+        let poll = match polls.entry(key.clone()) {
+            Entry::Occupied(poll) => poll.into_mut(),
+            Entry::Vacant(vacant) => {
+                // The run counts to whoever began to watch it, however many join.
+                let permit = self.0.runs.take(caller.owner, 1)?;
+                metrics.pollers.inc();
+                vacant.insert(self.start(&key, caller.owner, permit))
+            }
+        };
         metrics.watchers.inc();
-        let poll = polls.entry(key.clone()).or_insert_with(|| {
-            metrics.pollers.inc();
-            self.start(&key)
-        });
         poll.watchers += 1;
         poll.step_watchers += usize::from(steps);
         poll.wanted = poll.begun + 1;
@@ -210,13 +218,16 @@ impl PollerRegistry {
         }
     }
 
-    fn start(&self, key: &Key) -> Poll {
+    fn start(&self, key: &Key, owner: Owner, permit: Permit) -> Poll {
         let (publish, published) = watch::channel(None);
         let wake = Arc::new(Notify::new());
         let poller = Poller {
             shared: Arc::clone(&self.0),
             key: key.clone(),
-            caller: key.identity.caller(),
+            caller: Caller {
+                owner,
+                ..key.identity.caller()
+            },
             wake: Arc::clone(&wake),
             publish,
             interval: self.0.limits.floor,
@@ -230,6 +241,7 @@ impl PollerRegistry {
             wanted: 0,
             wake,
             published,
+            _permit: permit,
             _task: task,
         }
     }

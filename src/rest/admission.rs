@@ -1,14 +1,9 @@
 //! How many upstream requests there may be at a time, and whose turn it is.
 //!
 //! Must hold: load is shed, never piled up. Requests in flight, requests that wait, and the time
-//! that they wait are bounded; what exceeds a bound is refused at once. And one tenant's flood
-//! leaves others served: a tenant takes a place only while it holds fewer than [`HEADROOM`] times
-//! what is then left free. Alone it gets almost all places, many get equal shares, and whoever
-//! comes new finds one free. The same holds for places in the queue, which is served tenant by
-//! tenant.
-//!
-//! A tenant is a caller's name ([`super::Caller::tenant`]); where it has none, or a credential of
-//! its own, also that and whatever else of it reaches the upstream ([`super::Caller::identity`]).
+//! that they wait are bounded; what exceeds a bound is refused at once. And one owner's flood
+//! leaves others served: [`Ledger`] says who may have a permit, and who may wait for one. The queue
+//! is served owner by owner.
 //!
 //! A create or a submit that has been sent is work for the upstream whether or not its caller
 //! waits. Its place is kept for a while after the caller has left ([`RequestLimits::left`]), so
@@ -24,7 +19,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    hash::{BuildHasher as _, Hash, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,10 +30,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::error::{Error, Idempotency};
-
-/// How many times what is left free a tenant may hold. Alone it gets eight places of nine.
-const HEADROOM: usize = 8;
+use crate::{
+    error::{Error, Idempotency},
+    shares::{Ledger, Limit, Owner},
+};
 
 /// Limits of upstream requests. [`Default`] suits most upstreams.
 #[derive(Debug, Clone)]
@@ -89,36 +83,27 @@ struct Shared {
     state: Mutex<State>,
     /// How many wait, for the metrics.
     queued: IntGauge,
-    /// Tenants are told apart by a hash: that two are taken for one is unlikely and harmless, and
-    /// no credential is held.
-    hasher: RandomState,
 }
 
 #[derive(Debug)]
 struct State {
-    running: usize,
-    waiting: usize,
+    running: Ledger,
+    waiting: Ledger,
     /// Requests on each client.
     connection_groups: Vec<usize>,
-    /// By hash: a map that hashes would do so again.
-    tenants: BTreeMap<u64, Tenant>,
-    /// The tenants that wait, in the order of their turns.
-    turns: VecDeque<u64>,
+    /// Those that wait, by owner.
+    queues: BTreeMap<Owner, VecDeque<(u64, oneshot::Sender<Place>)>>,
+    /// The owners that wait, in the order of their turns.
+    turns: VecDeque<Owner>,
     /// Numbers those that wait.
     next: u64,
-}
-
-#[derive(Debug, Default)]
-struct Tenant {
-    running: usize,
-    queue: VecDeque<(u64, oneshot::Sender<Place>)>,
 }
 
 /// A place for one upstream request, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     shared: Arc<Shared>,
-    tenant: u64,
+    owner: Owner,
     /// The client to send it by.
     pub(super) connection_group: usize,
     /// A write is under way by it.
@@ -128,10 +113,10 @@ pub(super) struct Place {
 impl Admission {
     pub(super) fn new(limits: RequestLimits, queued: IntGauge) -> Self {
         let state = State {
-            running: 0,
-            waiting: 0,
+            running: Ledger::new(limits.requests),
+            waiting: Ledger::new(limits.queue),
             connection_groups: vec![0; limits.connection_groups()],
-            tenants: BTreeMap::new(),
+            queues: BTreeMap::new(),
             turns: VecDeque::new(),
             next: 0,
         };
@@ -139,51 +124,46 @@ impl Admission {
             limits,
             state: Mutex::new(state),
             queued,
-            hasher: RandomState::new(),
         }))
     }
 
     /// Waits for a place.
-    pub(super) async fn enter(&self, tenant: &impl Hash) -> Result<Place, Error> {
-        const REFUSED: Error = Error::Overloaded {
-            what: "upstream requests",
-        };
+    pub(super) async fn enter(&self, owner: Owner) -> Result<Place, Error> {
         let (shared, limits) = (&self.0, &self.0.limits);
-        let tenant = shared.hasher.hash_one(tenant);
+        let refused = Limit {
+            what: "upstream requests",
+            max: limits.requests,
+            flag: "--max-upstream-requests",
+        };
         let (waiter, mut place) = {
             let mut state = shared.lock();
-            let (free, unqueued) = (
-                limits.requests.saturating_sub(state.running),
-                limits.queue.saturating_sub(state.waiting),
-            );
-            let this = state.tenants.entry(tenant).or_default();
-            let (running, waiting) = (this.running, this.queue.len());
+            let waits = state.queues.contains_key(&owner);
             // Who waits already goes first.
-            if waiting == 0 && running < free * HEADROOM {
-                return Ok(shared.take(&mut state, tenant));
+            if !waits && state.running.admits(owner, 1) {
+                return Ok(shared.take(&mut state, owner));
             }
-            if waiting >= unqueued * HEADROOM {
-                state.forget_idle(tenant);
-                return Err(REFUSED);
+            if !state.waiting.admits(owner, 1) {
+                let queue = Limit {
+                    max: limits.queue,
+                    flag: "--max-upstream-queue",
+                    ..refused
+                };
+                return Err(queue.into());
             }
+            state.waiting.take(owner, 1);
             let number = state.next;
             state.next += 1;
-            state.waiting += 1;
             let (send, place) = oneshot::channel();
-            state
-                .tenants
-                .entry(tenant)
-                .or_default()
-                .queue
-                .push_back((number, send));
-            if waiting == 0 {
-                state.turns.push_back(tenant);
+            let queue = state.queues.entry(owner).or_default();
+            queue.push_back((number, send));
+            if !waits {
+                state.turns.push_back(owner);
             }
             shared.queued.inc();
             (
                 Waiter {
                     shared,
-                    tenant,
+                    owner,
                     number,
                 },
                 place,
@@ -192,11 +172,10 @@ impl Admission {
         let given = timeout(limits.wait, &mut place).await;
         drop(waiter);
         // A place that was given just now is not let go unused.
+        let given = given.ok().and_then(Result::ok);
         given
-            .ok()
-            .and_then(Result::ok)
             .or_else(|| place.try_recv().ok())
-            .ok_or(REFUSED)
+            .ok_or_else(|| refused.into())
     }
 }
 
@@ -205,32 +184,27 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Self>, state: &mut State, tenant: u64) -> Place {
+    fn take(self: &Arc<Self>, state: &mut State, owner: Owner) -> Place {
         let connection_group = state
             .connection_groups
             .iter()
             .position(|running| *running < self.limits.per_connection)
             .unwrap_or_default();
         state.connection_groups[connection_group] += 1;
-        state.running += 1;
-        state.tenants.entry(tenant).or_default().running += 1;
+        state.running.take(owner, 1);
         Place {
             shared: Arc::clone(self),
-            tenant,
+            owner,
             connection_group,
             pending: false,
         }
     }
 
-    fn take_back(self: &Arc<Self>, tenant: u64, connection_group: usize) {
+    fn take_back(self: &Arc<Self>, owner: Owner, connection_group: usize) {
         let given = {
             let mut state = self.lock();
-            state.running -= 1;
             state.connection_groups[connection_group] -= 1;
-            if let Some(tenant) = state.tenants.get_mut(&tenant) {
-                tenant.running -= 1;
-            }
-            state.forget_idle(tenant);
+            state.running.give_back(owner, 1);
             self.give(&mut state)
         };
         for (waiter, place) in given {
@@ -239,31 +213,24 @@ impl Shared {
         }
     }
 
-    /// Gives what is free to those that wait, one to each tenant in turn. Returns what is to be
+    /// Gives what is free to those that wait, one to each owner in turn. Returns what is to be
     /// sent when the lock is let go.
     fn give(self: &Arc<Self>, state: &mut State) -> Vec<(oneshot::Sender<Place>, Place)> {
         let mut given = Vec::new();
         let mut passed_over = 0;
         while passed_over < state.turns.len() {
-            let free = self.limits.requests.saturating_sub(state.running);
-            let Some(tenant) = state.turns.pop_front() else {
+            let Some(owner) = state.turns.pop_front() else {
                 break;
             };
-            let Some(this) = state.tenants.get_mut(&tenant) else {
-                continue;
-            };
-            if this.running >= free * HEADROOM {
-                state.turns.push_back(tenant);
+            if !state.running.admits(owner, 1) {
+                state.turns.push_back(owner);
                 passed_over += 1;
                 continue;
             }
             passed_over = 0;
-            if let Some((_, waiter)) = this.queue.pop_front() {
-                if !this.queue.is_empty() {
-                    state.turns.push_back(tenant);
-                }
-                state.waiting -= 1;
-                given.push((waiter, self.take(state, tenant)));
+            if let Some((_, waiter)) = state.queues.get_mut(&owner).and_then(VecDeque::pop_front) {
+                state.leaves(owner);
+                given.push((waiter, self.take(state, owner)));
             }
         }
         given
@@ -271,13 +238,14 @@ impl Shared {
 }
 
 impl State {
-    fn forget_idle(&mut self, tenant: u64) {
-        if self
-            .tenants
-            .get(&tenant)
-            .is_some_and(|it| it.running == 0 && it.queue.is_empty())
-        {
-            self.tenants.remove(&tenant);
+    /// One of this owner's waits no more. If others do, its turn comes again.
+    fn leaves(&mut self, owner: Owner) {
+        self.waiting.give_back(owner, 1);
+        if self.queues.get(&owner).is_some_and(VecDeque::is_empty) {
+            self.queues.remove(&owner);
+            self.turns.retain(|turn| *turn != owner);
+        } else if !self.turns.contains(&owner) {
+            self.turns.push_back(owner);
         }
     }
 }
@@ -297,9 +265,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let (shared, tenant, connection_group, left) = (
+        let (shared, owner, connection_group, left) = (
             Arc::clone(&self.shared),
-            self.tenant,
+            self.owner,
             self.connection_group,
             self.shared.limits.left,
         );
@@ -307,10 +275,10 @@ impl Drop for Place {
             Ok(runtime) if self.pending && !left.is_zero() => {
                 runtime.spawn(async move {
                     sleep(left).await;
-                    shared.take_back(tenant, connection_group);
+                    shared.take_back(owner, connection_group);
                 });
             }
-            _ => shared.take_back(tenant, connection_group),
+            _ => shared.take_back(owner, connection_group),
         }
     }
 }
@@ -318,7 +286,7 @@ impl Drop for Place {
 /// A request that waits. Dropping it leaves the queue.
 struct Waiter<'a> {
     shared: &'a Arc<Shared>,
-    tenant: u64,
+    owner: Owner,
     number: u64,
 }
 
@@ -326,24 +294,15 @@ impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.shared.queued.dec();
         let mut state = self.shared.lock();
-        let Some(tenant) = state.tenants.get_mut(&self.tenant) else {
+        let Some(queue) = state.queues.get_mut(&self.owner) else {
             return;
         };
         // They queue in the order of their numbers. One that was given its place is not there any
         // more.
-        let Ok(at) = tenant
-            .queue
-            .binary_search_by_key(&self.number, |(number, _)| *number)
-        else {
-            return;
-        };
-        tenant.queue.remove(at);
-        let left = tenant.queue.is_empty();
-        state.waiting -= 1;
-        if left {
-            state.turns.retain(|turn| *turn != self.tenant);
+        if let Ok(at) = queue.binary_search_by_key(&self.number, |(number, _)| *number) {
+            queue.remove(at);
+            state.leaves(self.owner);
         }
-        state.forget_idle(self.tenant);
     }
 }
 
@@ -358,8 +317,8 @@ mod tests {
 
     /// Asks for a place as `name`, up to where it would wait.
     async fn ask(admission: &Admission, name: &str) -> JoinHandle<Result<Place, Error>> {
-        let (admission, tenant) = (admission.clone(), name.to_owned());
-        let asking = tokio::spawn(async move { admission.enter(&tenant).await });
+        let (admission, name) = (admission.clone(), name.to_owned());
+        let asking = tokio::spawn(async move { admission.enter(Owner::of(&name)).await });
         yield_now().await;
         asking
     }
@@ -381,18 +340,21 @@ mod tests {
 
     fn is_empty(admission: &Admission) -> bool {
         let state = admission.0.lock();
-        state.running == 0
-            && state.waiting == 0
-            && state.tenants.is_empty()
+        state.running.is_empty()
+            && state.waiting.is_empty()
+            && state.queues.is_empty()
             && state.turns.is_empty()
             && state.connection_groups.iter().all(|it| *it == 0)
             && admission.0.queued.get() == 0
     }
 
     #[tokio::test]
-    async fn the_queue_is_served_tenant_by_tenant() {
+    async fn the_queue_is_served_owner_by_owner() {
         let admission = admission(1, 1, 100);
-        let mut place = admission.enter(&"a").await.expect("a free place");
+        let mut place = admission
+            .enter(Owner::of(&"a"))
+            .await
+            .expect("a free place");
         let mut waiting = Vec::new();
         for name in ["a", "a", "a", "a", "b", "b", "c", "a"] {
             waiting.push((name, ask(&admission, name).await));
@@ -415,20 +377,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tenants_get_equal_shares_and_some_places_are_left() {
-        for (names, expected) in [(&["a"][..], [32, 0]), (&["a", "b"], [17, 17])] {
+    async fn owners_get_equal_shares_and_some_places_are_left() {
+        for (names, expected) in [(&["a"][..], [24, 0]), (&["a", "b"], [15, 14])] {
             let admission = admission(36, 10, 0);
             let mut places = Vec::new();
             let mut held = [0, 0];
             for turn in 0..100 {
                 let who = turn % names.len();
-                if let Ok(place) = admission.enter(&names[who]).await {
+                if let Ok(place) = admission.enter(Owner::of(&names[who])).await {
                     held[who] += 1;
                     places.push(place);
                 }
             }
             assert_eq!(held, expected);
-            assert!(admission.enter(&"new").await.is_ok());
+            assert!(admission.enter(Owner::of(&"new")).await.is_ok());
             // No connection has more than it may have.
             assert!(
                 admission
@@ -451,7 +413,10 @@ mod tests {
             (Idempotency::NonIdempotent, true, 0),
             (Idempotency::Idempotent, false, 0),
         ] {
-            let mut place = admission.enter(&"a").await.expect("a free place");
+            let mut place = admission
+                .enter(Owner::of(&"a"))
+                .await
+                .expect("a free place");
             place.sends(idempotency);
             let left = Instant::now();
             if over {
@@ -459,7 +424,7 @@ mod tests {
             } else {
                 drop(place);
             }
-            drop(admission.enter(&"b").await);
+            drop(admission.enter(Owner::of(&"b")).await);
             assert_eq!(
                 left.elapsed().as_millis() / 100 * 100,
                 kept,
@@ -472,13 +437,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_wait_any_more_leaves_nothing_behind() {
         let admission = admission(1, 1, 2);
-        let place = admission.enter(&"a").await.expect("a free place");
+        let place = admission
+            .enter(Owner::of(&"a"))
+            .await
+            .expect("a free place");
         let (bored, gone) = (ask(&admission, "a").await, ask(&admission, "b").await);
-        assert!(admission.enter(&"c").await.is_err(), "the queue is full");
+        assert!(
+            admission.enter(Owner::of(&"c")).await.is_err(),
+            "the queue is full"
+        );
         gone.abort();
         assert!(matches!(
             bored.await.expect("no panic"),
-            Err(Error::Overloaded { .. })
+            Err(Error::Overloaded(_))
         ));
         // Given and not taken: it goes on to the next.
         let (given, next) = (ask(&admission, "a").await, ask(&admission, "b").await);

@@ -50,6 +50,7 @@ pub use transport::{RENEWAL, UpstreamFiles};
 use crate::{
     error::{Error, Idempotency},
     reloadable::Reloadable,
+    shares::{Credential, Owner},
     telemetry::{self, Telemetry},
 };
 
@@ -147,8 +148,10 @@ pub struct Caller {
     pub retries: bool,
     /// The call that requests are made for.
     pub call: telemetry::Call,
-    /// Its name, if the gateway knows it. The upstream does not: it only decides whose turn it is.
-    pub tenant: Option<Arc<str>>,
+    /// Who holds what is held for it.
+    pub owner: Owner,
+    /// Its own credential, whose share depends on what the upstream says to it.
+    pub credential: Option<Credential>,
 }
 
 /// The header that names one write, for services that know it.
@@ -163,6 +166,17 @@ const ANONYMOUS_HEADERS: [&str; 4] = [
 ];
 
 impl Caller {
+    /// The upstream has answered a request: what that says of the caller's credential.
+    pub(super) fn answered(&self, error: Option<&Error>) {
+        match (&self.credential, error) {
+            (Some(credential), None) => credential.accept(),
+            (Some(credential), Some(error)) if error.is_credential_rejected() => {
+                credential.reject()
+            }
+            _ => {}
+        }
+    }
+
     /// The headers that may change what the upstream shows, in one order: callers with the same
     /// ones may share an answer.
     pub fn identity(&self) -> Identity {
@@ -191,7 +205,8 @@ impl Identity {
             deadline: None,
             retries: true,
             call: telemetry::Call::default(),
-            tenant: None,
+            owner: Owner::default(),
+            credential: None,
         }
     }
 }
@@ -240,15 +255,6 @@ impl Client {
         &self.telemetry
     }
 
-    /// Waits until it is this caller's turn. Callers with names and the gateway's key are told
-    /// apart by name alone: of the headers that they choose, each could make itself many.
-    async fn enter(&self, caller: &Caller) -> Result<admission::Place, Error> {
-        let anonymous = !self.own_key || caller.tenant.is_none();
-        self.admission
-            .enter(&(&caller.tenant, anonymous.then(|| caller.identity())))
-            .await
-    }
-
     /// Sends a request and reads its answer.
     async fn send<M: answer::Answerable>(
         &self,
@@ -267,7 +273,7 @@ impl Client {
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
         let idempotency = request.idempotency;
-        let mut place = self.enter(caller).await?;
+        let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
         let connection_group = place.connection_group;
         let mut upstream_request = self.telemetry.upstream_request(
@@ -314,6 +320,7 @@ impl Client {
             caller.call.saw(run);
         }
         caller.call.answered(id.as_deref());
+        caller.answered(answer.as_ref().err());
         answer.map_err(|error| error.of_request(id))
     }
 

@@ -93,7 +93,7 @@ impl Client {
         let idempotency = request.idempotency;
         // It is let go with the head: a live stream has a place of its own, for as long as it
         // lives.
-        let mut place = self.enter(caller).await?;
+        let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
         let mut upstream_request = self.telemetry.upstream_request(
             &caller.call,
@@ -142,6 +142,7 @@ impl Client {
             head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
         upstream_request.ended(&head);
         caller.call.answered(id.as_deref());
+        caller.answered(head.as_ref().err());
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
                 let parser = Parser::new(self.max_event_bytes);

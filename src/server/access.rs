@@ -8,14 +8,18 @@
 //! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time
 //! against all of them: neither a core dump nor a stopwatch tells one.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use subtle::ConstantTimeEq as _;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use crate::{error::Error, reloadable::Reloadable};
+use crate::{
+    error::Error,
+    reloadable::Reloadable,
+    shares::{Accepted, Credential, Owner},
+};
 
 /// The services that are guarded.
 const GUARDED: &str = "/runsgateway.";
@@ -29,6 +33,19 @@ pub struct Access {
     /// as `spiffe://domain/service`) or common names. An empty list admits every certificate that
     /// the client CA signed. `None`: certificates are not asked for.
     pub clients: Option<Arc<[String]>>,
+    /// The header that has a caller's own credential, and those of them that the upstream has
+    /// accepted. `None` where the gateway has a key of its own.
+    pub credentials: Option<(HeaderName, Accepted)>,
+}
+
+/// Whose share a call counts to.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    /// Who holds what is held for the call.
+    pub owner: Owner,
+    /// The caller's own credential, if it has one: what becomes of it upstream decides about its
+    /// share.
+    pub credential: Option<Credential>,
 }
 
 /// The name of an admitted caller, if callers are told apart. It stands beside the token in its
@@ -104,15 +121,17 @@ fn hash(hex: &str) -> Option<[u8; 32]> {
 
 /// What is known of the other side of a connection: the names in its certificate, if it has shown
 /// one.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Peer {
+    address: IpAddr,
     names: Option<Arc<[String]>>,
 }
 
 impl Peer {
     /// The peer whose certificate was verified in the handshake.
-    pub(super) fn new(certificate: Option<&CertificateDer<'_>>) -> Self {
+    pub(super) fn new(address: IpAddr, certificate: Option<&CertificateDer<'_>>) -> Self {
         Self {
+            address,
             names: certificate.map(|certificate| names(certificate).into()),
         }
     }
@@ -172,6 +191,48 @@ impl Access {
     }
 }
 
+impl Access {
+    /// Whose share a call counts to: by its caller's name; where callers bring their own keys, by
+    /// the credential once the upstream has accepted it; where nobody is known, by the address.
+    pub(super) fn account(
+        &self,
+        peer: &Peer,
+        tenant: Option<&Tenant>,
+        headers: &HeaderMap,
+    ) -> Account {
+        if let Some(Tenant(name)) = tenant {
+            let owner = Owner::of(name);
+            return Account {
+                owner,
+                credential: None,
+            };
+        }
+        let Some((header, accepted)) = &self.credentials else {
+            return peer.account();
+        };
+        let credential = headers
+            .get(header)
+            .map(|value| accepted.credential(&value.as_bytes()));
+        Account {
+            owner: credential
+                .as_ref()
+                .map(Credential::owner)
+                .unwrap_or_default(),
+            credential,
+        }
+    }
+}
+
+impl Peer {
+    /// The share of all calls from this address.
+    pub(super) fn account(&self) -> Account {
+        Account {
+            owner: Owner::of(&self.address),
+            credential: None,
+        }
+    }
+}
+
 /// The one bearer token of a call. Two are none: which of them would have been meant?
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -182,6 +243,8 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     /// `printf %s secret | sha256sum`
@@ -195,11 +258,13 @@ mod tests {
             tokens: tokens
                 .map(|text| Reloadable::fixed(Tokens::parse(text.as_bytes()).expect("tokens"))),
             clients: clients.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
+            credentials: None,
         }
     }
 
     fn peer(names: Option<&[&str]>) -> Peer {
         Peer {
+            address: Ipv4Addr::LOCALHOST.into(),
             names: names.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
         }
     }

@@ -26,17 +26,13 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::{
-    select,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::Instant,
-};
+use tokio::{select, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, Status, body::Body};
 use tower::BoxError;
 
 use super::{
-    access::{Access, Peer, Tenant},
+    access::{Access, Account, Peer},
     connection::jittered,
     deadline,
     drain::Drain,
@@ -46,6 +42,7 @@ use super::{
 use crate::{
     error::Error,
     registered_waker::RegisteredWaker,
+    shares::{Owner, Permit, Shares},
     telemetry::{self, Telemetry},
 };
 
@@ -59,8 +56,8 @@ pub struct CallContext {
     pub termination_status: TerminationStatus,
     /// What notes its events and its failure.
     pub record: telemetry::Call,
-    /// Who calls, if that is known.
-    pub tenant: Option<Tenant>,
+    /// Whose share the call counts to.
+    pub account: Account,
     /// The drain of the server.
     pub drain: Drain,
 }
@@ -129,10 +126,10 @@ pub(super) struct Calls {
     pub(super) telemetry: Telemetry,
     /// The age at which a call is cut.
     pub(super) max_age: Option<Duration>,
-    /// One for each call that may be open, on all connections together.
-    pub(super) places: Arc<Semaphore>,
+    /// Calls that are open, on all connections together.
+    pub(super) open_calls: Shares,
     /// The same for streams of health and reflection.
-    pub(super) infra_streams: Arc<Semaphore>,
+    pub(super) infra_streams: Shares,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
@@ -176,15 +173,18 @@ where
             .access
             .admit(&self.peer, path, request.headers())
             .and_then(|tenant| {
-                call.place = self.place(path)?;
-                Ok(tenant)
+                let account = self
+                    .access
+                    .account(&self.peer, tenant.as_ref(), request.headers());
+                call.permit = self.permit(path, account.owner)?;
+                Ok(account)
             });
         let admitted = admitted.map_err(|error| {
             call.record.failed(&error);
             error.status()
         });
-        let tenant = match admitted.and_then(|tenant| timeout.map(|_| tenant)) {
-            Ok(tenant) => tenant,
+        let account = match admitted.and_then(|account| timeout.map(|_| account)) {
+            Ok(account) => account,
             Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
         };
         let (termination_status, record, drain) = (
@@ -196,7 +196,7 @@ where
             deadline,
             termination_status,
             record,
-            tenant,
+            account,
             drain,
         });
         Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
@@ -204,19 +204,15 @@ where
 }
 
 impl Calls {
-    /// A place for one more call.
-    fn place(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        let (places, what) = match path {
+    /// A permit for one more call.
+    fn permit(&self, path: &str, owner: Owner) -> Result<Option<Permit>, Error> {
+        let permit = match path {
             path if is_asking_health(path) => return Ok(None),
-            path if is_infra_stream(path) => {
-                (&self.infra_streams, "streams of health and reflection")
-            }
-            _ => (&self.places, "calls"),
+            // Nobody needs a token for them, so nobody's name is known.
+            path if is_infra_stream(path) => self.infra_streams.take(self.peer.account().owner, 1),
+            _ => self.open_calls.take(owner, 1),
         };
-        Arc::clone(places)
-            .try_acquire_owned()
-            .map(Some)
-            .map_err(|_| Error::Overloaded { what })
+        Ok(permit.map(Some)?)
     }
 }
 
@@ -234,8 +230,8 @@ struct Call {
     /// How it ended, once that is known.
     code: Option<Code>,
     open: watch::Sender<usize>,
-    /// Its place among all calls.
-    place: Option<OwnedSemaphorePermit>,
+    /// Its part of all calls.
+    permit: Option<Permit>,
 }
 
 impl Call {
@@ -277,7 +273,7 @@ impl Call {
             termination_status: TerminationStatus::default(),
             code: None,
             open: calls.open.clone(),
-            place: None,
+            permit: None,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     io::{self, Cursor},
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -37,14 +38,15 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it is closed.
-pub(super) async fn serve(stream: TcpStream, server: &Server) {
+pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
     let limits = &server.limits;
     // Frames are written when they are complete; waiting for more (Nagle) only delays events.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     // Under one limit, since all of it is a stranger's time.
-    let (io, http, peer) = match timeout(limits.handshake, handshake(stream, server)).await {
+    let (io, http, peer) = match timeout(limits.handshake, handshake(stream, address, server)).await
+    {
         Ok(Ok(shaken)) => shaken,
         Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
@@ -63,8 +65,8 @@ pub(super) async fn serve(stream: TcpStream, server: &Server) {
         max_deadline: limits.deadline,
         telemetry: server.telemetry.clone(),
         max_age: limits.call_age,
-        places: Arc::clone(&server.places),
-        infra_streams: Arc::clone(&server.infra_streams),
+        open_calls: server.open_calls.clone(),
+        infra_streams: server.infra_streams.clone(),
         end: end.clone(),
         open: open.clone(),
     };
@@ -150,14 +152,19 @@ enum Http {
 }
 
 /// TLS, if there is any, and the client's first bytes.
-async fn handshake(stream: TcpStream, server: &Server) -> io::Result<(Box<dyn Io>, Http, Peer)> {
+async fn handshake(
+    stream: TcpStream,
+    address: IpAddr,
+    server: &Server,
+) -> io::Result<(Box<dyn Io>, Http, Peer)> {
     let Some(tls) = &server.tls else {
         let (read, write) = stream.into_split();
         let (io, http) = preface(read, write).await?;
-        return Ok((Box::new(io), http, Peer::default()));
+        return Ok((Box::new(io), http, Peer::new(address, None)));
     };
     let stream = TlsAcceptor::from(tls.get()).accept(stream).await?;
     let peer = Peer::new(
+        address,
         stream
             .get_ref()
             .1

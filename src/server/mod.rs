@@ -43,10 +43,14 @@ use tokio::{
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{reloadable::Reloadable, telemetry::Telemetry};
+use crate::{
+    reloadable::Reloadable,
+    shares::{Limit, Shares},
+    telemetry::Telemetry,
+};
 
 pub use self::{
-    access::{Access, Tenant, Tokens},
+    access::{Access, Account, Tenant, Tokens},
     call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
     limits::Limits,
@@ -89,10 +93,16 @@ pub async fn serve(
         web,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
-        places: Arc::new(Semaphore::new(limits.calls.min(Semaphore::MAX_PERMITS))),
-        infra_streams: Arc::new(Semaphore::new(
-            limits.connections.min(Semaphore::MAX_PERMITS),
-        )),
+        open_calls: Shares::new(Limit {
+            what: "calls",
+            max: limits.calls,
+            flag: "--max-calls",
+        }),
+        infra_streams: Shares::new(Limit {
+            what: "streams of health and reflection",
+            max: limits.connections,
+            flag: "--max-connections",
+        }),
         limits,
     });
 
@@ -153,10 +163,10 @@ struct Server {
     http1: http1::Builder,
     http2: http2::Builder<Tasks>,
     routes: Arc<Routes>,
-    /// One for each call that may be open.
-    places: Arc<Semaphore>,
-    /// One for each stream of health or reflection that may be open: as many as connections.
-    infra_streams: Arc<Semaphore>,
+    /// Calls that are open.
+    open_calls: Shares,
+    /// Streams of health and reflection that are open: as many as connections.
+    infra_streams: Shares,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -221,8 +231,8 @@ async fn accept(
     ));
     let mut complained = None;
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok((stream, address)) => (stream, address.ip()),
             Err(error) if is_peers(&error) => continue,
             Err(error) => {
                 if once_a_second(&mut complained) {
@@ -245,7 +255,7 @@ async fn accept(
         tasks.spawn(async move {
             let open = &server.telemetry.metrics().connections;
             open.inc();
-            connection::serve(stream, &server).await;
+            connection::serve(stream, address, &server).await;
             open.dec();
             drop(place);
         });

@@ -131,7 +131,7 @@ impl Gateway {
             deadline,
             termination_status,
             record,
-            tenant,
+            account,
             ..
         } = extensions.remove().unwrap_or_default();
         let metadata = metadata.into_headers();
@@ -142,13 +142,13 @@ impl Gateway {
         {
             headers.append(name, value.clone());
         }
-        let tenant = tenant.map(|tenant| tenant.0);
         (
             Caller {
                 headers,
                 deadline,
                 retries: retries(&metadata),
-                tenant,
+                owner: account.owner,
+                credential: account.credential,
                 call: record,
             },
             termination_status,

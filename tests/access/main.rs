@@ -195,12 +195,12 @@ async fn one_callers_flood_leaves_others_served_though_all_use_the_gateways_key(
             (0..count).map(call).collect()
         };
     let flood = calls("secret", "flood", 60);
-    // Eight places of nine, and no more.
-    upstream.wait_for_requests(8).await;
-    for answered in calls("other", "thread_1", 30).join_all().await {
+    // Two thirds, and no more.
+    upstream.wait_for_requests(7).await;
+    for answered in calls("other", "thread_1", 20).join_all().await {
         answered.expect("an answer");
     }
-    assert_eq!(upstream.requests().len(), 8 + 30);
+    assert_eq!(upstream.requests().len(), 7 + 20);
     free.store(true, Ordering::SeqCst);
     held.notify_waiters();
     for answered in flood.join_all().await {
