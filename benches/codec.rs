@@ -19,7 +19,7 @@ fn codec(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("run");
     group.throughput(Throughput::Bytes(RUN.len() as u64));
     group.bench_function("decode", |bencher| {
-        bencher.iter(|| decode::<Run>(black_box(RUN)))
+        bencher.iter(|| decode::<Run>(black_box(RUN)));
     });
     group.bench_function("encode", |bencher| bencher.iter(|| encode(black_box(&run))));
     group.finish();

@@ -36,10 +36,10 @@ fn errors(criterion: &mut Criterion) {
         let error: Error = error_event(body.as_bytes());
         assert_eq!(error.status().code(), code, "{name}");
         group.bench_function(format!("{name}/read"), |bencher| {
-            bencher.iter(|| error_event(black_box(body.as_bytes())))
+            bencher.iter(|| error_event(black_box(body.as_bytes())));
         });
         group.bench_function(format!("{name}/status"), |bencher| {
-            bencher.iter(|| black_box(&error).status())
+            bencher.iter(|| black_box(&error).status());
         });
     }
     group.finish();

@@ -26,7 +26,7 @@ type Case = (&'static str, fn(rounds: u64));
 
 const CASES: [Case; 6] = [
     ("run decode", |rounds| {
-        (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))))
+        (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))));
     }),
     ("run encode", |rounds| {
         let run: Run = decode(RUN).expect("the run is read");
@@ -36,8 +36,8 @@ const CASES: [Case; 6] = [
         (0..rounds).for_each(|_| {
             drop(black_box(decode::<MessageDelta>(black_box(
                 DELTA.as_bytes(),
-            ))))
-        })
+            ))));
+        });
     }),
     ("event framing", |rounds| {
         let event = Bytes::from(format!("event: thread.message.delta\ndata: {DELTA}\n\n"));
@@ -68,7 +68,8 @@ const CASES: [Case; 6] = [
         }
     }),
     ("error to status", |rounds| {
-        (0..rounds).for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())))
+        (0..rounds)
+            .for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())));
     }),
 ];
 

@@ -186,7 +186,7 @@ impl Session<'_> {
         let say = |message| {
             _ = say.send(ConverseRunRequest {
                 message: Some(message),
-            })
+            });
         };
         say(first);
         let mut request = Request::new(UnboundedReceiverStream::new(said));

@@ -75,7 +75,7 @@ impl Drive {
         };
         self.api.clock.sleep_until(due).await;
         self.look(&[RunStatus::Cancelling], |run, messages, now| {
-            run.end(Ending::Cancelled, messages, now)
+            run.end(Ending::Cancelled, messages, now);
         });
     }
 

@@ -149,7 +149,7 @@ impl CancelOnDisconnect {
             sleep(pause).await;
             match self.streams.client.cancel_run(&self.caller, &request).await {
                 Err(error) if error.is_transient() => {
-                    tracing::debug!(error = %error.log(), "cancelling failed")
+                    tracing::debug!(error = %error.log(), "cancelling failed");
                 }
                 Err(error) => {
                     return tracing::info!(error = %error.log(), "a run was not cancelled");

@@ -171,7 +171,7 @@ impl Caller {
         match (&self.credential, error) {
             (Some(credential), None) => credential.accept(),
             (Some(credential), Some(error)) if error.is_credential_rejected() => {
-                credential.reject()
+                credential.reject();
             }
             _ => {}
         }

@@ -161,7 +161,7 @@ impl Client {
 
 impl EventStream {
     /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts
-    /// as cut. Whatever it says breaks its idle_timer, a comment too, and no time passes while
+    /// as cut. Whatever it says breaks its `idle_timer`, a comment too, and no time passes while
     /// nobody reads. May be dropped while it waits: nothing is lost.
     pub async fn next(&mut self, idle: Duration) -> Result<Option<Frame<'_>>, StreamBroken> {
         while !self

@@ -33,7 +33,7 @@ pub struct UpstreamFiles {
 /// The HTTP clients of one upstream.
 #[derive(Debug)]
 pub(super) struct Transport {
-    /// One for each connection_group of the admission.
+    /// One for each `connection_group` of the admission.
     pub(super) unary: Vec<reqwest::Client>,
     pub(super) streams: reqwest::Client,
 }

@@ -127,9 +127,9 @@ pub(super) struct Calls {
     /// The age at which a call is cut.
     pub(super) max_age: Option<Duration>,
     /// Calls that are open, on all connections together.
-    pub(super) open_calls: Shares,
+    pub(super) call_shares: Shares,
     /// The same for streams of health and reflection.
-    pub(super) infra_streams: Shares,
+    pub(super) infra_shares: Shares,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
@@ -209,8 +209,8 @@ impl Calls {
         let permit = match path {
             path if is_asking_health(path) => return Ok(None),
             // Nobody needs a token for them, so nobody's name is known.
-            path if is_infra_stream(path) => self.infra_streams.take(self.peer.account().owner, 1),
-            _ => self.open_calls.take(owner, 1),
+            path if is_infra_stream(path) => self.infra_shares.take(self.peer.account().owner, 1),
+            _ => self.call_shares.take(owner, 1),
         };
         Ok(permit.map(Some)?)
     }

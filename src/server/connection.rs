@@ -65,8 +65,8 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
         max_deadline: limits.deadline,
         telemetry: server.telemetry.clone(),
         max_age: limits.call_age,
-        open_calls: server.open_calls.clone(),
-        infra_streams: server.infra_streams.clone(),
+        call_shares: server.call_shares.clone(),
+        infra_shares: server.infra_shares.clone(),
         end: end.clone(),
         open: open.clone(),
     };
@@ -81,7 +81,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
                 open.subscribe(),
                 end,
             )
-            .await
+            .await;
         }
         (Http::Two, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);

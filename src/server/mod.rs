@@ -93,12 +93,12 @@ pub async fn serve(
         web,
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
-        open_calls: Shares::new(Limit {
+        call_shares: Shares::new(Limit {
             what: "calls",
             max: limits.calls,
             flag: "--max-calls",
         }),
-        infra_streams: Shares::new(Limit {
+        infra_shares: Shares::new(Limit {
             what: "streams of health and reflection",
             max: limits.connections,
             flag: "--max-connections",
@@ -164,9 +164,9 @@ struct Server {
     http2: http2::Builder<Tasks>,
     routes: Arc<Routes>,
     /// Calls that are open.
-    open_calls: Shares,
+    call_shares: Shares,
     /// Streams of health and reflection that are open: as many as connections.
-    infra_streams: Shares,
+    infra_shares: Shares,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.

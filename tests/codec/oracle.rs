@@ -421,7 +421,7 @@ pub(crate) fn extra(json: &Json, message: &DynamicMessage, place: &str) -> Resul
                 }
             }
             Json::List(list) if is_mirror && field.is_list() => {
-                count += extra_of_list(list, message, &field, &place)?
+                count += extra_of_list(list, message, &field, &place)?;
             }
             _ if is_mirror && !field.is_map() => match &*message.get_field(&field) {
                 Value::Message(within) => count += extra(value, within, &place)?,

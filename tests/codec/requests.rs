@@ -325,7 +325,7 @@ fn a_body_that_would_not_say_what_the_fields_say_is_refused_and_the_field_is_nam
 #[test]
 fn a_body_is_its_fields_and_then_what_extra_json_adds() {
     let spec = |spec: RunSpec, expected: &str| {
-        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}")
+        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}");
     };
     spec(RunSpec::default(), "{}");
     spec(extra(" { } "), r#"{"assistant_id":"asst_1"}"#);
@@ -378,7 +378,7 @@ fn a_body_is_its_fields_and_then_what_extra_json_adds() {
 #[test]
 fn a_missing_type_is_inferred_when_exactly_one_payload_is_set() {
     let spec = |spec: RunSpec, expected: &str| {
-        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}")
+        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}");
     };
     let function = || Some(FunctionDefinition::default());
     let search = || Some(FileSearchSettings::default());
@@ -465,7 +465,7 @@ fn a_missing_type_is_inferred_when_exactly_one_payload_is_set() {
 #[test]
 fn bare_forms_are_written_bare() {
     let spec = |spec: RunSpec, expected: &str| {
-        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}")
+        assert_eq!(body(&spec).as_deref(), Ok(expected), "{spec:?}");
     };
     spec(
         choice(ToolChoice {

@@ -157,7 +157,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     if &preface != b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" {
         shared.seen.send_modify(|seen| {
             seen.failures
-                .push("a connection that is not HTTP/2".to_owned())
+                .push("a connection that is not HTTP/2".to_owned());
         });
         return Ok(());
     }
@@ -209,10 +209,10 @@ async fn play(stream: &mut TcpStream, id: u32, say: Say) -> io::Result<Option<()
                 0,
                 &[id.to_be_bytes(), code.to_be_bytes()].concat(),
             )
-            .await?
+            .await?;
         }
         Say::GoAwayBefore(code) => {
-            frame(stream, GOAWAY, 0, 0, &[[0; 4], code.to_be_bytes()].concat()).await?
+            frame(stream, GOAWAY, 0, 0, &[[0; 4], code.to_be_bytes()].concat()).await?;
         }
         Say::Nothing => std::future::pending().await,
         Say::Close => {
