@@ -54,6 +54,10 @@ pub(super) struct StreamArgs {
     /// How long polls may fail before watches end.
     #[arg(long, env = "RUNS_GATEWAY_POLL_PATIENCE", default_value_t = PollLimits::default().patience.into())]
     poll_patience: Duration,
+
+    /// The most that the steps of one polled run may take, in bytes.
+    #[arg(long, env = "RUNS_GATEWAY_MAX_POLLED_STEP_BYTES", default_value_t = PollLimits::default().step_bytes)]
+    max_polled_step_bytes: usize,
 }
 
 impl From<StreamArgs> for StreamLimits {
@@ -71,6 +75,7 @@ impl From<StreamArgs> for StreamLimits {
                 rate: args.poll_rate,
                 runs: args.max_polled_runs,
                 patience: *args.poll_patience,
+                step_bytes: args.max_polled_step_bytes,
             },
         }
     }

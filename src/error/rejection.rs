@@ -16,8 +16,10 @@ use crate::v1::ErrorReason;
 pub struct Rejection {
     /// The HTTP status.
     pub status: u16,
-    /// What the body says; `None` if it is not a JSON error in one of the known shapes.
+    /// What the body says; `None` if it has no words of a service's.
     pub body: Option<ErrorBody>,
+    /// What answered has no such route: of a 404, by its body.
+    pub missing_route: bool,
     /// The upstream's id of the request.
     pub request_id: Option<String>,
     /// How long it asks to wait.
@@ -51,7 +53,8 @@ impl Rejection {
     }
 
     pub(super) fn is_state_conflict(&self) -> bool {
-        self.status == 400 && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
+        matches!(self.status, 400 | 422)
+            && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
     }
 
     pub(super) fn param(&self) -> Option<String> {
@@ -98,11 +101,13 @@ impl Rejection {
                 "the upstream does not accept the gateway's own key".to_owned(),
             ),
             401 => new(Code::Unauthenticated, R::InvalidApiKey),
-            400 if self.is_state_conflict() => new(Code::FailedPrecondition, R::StateConflict),
+            400 | 422 if self.is_state_conflict() => {
+                new(Code::FailedPrecondition, R::StateConflict)
+            }
             400 | 413 | 415 | 422 => new(Code::InvalidArgument, R::InvalidRequest),
             402 => new(Code::ResourceExhausted, R::PaymentRequired).retry(Retry::Never),
             403 => new(Code::PermissionDenied, R::PermissionDenied),
-            404 if self.body.is_none() => new(Code::Unimplemented, R::RouteNotFound),
+            404 if self.missing_route => new(Code::Unimplemented, R::RouteNotFound),
             404 => new(Code::NotFound, R::NotFound),
             409 => new(Code::Aborted, R::Conflict),
             429 if self.is_quota() => {
@@ -112,10 +117,11 @@ impl Rejection {
             499 => new(Code::Cancelled, R::Cancelled),
             500 => new(Code::Internal, R::ServerError),
             501 => new(Code::Unimplemented, R::Unsupported),
-            408 | 502 | 503 | 504 if self.idempotency == Idempotency::NonIdempotent => {
+            408 | 502 | 503 | 504 | 520..=530 if self.idempotency == Idempotency::NonIdempotent => {
                 Verdict::unknown(&said)
             }
-            408 | 502 => new(Code::Unavailable, R::UpstreamUnavailable),
+            // From 520 on: an edge gave the request on, and has no answer.
+            408 | 502 | 520..=530 => new(Code::Unavailable, R::UpstreamUnavailable),
             503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
             504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
             _ => new(Code::Internal, R::UnexpectedStatus),
@@ -127,21 +133,78 @@ impl ErrorBody {
     /// The state of the thread or run is to blame, not the request. Services give these no code of
     /// their own, only words.
     fn is_state_conflict(&self) -> bool {
-        const WORDS: [&str; 6] = [
-            "already has an active run",
-            "do not accept tool outputs",
-            "does not accept tool outputs",
-            "while a run",
-            "cannot update run with status",
-            "cannot cancel run with status",
+        // All words of one row are there, in any order.
+        const ROWS: [&[&str]; 18] = [
+            &["active run"],
+            &["run", "is active"],
+            &["while a run"],
+            &["while run"],
+            &["not accept tool outputs"],
+            &["cannot submit", "output"],
+            &["can't submit", "output"],
+            &["unable to submit", "output"],
+            &["not waiting for", "output"],
+            &["not require", "action"],
+            &["not in", "requires_action"],
+            &["cannot update run"],
+            &["cannot modify run"],
+            &["run", "cannot cancel"],
+            &["cannot cancel", "run"],
+            &["can't cancel"],
+            &["run", "cannot be"],
+            &["run", "already"],
         ];
+        // What only speaks of a value of the request.
+        const VALUES: [&str; 4] = ["invalid value", "one of", "expected a", "must be"];
         let message = self.message.to_ascii_lowercase();
-        WORDS.iter().any(|words| message.contains(words))
+        ROWS.iter()
+            .any(|row| row.iter().all(|words| message.contains(words)))
+            && !VALUES.iter().any(|words| message.contains(words))
     }
 
     fn is_quota(&self) -> bool {
         [&self.code, &self.r#type]
             .into_iter()
             .any(|word| word == "insufficient_quota")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_conflict_is_told_by_its_words() {
+        let said = |message: &str| ErrorBody {
+            message: message.to_owned(),
+            ..ErrorBody::default()
+        };
+        for conflict in [
+            "Thread thread_1 already has an active run run_1.",
+            "Runs in status \"queued\" do not accept tool outputs.",
+            "Can't add messages to thread_1 while a run run_1 is active.",
+            "Cannot update run with status 'in_progress'.",
+            "Cannot cancel run with status 'completed'.",
+            "run run_1 cannot cancel",
+            "Run status is \"completed\", cannot submit tool outputs",
+            "Run is already cancelled",
+            "The run was already completed.",
+            "run_1 is not in status requires_action: cannot submit outputs",
+            "Run run_1 is not in requires_action state",
+            "This run does not require action",
+            "Run cannot be cancelled in status failed",
+        ] {
+            assert!(said(conflict).is_state_conflict(), "{conflict}");
+        }
+        for other in [
+            "Invalid 'status'.",
+            "Invalid value: 'requires_action'. Supported values are: 'auto'.",
+            "tool_outputs is required",
+            "No run found with id 'run_1'.",
+            "Invalid assistant_id did you create this assistant beforehand?",
+            "The run's metadata must be an object that has not already more than 16 keys.",
+        ] {
+            assert!(!said(other).is_state_conflict(), "{other}");
+        }
     }
 }

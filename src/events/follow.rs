@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::{
     changes::Changes,
-    is_settled,
+    is_settled, is_terminal,
     progress::{Progress, run_event, synthesized},
     watch::Subscription,
 };
 use crate::{
     error::Error,
-    v1::{Gap, Run, RunEvent, RunEventType, run_event::Payload},
+    v1::{Run, RunEvent, RunEventType, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -47,10 +47,11 @@ impl Follow {
                 changes.filter(|event| !progress.has(event)).collect(),
             ));
         }
+        let is_over = is_terminal(snapshot.run.status());
         let gap = match snapshot.steps {
-            // Something was missed, and nobody can say what.
-            Some(Err(_)) => Some(Gap::default()),
-            _ => progress.gap(snapshot.steps()),
+            // Something was missed, and nobody can say all of what.
+            Some(Err(_)) => Some(progress.gap(&[], is_over).unwrap_or_default()),
+            _ => progress.gap(snapshot.steps(), is_over),
         };
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));
         let events = gap

@@ -36,6 +36,7 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use tokio_stream::Stream;
 use tokio_util::task::TaskTracker;
 
@@ -52,6 +53,14 @@ use crate::{
 
 /// A stream of events.
 pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
+
+/// A stream that has begun.
+pub struct Started {
+    /// What the upstream said of the request, for the caller to see.
+    pub headers: HeaderMap,
+    /// The events.
+    pub events: Events,
+}
 
 /// Limits of streams. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]

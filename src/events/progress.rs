@@ -68,6 +68,9 @@ pub(super) struct Progress {
     status: RunStatus,
     /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
+    /// Steps and messages of which something was sent, in this order.
+    begun_steps: Vec<String>,
+    begun_messages: Vec<String>,
 }
 
 impl Progress {
@@ -142,14 +145,20 @@ impl Progress {
                 );
                 if ended {
                     self.whole.insert(step.id.clone());
+                } else {
+                    note(&mut self.begun_steps, &step.id);
                 }
             }
             Some(Payload::Message(message)) => {
                 self.knows(&message.thread_id, &message.run_id);
                 if matches!(kind, T::ThreadMessageCompleted | T::ThreadMessageIncomplete) {
                     self.whole.insert(message.id.clone());
+                } else {
+                    note(&mut self.begun_messages, &message.id);
                 }
             }
+            Some(Payload::RunStepDelta(delta)) => note(&mut self.begun_steps, &delta.id),
+            Some(Payload::MessageDelta(delta)) => note(&mut self.begun_messages, &delta.id),
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
             Some(Payload::Gap(gap)) => self
                 .whole
@@ -175,8 +184,10 @@ impl Progress {
         }
     }
 
-    /// What of a run's steps was not sent whole; `None` if nothing is missing.
-    pub(super) fn gap(&self, steps: &[RunStep]) -> Option<Gap> {
+    /// What of a run was not sent whole, by its steps and by what was begun, since some services
+    /// list no steps; `None` if nothing is missing. A step that is open while the run waits for
+    /// outputs (not `is_over`) is not missing.
+    pub(super) fn gap(&self, steps: &[RunStep], is_over: bool) -> Option<Gap> {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
         let ended = |step: &&RunStep| {
             !matches!(
@@ -194,17 +205,32 @@ impl Progress {
                     .clone(),
             )
         };
+        let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
+        let run_step_ids = steps.iter().filter(ended).map(|step| step.id.clone());
+        let message_ids = steps.iter().filter_map(message);
         let gap = Gap {
-            run_step_ids: steps
-                .iter()
-                .filter(ended)
-                .map(|step| step.id.clone())
-                .filter(missing)
-                .collect(),
-            message_ids: steps.iter().filter_map(message).filter(missing).collect(),
+            run_step_ids: once(run_step_ids.chain(begun_steps).filter(missing)),
+            message_ids: once(
+                message_ids
+                    .chain(self.begun_messages.iter().cloned())
+                    .filter(missing),
+            ),
         };
         (gap != Gap::default()).then_some(gap)
     }
+}
+
+/// Notes an id behind those that came before, unless it is the last one again, as it mostly is.
+fn note(ids: &mut Vec<String>, id: &str) {
+    if ids.last().is_none_or(|last| last != id) && !ids.iter().any(|known| known == id) {
+        ids.push(id.to_owned());
+    }
+}
+
+/// Each id where it came first.
+fn once(ids: impl Iterator<Item = String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    ids.filter(|id| seen.insert(id.clone())).collect()
 }
 
 /// The event that tells of a run's state.

@@ -3,7 +3,8 @@
 //! Must hold: everything arrives. What has an unknown name, or data that is not what its name
 //! promises, is an [`UnknownEvent`] with name and data verbatim. Two dialects are read: `event:`
 //! and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
-//! `{"event":"thread.run.created","data":{…}}`.
+//! `{"event":"thread.run.created","data":{…}}`. `event: message` is no name: it is the one that an
+//! event without any has (WHATWG HTML, 9.2.6).
 
 use std::borrow::Cow;
 
@@ -31,9 +32,9 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
     match &*name {
         b"done" => return Received::Done,
         b"error" => return Received::Error(Bytes::copy_from_slice(data)),
-        b"" if data == b"[DONE]" => return Received::Done,
+        b"" if frame.is_done() => return Received::Done,
         // Proxies report their own failures so.
-        b"" if json::member(data, "error").is_some_and(|error| error != "null") => {
+        b"" if is_error(data) => {
             return Received::Error(Bytes::copy_from_slice(data));
         }
         _ => {}
@@ -55,7 +56,7 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
 /// The event's name and data, wherever they stand.
 fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
     let Frame { event, data, .. } = frame;
-    if !event.is_empty() {
+    if !matches!(event, b"" | b"message") {
         return (Cow::Borrowed(event), data);
     }
     match json::text_member(data, "event").zip(json::member(data, "data")) {
@@ -63,6 +64,15 @@ fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
         Some((name, data)) => (Cow::Owned(name.into_bytes()), data.as_bytes()),
         None => (Cow::Borrowed(b""), data),
     }
+}
+
+/// Whether data without an event's name are an error's: in an `error` member, or marked as one.
+fn is_error(data: &[u8]) -> bool {
+    let is = |name: &str, value: &str| json::member(data, name) == Some(value);
+    json::member(data, "error").is_some_and(|error| error != "null")
+        || is("object", "\"error\"")
+        || is("type", "\"error\"")
+        || json::member(data, "statusCode").is_some() && json::member(data, "message").is_some()
 }
 
 /// The type of an event of the REST API: `thread.run.created` is `THREAD_RUN_CREATED`.

@@ -12,12 +12,16 @@
 //!   (401, 403, 404) ends all watches.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use prost::Message as _;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
@@ -45,6 +49,8 @@ pub struct PollLimits {
     pub runs: usize,
     /// How long fetches may fail before watches end.
     pub patience: Duration,
+    /// The most that the steps of one run may take, in bytes.
+    pub step_bytes: usize,
 }
 
 impl Default for PollLimits {
@@ -55,6 +61,7 @@ impl Default for PollLimits {
             rate: 200,
             runs: 10_000,
             patience: Duration::from_secs(60),
+            step_bytes: 16 << 20,
         }
     }
 }
@@ -232,6 +239,7 @@ impl PollerRegistry {
             publish,
             interval: self.0.limits.floor,
             failing_since: None,
+            is_stuck: AtomicBool::new(false),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(poller.run()));
         Poll {
@@ -302,6 +310,8 @@ struct Poller {
     /// The time to the next fetch, where the upstream does not say.
     interval: Duration,
     failing_since: Option<Instant>,
+    /// Its pages of steps do not advance, which was logged.
+    is_stuck: AtomicBool,
 }
 
 impl Poller {
@@ -348,6 +358,14 @@ impl Poller {
         }
     }
 
+    /// Waits for the turn of one more request, by the rate of all.
+    async fn slot(&self) {
+        let mut next = self.shared.next_slot.lock().await;
+        let now = Instant::now();
+        sleep_until(*next).await;
+        *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
+    }
+
     /// Numbers the fetch that begins now; `None` if nobody watches any more.
     fn begin(&self) -> Option<(u64, bool)> {
         let mut polls = lock(&self.shared.polls);
@@ -385,6 +403,7 @@ impl Poller {
         ))
     }
 
+    /// All steps of the run, each once.
     async fn steps(&self) -> Result<Vec<RunStep>, Error> {
         let mut request = ListRunStepsRequest {
             thread_id: self.key.thread_id.clone(),
@@ -394,7 +413,14 @@ impl Poller {
             ..ListRunStepsRequest::default()
         };
         let mut steps = Vec::new();
-        for _ in 0..MAX_STEP_PAGES {
+        let (mut seen, mut bytes) = (HashSet::new(), 0);
+        for page in 0.. {
+            if page == MAX_STEP_PAGES {
+                return Err(self.too_many_steps(format!("{MAX_STEP_PAGES} pages")));
+            }
+            if page > 0 {
+                self.slot().await;
+            }
             let page = self
                 .shared
                 .client
@@ -413,12 +439,43 @@ impl Poller {
             } else {
                 page.last_id
             };
-            steps.extend(page.data);
+            let before = steps.len();
+            let new = page
+                .data
+                .into_iter()
+                .filter(|step| seen.insert(step.id.clone()));
+            steps.extend(new);
+            bytes += steps[before..]
+                .iter()
+                .map(RunStep::encoded_len)
+                .sum::<usize>();
+            if bytes > self.shared.limits.step_bytes {
+                let limit = self.shared.limits.step_bytes;
+                return Err(self.too_many_steps(format!("{limit} bytes (--max-polled-step-bytes)")));
+            }
+            if more && steps.len() == before {
+                if !self.is_stuck.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        thread_id = self.key.thread_id,
+                        run_id = self.key.run_id,
+                        after = request.after,
+                        "the upstream's pages of steps do not advance: what is behind them is not read"
+                    );
+                }
+                break;
+            }
             if !more {
                 break;
             }
         }
         Ok(steps)
+    }
+
+    fn too_many_steps(&self, limit: String) -> Error {
+        Error::Unusable {
+            what: format!("the run has steps of more than {limit}"),
+            request_id: None,
+        }
     }
 
     /// Publishes a state, and says how long to rest; `None` for until somebody wants more.

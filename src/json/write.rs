@@ -132,7 +132,11 @@ impl<'a> Writer<'a> {
             .request
             .unwrap_or_default()
             .iter()
-            .find(|name| added.contains(name.as_bytes()))
+            // In any case of letters: some services do not tell them apart.
+            .find(|name| {
+                let is = |other: &Vec<u8>| other.eq_ignore_ascii_case(name.as_bytes());
+                added.iter().any(is)
+            })
         {
             return Err(violation(format!(
                 "must not name {name:?}: the gateway sets it"

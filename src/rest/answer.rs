@@ -7,11 +7,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::failure;
+use super::{
+    delay,
+    error_body::{self, Said},
+    failure,
+    target::Target,
+};
 use crate::{
-    error::{Error, ErrorBody, Idempotency, Rejection},
+    error::{Error, Idempotency, Rejection},
     json,
     v1::{ListRunStepsResponse, ListRunsResponse, Run, RunStep},
 };
@@ -33,11 +38,14 @@ pub const SHOWN_HEADERS: [&str; 10] = [
 /// The longest header value that is passed on, in bytes.
 const MAX_SHOWN_VALUE: usize = 128;
 
-/// As much of an error's body as is read, in bytes.
-const MAX_ERROR_BYTES: usize = 64 << 10;
+/// As much of an error's body as is read, in bytes. Some frameworks repeat the request in it.
+const MAX_ERROR_BYTES: usize = 1 << 20;
 
-/// As long as an error's body is waited for.
-const MAX_ERROR_TIME: Duration = Duration::from_secs(2);
+/// As long as an error's body is waited for: the status is there, and says most.
+const MAX_ERROR_TIME: Duration = Duration::from_secs(10);
+
+/// What is left of a call's time when an error's body is waited for no more.
+const ERROR_MARGIN: Duration = Duration::from_millis(100);
 
 /// What the upstream gave.
 #[derive(Debug)]
@@ -50,6 +58,9 @@ pub struct Answer<M> {
 
 /// A message that the upstream answers with.
 pub(super) trait Answerable: json::Document {
+    /// The resource's own ids, by the names that they have in routes; empty ones are not given.
+    fn ids(&self) -> Ids<'_>;
+
     /// Whether a document that was read is such a resource at all. `text` is the document.
     fn is_whole(&self, text: &[u8]) -> bool;
 
@@ -59,7 +70,18 @@ pub(super) trait Answerable: json::Document {
     }
 }
 
+/// Ids by their names in routes.
+pub(super) type Ids<'a> = [(&'static str, &'a str); 3];
+
 impl Answerable for Run {
+    fn ids(&self) -> Ids<'_> {
+        [
+            ("thread_id", &self.thread_id),
+            ("run_id", &self.id),
+            ("", ""),
+        ]
+    }
+
     fn is_whole(&self, _: &[u8]) -> bool {
         !self.id.is_empty()
     }
@@ -70,52 +92,106 @@ impl Answerable for Run {
 }
 
 impl Answerable for RunStep {
+    fn ids(&self) -> Ids<'_> {
+        [
+            ("thread_id", &self.thread_id),
+            ("run_id", &self.run_id),
+            ("step_id", &self.id),
+        ]
+    }
+
     fn is_whole(&self, _: &[u8]) -> bool {
         !self.id.is_empty()
     }
 }
 
 impl Answerable for ListRunsResponse {
+    fn ids(&self) -> Ids<'_> {
+        Ids::default()
+    }
+
     fn is_whole(&self, text: &[u8]) -> bool {
         !self.data.is_empty() || json::has_list(text, "data")
     }
 }
 
 impl Answerable for ListRunStepsResponse {
+    fn ids(&self) -> Ids<'_> {
+        Ids::default()
+    }
+
     fn is_whole(&self, text: &[u8]) -> bool {
         !self.data.is_empty() || json::has_list(text, "data")
     }
 }
 
-/// Reads an answer to its end.
+/// How an answer is read.
+pub(super) struct Reading<'a> {
+    /// What was asked for.
+    pub(super) target: &'a Target,
+    pub(super) idempotency: Idempotency,
+    /// Whether the credential was the gateway's own.
+    pub(super) own_key: bool,
+    /// The largest answer, in bytes.
+    pub(super) limit: usize,
+    /// When the call has to be over.
+    pub(super) until: Instant,
+}
+
+/// Reads an answer to its end. What was read of its body before is `begun`.
 pub(super) async fn read<M: Answerable>(
     response: &mut reqwest::Response,
-    idempotency: Idempotency,
-    own_key: bool,
-    limit: usize,
+    begun: Bytes,
+    reading: &Reading<'_>,
 ) -> Result<Answer<M>, Error> {
     let headers = shown(response.headers());
     if !response.status().is_success() {
-        return Err(Box::pin(rejection(response, idempotency, own_key, headers)).await);
+        return Err(Box::pin(rejection(response, reading, headers)).await);
     }
-    if response
-        .headers()
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|it| it != "identity")
-    {
-        return Err(unusable("an encoding that was not asked for".to_owned()));
-    }
-    let text = match body(response, limit).await {
+    check_encoding(response)?;
+    let limit = reading.limit;
+    let text = match body(response, begun, limit).await {
         Ok((text, true)) => text,
         Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => return Err(failure::cut(&error, idempotency)),
+        Err(error) => return Err(failure::cut(&error, reading.idempotency)),
     };
-    let message: Box<M> = json::decode_boxed(&text).map_err(|error| unusable(error.to_string()))?;
-    if message.is_whole(&text) {
-        Ok(Answer { message, headers })
-    } else {
+    let text = error_body::without_mark(&text);
+    let message: Box<M> = json::decode_boxed(text).map_err(|error| {
+        unusable(if error_body::is_page(text, content_type(response)) {
+            "a page (HTML): is --upstream-url the base of its API?".to_owned()
+        } else {
+            error.to_string()
+        })
+    })?;
+    if !message.is_whole(text) {
         Err(unusable("JSON of another shape".to_owned()))
+    } else if !reading.target.is_of(&message.ids()) {
+        Err(unusable(
+            "another resource than the one asked for".to_owned(),
+        ))
+    } else {
+        Ok(Answer { message, headers })
     }
+}
+
+/// Refuses a body that is packed: the request has said that it must not be.
+pub(super) fn check_encoding(response: &reqwest::Response) -> Result<(), Error> {
+    let packed = response
+        .headers()
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if packed {
+        return Err(unusable("an encoding that was not asked for".to_owned()));
+    }
+    Ok(())
+}
+
+pub(super) fn content_type(response: &reqwest::Response) -> &str {
+    let value = response.headers().get(header::CONTENT_TYPE);
+    value
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
 }
 
 /// The upstream's id of a request, from its answer's headers.
@@ -133,12 +209,13 @@ fn unusable(what: String) -> Error {
     }
 }
 
-/// Reads a body up to `limit` bytes, and whether that was all of it.
+/// Reads a body that has `begun` up to `limit` bytes, and whether that was all of it.
 async fn body(
     response: &mut reqwest::Response,
+    begun: Bytes,
     limit: usize,
 ) -> Result<(Bytes, bool), reqwest::Error> {
-    let mut text = Bytes::new();
+    let mut text = begun;
     while let Some(chunk) = response.chunk().await? {
         if text.len() + chunk.len() > limit {
             return Ok((text, false));
@@ -161,12 +238,10 @@ fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
 
 async fn rejection(
     response: &mut reqwest::Response,
-    idempotency: Idempotency,
-    own_key: bool,
+    reading: &Reading<'_>,
     headers: HeaderMap,
 ) -> Error {
     let status = response.status().as_u16();
-    let retry_after = retry_after(response.headers());
     let should_retry = match response
         .headers()
         .get("x-should-retry")
@@ -176,113 +251,52 @@ async fn rejection(
         Some(b"false") => Some(false),
         _ => None,
     };
-    let mut request_id = request_id(&headers).map(str::to_owned);
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says
-    // less, not nothing.
-    let text = match timeout(MAX_ERROR_TIME, body(response, MAX_ERROR_BYTES)).await {
-        Ok(Ok((text, _))) => text,
-        Ok(Err(_)) | Err(_) => Bytes::new(),
+    // less, not nothing, and not that there is no such route.
+    let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
+    let said = match timeout_at(until, body(response, Bytes::new(), MAX_ERROR_BYTES)).await {
+        Ok(Ok((text, true))) => error_body::read(&text, content_type(response)),
+        Ok(Ok((_, false)) | Err(_)) | Err(_) => Said::default(),
     };
-    let body = error_body(&text).map(|(body, id)| {
-        request_id = request_id.take().or(id);
-        body
-    });
     // Messages of other errors repeat what the caller wrote.
-    let said = body
-        .as_ref()
-        .filter(|_| matches!(status, 429 | 503))
-        .and_then(|body| said_delay(&body.message));
-    let retry_after = retry_after.or(said);
+    let in_words = || match status {
+        429 | 503 => delay::from_words(&said.error.as_ref()?.message),
+        _ => None,
+    };
     Error::Rejected(Box::new(Rejection {
         status,
-        body,
-        request_id,
-        retry_after,
+        retry_after: delay::from_headers(response.headers()).or_else(in_words),
         should_retry,
-        idempotency,
-        own_key,
+        request_id: request_id(&headers).map(str::to_owned).or(said.request_id),
+        missing_route: said.missing_route,
+        body: said.error,
+        idempotency: reading.idempotency,
+        own_key: reading.own_key,
         headers,
     }))
 }
 
-/// Reads an error body of one of the three known shapes, with the request id that some have in it:
-///
-/// - `{"error":{message,type,param,code}}`;
-/// - Azure's, the same with `code` the status as a string and the others missing;
-/// - the AI/ML API's `{message,path,requestId,statusCode,timestamp}`, where `message` may embed
-///   another service's error as JSON.
-pub(super) fn error_body(text: &[u8]) -> Option<(ErrorBody, Option<String>)> {
-    let document: serde_json::Value = serde_json::from_slice(text).ok()?;
-    let word = |value: &serde_json::Value, name: &str| {
-        value
-            .get(name)
-            .and_then(|it| it.as_str())
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let read = |error: &serde_json::Value| ErrorBody {
-        message: word(error, "message"),
-        code: word(error, "code"),
-        r#type: word(error, "type"),
-        param: word(error, "param"),
-    };
-    let error = document.get("error");
-    if let Some(error) = error.filter(|error| error.is_object()) {
-        return Some((read(error), None));
-    }
-    // Where `error` is a string beside a message it is the status in words.
-    let message = document
-        .get("message")
-        .and_then(|it| it.as_str())
-        .or_else(|| error?.as_str())?;
-    let request_id = document
-        .get("requestId")
-        .and_then(|it| it.as_str())
-        .map(str::to_owned);
-    let embedded = message
-        .find('{')
-        .and_then(|at| serde_json::from_str::<serde_json::Value>(&message[at..]).ok());
-    let body = match embedded
-        .as_ref()
-        .and_then(|it| it.get("error"))
-        .filter(|it| it.is_object())
-    {
-        Some(error) => read(error),
-        None => ErrorBody {
-            message: message.to_owned(),
-            ..read(&document)
-        },
-    };
-    Some((body, request_id))
-}
-
-/// The error that an `error` event stands for. Its data is an error object, alone or in one of the
-/// shapes of error bodies.
+/// The error that an `error` event stands for. It ends a stream that began with a write, which may
+/// have taken effect.
 pub fn error_event(data: &[u8]) -> Error {
-    let (body, request_id) = error_body(data).map_or((None, None), |(body, id)| (Some(body), id));
-    let words = body
-        .as_ref()
-        .map(|body| format!("{} {}", body.code, body.r#type))
-        .unwrap_or_default();
-    let status = match words {
-        words if words.contains("rate_limit") || words.contains("insufficient_quota") => 429,
-        words if words.contains("invalid_request") => 400,
-        _ => 500,
-    };
+    let said = error_body::read(data, "");
+    let status = error_body::event_status(&said);
+    let in_words = || delay::from_words(&said.error.as_ref()?.message);
     Error::Rejected(Box::new(Rejection {
         status,
-        body,
-        request_id,
-        retry_after: None,
+        retry_after: in_words().filter(|_| matches!(status, 429 | 503)),
         should_retry: None,
-        idempotency: Idempotency::Idempotent,
+        request_id: said.request_id,
+        missing_route: false,
+        body: said.error,
+        idempotency: Idempotency::NonIdempotent,
         own_key: false,
         headers: HeaderMap::new(),
     }))
 }
 
 /// The headers that callers may see.
-fn shown(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn shown(headers: &HeaderMap) -> HeaderMap {
     let mut shown = HeaderMap::new();
     for (name, value) in headers {
         let is_shown = SHOWN_HEADERS.contains(&name.as_str())
@@ -294,93 +308,4 @@ fn shown(headers: &HeaderMap) -> HeaderMap {
         }
     }
     shown
-}
-
-/// How long the headers ask to wait: `retry-after-ms`, then `retry-after` in seconds or as a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-            .map(str::trim)
-    };
-    let number = |text: Option<&str>| {
-        text?
-            .parse::<f64>()
-            .ok()
-            .and_then(|number| Duration::try_from_secs_f64(number).ok())
-    };
-    let date = || {
-        let until = httpdate::parse_http_date(text("retry-after")?).ok()?;
-        Some(
-            until
-                .duration_since(std::time::SystemTime::now())
-                .unwrap_or_default(),
-        )
-    };
-    number(text("retry-after-ms"))
-        .map(|delay| delay / 1000)
-        .or_else(|| number(text("retry-after")))
-        .or_else(date)
-}
-
-/// How long a message asks to wait. Azure says it in words alone: "Try again in 2 seconds.",
-/// "Please retry after 86400 seconds."
-fn said_delay(message: &str) -> Option<Duration> {
-    let message = message.to_ascii_lowercase();
-    let (_, rest) = message
-        .split_once("try again in ")
-        .or_else(|| message.split_once("retry after "))?;
-    let (number, rest) = rest.split_once(' ')?;
-    rest.starts_with("second")
-        .then(|| number.parse().ok().map(Duration::from_secs))?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_delay_is_read_from_headers_and_from_words() {
-        let cases = [
-            (
-                vec![("retry-after-ms", "1500"), ("retry-after", "9")],
-                Some(1500),
-            ),
-            (vec![("retry-after", "2")], Some(2000)),
-            (vec![("retry-after", "0.5")], Some(500)),
-            (
-                vec![("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT")],
-                Some(0),
-            ),
-            (vec![("retry-after", "-3")], None),
-            (vec![("retry-after", "soon")], None),
-            (vec![], None),
-        ];
-        for (pairs, expected) in cases {
-            let headers = pairs
-                .iter()
-                .map(|(name, value)| {
-                    (
-                        name.parse().expect("a name"),
-                        value.parse().expect("a value"),
-                    )
-                })
-                .collect();
-            assert_eq!(
-                retry_after(&headers),
-                expected.map(Duration::from_millis),
-                "{pairs:?}"
-            );
-        }
-        assert_eq!(
-            said_delay("Rate limit is exceeded. Try again in 2 seconds."),
-            Some(Duration::from_secs(2))
-        );
-        assert_eq!(
-            said_delay("Please retry after 86400 seconds. Please contact"),
-            Some(Duration::from_secs(86400))
-        );
-        assert_eq!(said_delay("Try again in a while"), None);
-    }
 }

@@ -30,5 +30,12 @@ pub async fn read_answer(
     idempotency: Idempotency,
     own_key: bool,
 ) -> Result<Answer<Run>, Error> {
-    answer::read(&mut response.into(), idempotency, own_key, usize::MAX).await
+    let reading = answer::Reading {
+        target: &target("/threads/{thread_id}/runs", &["thread_1"])?,
+        idempotency,
+        own_key,
+        limit: usize::MAX,
+        until: tokio::time::Instant::now() + std::time::Duration::from_secs(60),
+    };
+    answer::read(&mut response.into(), bytes::Bytes::new(), &reading).await
 }

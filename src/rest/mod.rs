@@ -6,6 +6,8 @@
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
+//! | `error_body.rs` | what an error's body says, in any of its shapes |
+//! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
@@ -19,7 +21,9 @@
 
 mod admission;
 mod answer;
+mod delay;
 mod endpoints;
+mod error_body;
 mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -40,6 +44,7 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use admission::RequestLimits;
+use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
@@ -286,6 +291,7 @@ impl Client {
         let answer = {
             // Pinned, and not moved into the timeout: it is large. So would the request be, were it
             // held here while its answer is awaited.
+            let sent = Instant::now();
             let asking = pin!(async {
                 let sending = {
                     let mut http = self.request(caller, request);
@@ -297,13 +303,8 @@ impl Client {
                     .map_err(|error| failure::lost(&error, idempotency))?;
                 upstream_request.answered(response.status());
                 id = answer::request_id(response.headers()).map(str::to_owned);
-                answer::read(
-                    &mut response,
-                    idempotency,
-                    self.own_key,
-                    self.max_answer_bytes,
-                )
-                .await
+                let reading = self.reading(caller, request, sent);
+                answer::read(&mut response, Bytes::new(), &reading).await
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };
@@ -322,6 +323,20 @@ impl Client {
         caller.call.answered(id.as_deref());
         caller.answered(answer.as_ref().err());
         answer.map_err(|error| error.of_request(id))
+    }
+
+    /// How the answer to a request that was sent then is read.
+    fn reading<'a>(&self, caller: &Caller, request: &'a Request, sent: Instant) -> Reading<'a> {
+        let until = sent + self.answer_timeout;
+        Reading {
+            target: &request.target,
+            idempotency: request.idempotency,
+            own_key: self.own_key,
+            limit: self.max_answer_bytes,
+            until: caller
+                .deadline
+                .map_or(until, |deadline| deadline.min(until)),
+        }
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {

@@ -27,6 +27,37 @@ pub struct Frame<'a> {
     pub id: &'a [u8],
 }
 
+impl Frame<'_> {
+    /// Whether its data are the mark that ends a stream.
+    pub fn is_done(&self) -> bool {
+        self.data.trim_ascii() == b"[DONE]"
+    }
+}
+
+/// Whether a body that begins so is an event stream; `None` if more has to be read to know. Other
+/// bodies begin like nothing that a stream can begin with.
+pub(super) fn begins_stream(begun: &[u8]) -> Option<bool> {
+    const FIELDS: [&[u8]; 4] = [b"data", b"event", b"id", b"retry"];
+    let mark = b"\xEF\xBB\xBF";
+    if begun.len() < mark.len() && mark.starts_with(begun) {
+        return None;
+    }
+    let text = begun.strip_prefix(mark).unwrap_or(begun).trim_ascii_start();
+    if text.is_empty() {
+        return None;
+    }
+    let name = text
+        .iter()
+        .position(|byte| matches!(byte, b':' | b'\r' | b'\n'));
+    match name {
+        // A comment.
+        Some(0) => Some(true),
+        Some(end) => Some(FIELDS.contains(&&text[..end])),
+        None if FIELDS.iter().any(|field| field.starts_with(text)) => None,
+        None => Some(false),
+    }
+}
+
 /// What was left when a stream ended without the blank line that ends an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pending<'a> {

@@ -14,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
     Answer, Caller, Client, Request, answer, failure,
-    sse::{Frame, Parser},
+    sse::{self, Frame, Parser},
 };
 use crate::{
     error::Error, json, registered_waker::RegisteredWaker, telemetry::UpstreamRequest, v1::Run,
@@ -37,6 +38,7 @@ pub enum UpstreamReply {
 /// An event stream of the upstream. Dropping it closes its connection.
 pub struct EventStream {
     response: reqwest::Response,
+    headers: HeaderMap,
     parser: Parser,
     /// The body came to its end.
     over: bool,
@@ -55,9 +57,9 @@ struct IdleTimer {
     noted: RegisteredWaker,
 }
 
-/// What is there once the head is: of a stream the head alone.
+/// What is there once the head is: of a stream the head, and what was read of its body to know it.
 enum Head {
-    Stream(reqwest::Response),
+    Stream(reqwest::Response, Bytes),
     Run(Box<Answer<Run>>),
 }
 
@@ -102,6 +104,7 @@ impl Client {
             attempt,
         );
         let mut id = None;
+        let sent = Instant::now();
         let head = async {
             let sending = {
                 let mut http = self.request(caller, request);
@@ -117,23 +120,18 @@ impl Client {
                 .map_err(|error| failure::lost(&error, idempotency))?;
             upstream_request.answered(response.status());
             id = answer::request_id(response.headers()).map(str::to_owned);
-            let kind = response
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .map_or(&b""[..], HeaderValue::as_bytes);
-            let streams = kind
-                .get(..17)
-                .is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"));
-            if response.status().is_success() && streams {
-                return Ok(Head::Stream(response));
+            let mut begun = Bytes::new();
+            if response.status().is_success() {
+                answer::check_encoding(&response)?;
+                if is_event_stream(&mut response, &mut begun)
+                    .await
+                    .map_err(|error| failure::cut(&error, idempotency))?
+                {
+                    return Ok(Head::Stream(response, begun));
+                }
             }
-            let answer = answer::read(
-                &mut response,
-                idempotency,
-                self.own_key,
-                self.max_answer_bytes,
-            )
-            .await?;
+            let reading = self.reading(caller, request, sent);
+            let answer = answer::read(&mut response, begun, &reading).await?;
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
@@ -144,9 +142,11 @@ impl Client {
         caller.call.answered(id.as_deref());
         caller.answered(head.as_ref().err());
         Ok(match head.map_err(|error| error.of_request(id))? {
-            Head::Stream(response) => {
-                let parser = Parser::new(self.max_event_bytes);
+            Head::Stream(response, begun) => {
+                let mut parser = Parser::new(self.max_event_bytes);
+                parser.push(begun);
                 UpstreamReply::Stream(Box::new(EventStream {
+                    headers: answer::shown(response.headers()),
                     response,
                     parser,
                     over: false,
@@ -159,7 +159,38 @@ impl Client {
     }
 }
 
+/// Whether a body is an event stream: by its type or, since some upstreams give none or a wrong
+/// one, by how it begins. What is read of it for that is `begun`.
+async fn is_event_stream(
+    response: &mut reqwest::Response,
+    begun: &mut Bytes,
+) -> Result<bool, reqwest::Error> {
+    let named = answer::content_type(response)
+        .trim_start()
+        .get(..17)
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("text/event-stream"));
+    loop {
+        match if named {
+            Some(true)
+        } else {
+            sse::begins_stream(begun)
+        } {
+            Some(is_stream) => return Ok(is_stream),
+            None => match response.chunk().await? {
+                Some(chunk) if begun.is_empty() => *begun = chunk,
+                Some(chunk) => *begun = [&begun[..], &chunk].concat().into(),
+                None => return Ok(false),
+            },
+        }
+    }
+}
+
 impl EventStream {
+    /// Headers of the answer that callers may see.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
     /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts
     /// as cut. Whatever it says breaks its `idle_timer`, a comment too, and no time passes while
     /// nobody reads. May be dropped while it waits: nothing is lost.
@@ -184,8 +215,9 @@ impl EventStream {
                 // whole.
                 Ok(None) => {
                     let pending = self.parser.finish().map(|pending| pending.frame);
-                    return Ok(pending
-                        .filter(|frame| frame.data == b"[DONE]" || json::is_whole(frame.data)));
+                    return Ok(
+                        pending.filter(|frame| frame.is_done() || json::is_whole(frame.data))
+                    );
                 }
                 Err(error) => {
                     self.upstream_request.broke();

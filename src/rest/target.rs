@@ -4,6 +4,8 @@
 //! exactly one path segment, whatever it holds; one that no segment can stand for (empty, `.`,
 //! `..`) is refused with the field's name.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
@@ -65,6 +67,24 @@ pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error>
         }
     }
     Ok(Target { route, path })
+}
+
+impl Target {
+    /// Whether a resource with these ids, by their names in routes, is one that the path names. An
+    /// id that it does not give, or that the path has not, is no reason against it.
+    pub(super) fn is_of(&self, ids: &[(&str, &str)]) -> bool {
+        let segments = self.route.split('/').zip(self.path.split('/'));
+        segments.into_iter().all(|(field, segment)| {
+            let Some(field) = field.strip_prefix('{') else {
+                return true;
+            };
+            let given = ids
+                .iter()
+                .find(|(name, id)| field.strip_suffix('}') == Some(name) && !id.is_empty());
+            // An id seldom has anything to encode, and is then compared as it is.
+            given.is_none_or(|(_, id)| Cow::from(utf8_percent_encode(id, RESERVED)) == segment)
+        })
+    }
 }
 
 /// The upstream's URL: what comes before a path and after it.

@@ -75,6 +75,11 @@ impl Transport {
     ) -> Result<Self, String> {
         let mut headers = upstream.headers.clone();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        // Without it any encoding would be allowed (RFC 9110, 12.5.3).
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
         if let Some(key) = key {
             headers.insert(
                 upstream.auth.header(),

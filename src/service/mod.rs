@@ -23,7 +23,7 @@ pub(crate) use codec::BoundedCodec;
 
 use crate::{
     error::{Delivery, Error, Idempotency},
-    events::{Events, SharedResume, StreamLimits, Streams},
+    events::{Events, SharedResume, Started, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
@@ -201,10 +201,14 @@ fn answer<M>(
 /// The answer of a streaming call.
 fn stream(
     call: telemetry::Call,
-    result: Result<Events, Error>,
+    result: Result<Started, Error>,
 ) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(events) => Ok(Response::new(RunEvents { events, call })),
+        Ok(Started { headers, events }) => Ok(Response::from_parts(
+            MetadataMap::from_headers(headers),
+            RunEvents { events, call },
+            http::Extensions::new(),
+        )),
         Err(error) => Err(status(&call, &error)),
     }
 }

@@ -5,6 +5,13 @@ mod attackers;
 mod clients;
 mod gateway;
 mod operators;
+#[path = "../streams/script.rs"]
+#[allow(
+    dead_code,
+    reason = "what upstreams say of runs, of which this needs a part"
+)]
+mod script;
+mod seen;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstream;

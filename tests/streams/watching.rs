@@ -284,7 +284,7 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     let mut watching = Vec::new();
     for watcher in early.into_iter().chain(late) {
         let mut events = soon(watcher).await.expect("a run");
-        let first = soon(events.next())
+        let first = soon(events.events.next())
             .await
             .expect("a state")
             .expect("no error");
@@ -304,7 +304,7 @@ async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     streams.touched("thread_1", "run_1");
     for (events, _) in &mut watching {
         let mut last = String::new();
-        while let Some(event) = soon(events.next()).await {
+        while let Some(event) = soon(events.events.next()).await {
             last = name(&event.expect("no error"));
         }
         assert_eq!(last, "run.completed*");
@@ -674,7 +674,7 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     .expect("a run");
     assert_eq!(
         name(
-            &soon(slow.next())
+            &soon(slow.events.next())
                 .await
                 .expect("an event")
                 .expect("no error")
@@ -692,17 +692,17 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
     ))
     .await
     .expect("a run");
-    while let Some(event) = soon(quick.next()).await {
+    while let Some(event) = soon(quick.events.next()).await {
         event.expect("no error");
     }
-    let last = soon(slow.next())
+    let last = soon(slow.events.next())
         .await
         .expect("an event")
         .expect("no error");
     assert!(
         matches!(last.payload, Some(Payload::Run(run)) if run.status() == RunStatus::Completed)
     );
-    assert!(soon(slow.next()).await.is_none());
+    assert!(soon(slow.events.next()).await.is_none());
 }
 
 #[tokio::test]
