@@ -47,10 +47,13 @@ impl App {
         let client =
             rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
         let forwarded = config.forwarded();
-        let mut access = config.access.open()?;
+        let mut access = config.access.open(&telemetry)?;
         if !config.upstream.has_own_key() {
             access.credentials = Some((config.upstream.auth.header(), Accepted::default()));
         }
+        let tls = config.access.tls.clone();
+        let tls = tls.map(|files| files.watch(config.access.reload_interval, &telemetry));
+        let tls = tls.transpose().map_err(config::Invalid::new)?;
         Ok(Self {
             web: server::Web::new(
                 config.access.web_origins.clone(),
@@ -62,13 +65,7 @@ impl App {
             max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access,
-            tls: config
-                .access
-                .tls
-                .clone()
-                .map(|files| files.watch(config.access.reload_interval))
-                .transpose()
-                .map_err(config::Invalid::new)?,
+            tls,
         })
     }
 

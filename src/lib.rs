@@ -16,6 +16,7 @@
 //! | [`admin`] | the admin port: metrics, health, version |
 //! | [`reloadable`] | what is read from files that may change: certificates, keys, tokens |
 //! | `registered_waker` | which task a pending future will wake, so that it is not asked for nothing |
+//! | `pem` | certificates and keys |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
@@ -43,6 +44,7 @@ pub mod error;
 pub mod events;
 pub mod healthcheck;
 pub mod json;
+mod pem;
 mod registered_waker;
 pub mod reloadable;
 pub mod rest;

@@ -7,8 +7,9 @@ use humantime::Duration;
 
 use super::Invalid;
 use crate::{
-    reloadable::Reloadable,
+    reloadable::{NamedFile, Reloadable, Source},
     server::{self, Origin, TlsFiles, Tokens},
+    telemetry::Telemetry,
 };
 
 /// The flags.
@@ -96,10 +97,25 @@ impl AccessArgs {
 
 impl AccessConfig {
     /// Reads what it names. Has to be called in a runtime.
-    pub fn open(&self) -> Result<server::Access, Invalid> {
+    pub fn open(&self, telemetry: &Telemetry) -> Result<server::Access, Invalid> {
+        const FLAG: &str = "--tokens-file";
         let watch = |path: PathBuf| {
-            Reloadable::new(vec![path], self.reload_interval, |contents| {
-                Tokens::parse(contents.first().map_or(&[], Vec::as_slice))
+            let source = Source {
+                what: "tokens",
+                files: vec![NamedFile { flag: FLAG, path }],
+                interval: self.reload_interval,
+                renewal: std::time::Duration::ZERO,
+                failing: telemetry.metrics().reload_failing("tokens"),
+            };
+            Reloadable::new(source, |contents| {
+                let tokens = Tokens::parse(contents.first().map_or(&[], Vec::as_slice))
+                    .map_err(|error| format!("{FLAG}: {error}"))?;
+                if tokens.is_empty() {
+                    return Err(format!(
+                        "{FLAG}: there is no token in it, so nobody could call"
+                    ));
+                }
+                Ok(tokens)
             })
         };
         let tokens = self

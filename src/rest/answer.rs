@@ -58,8 +58,10 @@ pub struct Answer<M> {
 
 /// A message that the upstream answers with.
 pub(super) trait Answerable: json::Document {
-    /// The resource's own ids, by the names that they have in routes; empty ones are not given.
-    fn ids(&self) -> Ids<'_>;
+    /// The resource's own id, behind the name that it has in routes; of a list nothing.
+    fn id(&self) -> Option<(&'static str, &str)> {
+        None
+    }
 
     /// Whether a document that was read is such a resource at all. `text` is the document.
     fn is_whole(&self, text: &[u8]) -> bool;
@@ -70,16 +72,9 @@ pub(super) trait Answerable: json::Document {
     }
 }
 
-/// Ids by their names in routes.
-pub(super) type Ids<'a> = [(&'static str, &'a str); 3];
-
 impl Answerable for Run {
-    fn ids(&self) -> Ids<'_> {
-        [
-            ("thread_id", &self.thread_id),
-            ("run_id", &self.id),
-            ("", ""),
-        ]
+    fn id(&self) -> Option<(&'static str, &str)> {
+        Some(("run_id", &self.id))
     }
 
     fn is_whole(&self, _: &[u8]) -> bool {
@@ -92,12 +87,8 @@ impl Answerable for Run {
 }
 
 impl Answerable for RunStep {
-    fn ids(&self) -> Ids<'_> {
-        [
-            ("thread_id", &self.thread_id),
-            ("run_id", &self.run_id),
-            ("step_id", &self.id),
-        ]
+    fn id(&self) -> Option<(&'static str, &str)> {
+        Some(("step_id", &self.id))
     }
 
     fn is_whole(&self, _: &[u8]) -> bool {
@@ -106,20 +97,12 @@ impl Answerable for RunStep {
 }
 
 impl Answerable for ListRunsResponse {
-    fn ids(&self) -> Ids<'_> {
-        Ids::default()
-    }
-
     fn is_whole(&self, text: &[u8]) -> bool {
         !self.data.is_empty() || json::has_list(text, "data")
     }
 }
 
 impl Answerable for ListRunStepsResponse {
-    fn ids(&self) -> Ids<'_> {
-        Ids::default()
-    }
-
     fn is_whole(&self, text: &[u8]) -> bool {
         !self.data.is_empty() || json::has_list(text, "data")
     }
@@ -165,7 +148,10 @@ pub(super) async fn read<M: Answerable>(
     })?;
     if !message.is_whole(text) {
         Err(unusable("JSON of another shape".to_owned()))
-    } else if !reading.target.is_of(&message.ids()) {
+    } else if message
+        .id()
+        .is_some_and(|(name, id)| !reading.target.names(name, id))
+    {
         Err(unusable(
             "another resource than the one asked for".to_owned(),
         ))

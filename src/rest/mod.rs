@@ -241,7 +241,7 @@ impl Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Self {
             telemetry: telemetry.clone(),
-            transport: Transport::watch(upstream)?,
+            transport: Transport::watch(upstream, telemetry)?,
             admission: admission::Admission::new(
                 upstream.requests.clone(),
                 telemetry.metrics().queued.clone(),

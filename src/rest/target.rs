@@ -70,20 +70,15 @@ pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error>
 }
 
 impl Target {
-    /// Whether a resource with these ids, by their names in routes, is one that the path names. An
-    /// id that it does not give, or that the path has not, is no reason against it.
-    pub(super) fn is_of(&self, ids: &[(&str, &str)]) -> bool {
+    /// Whether the path has this id where the route has this name, or the route has no such name.
+    pub(super) fn names(&self, name: &str, id: &str) -> bool {
         let segments = self.route.split('/').zip(self.path.split('/'));
-        segments.into_iter().all(|(field, segment)| {
-            let Some(field) = field.strip_prefix('{') else {
-                return true;
-            };
-            let given = ids
-                .iter()
-                .find(|(name, id)| field.strip_suffix('}') == Some(name) && !id.is_empty());
-            // An id seldom has anything to encode, and is then compared as it is.
-            given.is_none_or(|(_, id)| Cow::from(utf8_percent_encode(id, RESERVED)) == segment)
-        })
+        let named = segments.into_iter().find_map(|(field, segment)| {
+            let field = field.strip_prefix('{')?.strip_suffix('}')?;
+            (field == name).then_some(segment)
+        });
+        // An id seldom has anything to encode, and is then compared as it is.
+        named.is_none_or(|segment| Cow::from(utf8_percent_encode(id, RESERVED)) == segment)
     }
 }
 

@@ -11,12 +11,16 @@ use reqwest::redirect;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer},
 };
 use secrecy::SecretString;
 
 use super::{HttpVersion, Upstream};
-use crate::reloadable::Reloadable;
+use crate::{
+    pem,
+    reloadable::{NamedFile, Reloadable, Source},
+    telemetry::Telemetry,
+};
 
 /// Files that may change while the gateway runs.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +34,14 @@ pub struct UpstreamFiles {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
+/// The gateway's own certificate chain towards the upstream, and its key.
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+const KEY: &str = "--upstream-api-key-file";
+const CA: &str = "--upstream-ca-file";
+const CLIENT_CERTIFICATE: &str = "--upstream-client-cert-file";
+const CLIENT_KEY: &str = "--upstream-client-key-file";
+
 /// The HTTP clients of one upstream.
 #[derive(Debug)]
 pub(super) struct Transport {
@@ -40,15 +52,24 @@ pub(super) struct Transport {
 
 impl Transport {
     /// The clients of `upstream`, made anew when a file has changed or the time has come.
-    pub(super) fn watch(upstream: &Upstream) -> Result<Reloadable<Self>, String> {
+    pub(super) fn watch(
+        upstream: &Upstream,
+        telemetry: &Telemetry,
+    ) -> Result<Reloadable<Self>, String> {
         let UpstreamFiles { key, ca, identity } = upstream.files.clone();
         let present = (key.is_some(), ca.is_some(), identity.is_some());
         let (certificate, private) = identity.unzip();
-        let files = [key, ca, certificate, private]
-            .into_iter()
-            .flatten()
-            .collect();
+        let named = |flag, path: Option<PathBuf>| path.map(|path| NamedFile { flag, path });
+        let files = [
+            named(KEY, key),
+            named(CA, ca),
+            named(CLIENT_CERTIFICATE, certificate),
+            named(CLIENT_KEY, private),
+        ];
         let settings = upstream.clone();
+        let expiry = present
+            .2
+            .then(|| telemetry.metrics().certificate_expiry("upstream client"));
         let make = move |contents: &[Vec<u8>]| {
             let mut contents = contents.iter();
             let key = if present.0 {
@@ -62,16 +83,30 @@ impl Transport {
             } else {
                 None
             };
-            Self::new(&settings, key.as_ref(), ca, identity)
+            let identity = identity.map(|(certificate, key)| {
+                let (chain, ends) = pem::own_chain(CLIENT_CERTIFICATE, certificate)?;
+                if let Some(expiry) = &expiry {
+                    expiry.set(ends);
+                }
+                Ok::<_, String>((chain, pem::private_key(CLIENT_KEY, key)?))
+            });
+            Self::new(&settings, key.as_ref(), ca, identity.transpose()?)
         };
-        Reloadable::renewed(files, upstream.reload_interval, upstream.renewal, make)
+        let source = Source {
+            what: "upstream",
+            files: files.into_iter().flatten().collect(),
+            interval: upstream.reload_interval,
+            renewal: upstream.renewal,
+            failing: telemetry.metrics().reload_failing("upstream"),
+        };
+        Reloadable::new(source, make)
     }
 
     fn new(
         upstream: &Upstream,
         key: Option<&SecretString>,
         ca: Option<&Vec<u8>>,
-        identity: Option<(&Vec<u8>, &Vec<u8>)>,
+        identity: Option<Identity>,
     ) -> Result<Self, String> {
         let mut headers = upstream.headers.clone();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -156,40 +191,31 @@ fn no_tls() -> ClientConfig {
     config(RootCertStore::empty()).with_no_client_auth()
 }
 
-fn tls(
-    ca: Option<&Vec<u8>>,
-    identity: Option<(&Vec<u8>, &Vec<u8>)>,
-) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = ca {
-        for root in certificates(ca).map_err(|error| format!("upstream CA: {error}"))? {
-            roots
-                .add(root)
-                .map_err(|error| format!("upstream CA: {error}"))?;
-        }
+fn tls(ca: Option<&Vec<u8>>, identity: Option<Identity>) -> Result<ClientConfig, String> {
+    let roots = if let Some(ca) = ca {
+        pem::roots(CA, ca)?
     } else {
+        let mut roots = RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
             tracing::warn!(%error, "some of the system's TLS roots cannot be read");
         }
         roots.add_parsable_certificates(native.certs);
-    }
+        roots
+    };
     if roots.is_empty() {
         return Err(
-            "there are no TLS roots to know the upstream by: install them, or name a CA file"
+            "there are no TLS roots to know the upstream by: install them, or name a CA file by \
+             --upstream-ca-file"
                 .to_owned(),
         );
     }
-    let Some((certificate, key)) = identity else {
+    let Some((chain, key)) = identity else {
         return Ok(config(roots).with_no_client_auth());
     };
-    let chain = certificates(certificate)
-        .map_err(|error| format!("upstream client certificate: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|error| format!("upstream client key: {error}"))?;
     config(roots)
         .with_client_auth_cert(chain, key)
-        .map_err(|error| format!("upstream client certificate and key: {error}"))
+        .map_err(|error| format!("{CLIENT_KEY} is not the key of {CLIENT_CERTIFICATE}: {error}"))
 }
 
 fn config(
@@ -201,16 +227,6 @@ fn config(
         .with_protocol_versions(rustls::DEFAULT_VERSIONS)
         .unwrap_or_else(|error| unreachable!("{error}"))
         .with_root_certificates(roots)
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|error| error.to_string())?;
-    if certificates.is_empty() {
-        Err("no certificate in it".to_owned())
-    } else {
-        Ok(certificates)
-    }
 }
 
 /// The default of [`Upstream::renewal`]: a changed address is followed within minutes, and

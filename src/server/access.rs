@@ -8,7 +8,7 @@
 //! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time
 //! against all of them: neither a core dump nor a stopwatch tells one.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderName, header};
 use subtle::ConstantTimeEq as _;
@@ -93,6 +93,17 @@ impl Tokens {
             Ok((hash, Tenant(name.into())))
         };
         lines.map(parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many callers they are of, by name.
+    pub fn callers(&self) -> usize {
+        let names: BTreeSet<_> = self.0.iter().map(|(_, tenant)| &tenant.0).collect();
+        names.len()
     }
 
     fn admit(&self, token: &[u8]) -> Option<&Tenant> {

@@ -5,14 +5,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio_rustls::rustls::{
-    RootCertStore, ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
-};
+use tokio_rustls::rustls::{ServerConfig, crypto::ring, server::WebPkiClientVerifier};
 
-use crate::reloadable::Reloadable;
+use crate::{
+    pem,
+    reloadable::{NamedFile, Reloadable, Source},
+    telemetry::Telemetry,
+};
 
 /// The files of a listener's identity.
 #[derive(Debug, Clone)]
@@ -29,9 +28,17 @@ pub struct TlsFiles {
     pub http1: bool,
 }
 
+const CERTIFICATE: &str = "--tls-cert-file";
+const KEY: &str = "--tls-key-file";
+const CLIENT_CA: &str = "--tls-client-ca-file";
+
 impl TlsFiles {
     /// Reads the files, and again whenever they change. Has to be called in a runtime.
-    pub fn watch(self, interval: Duration) -> Result<Reloadable<ServerConfig>, String> {
+    pub fn watch(
+        self,
+        interval: Duration,
+        telemetry: &Telemetry,
+    ) -> Result<Reloadable<ServerConfig>, String> {
         let Self {
             certificate,
             key,
@@ -39,66 +46,64 @@ impl TlsFiles {
             client_optional,
             http1,
         } = self;
-        let files = [certificate, key].into_iter().chain(client_ca).collect();
-        Reloadable::new(files, interval, move |contents| {
-            config(contents, client_optional, http1)
+        let named = |flag, path| NamedFile { flag, path };
+        let own = [named(CERTIFICATE, certificate), named(KEY, key)];
+        let client_ca = client_ca.map(|path| named(CLIENT_CA, path));
+        let metrics = telemetry.metrics();
+        let expiry = metrics.certificate_expiry("server");
+        let source = Source {
+            what: "server certificate",
+            files: own.into_iter().chain(client_ca).collect(),
+            interval,
+            renewal: Duration::ZERO,
+            failing: metrics.reload_failing("server certificate"),
+        };
+        Reloadable::new(source, move |contents| {
+            let (config, ends) = config(contents, client_optional, http1)?;
+            expiry.set(ends);
+            Ok(config)
         })
     }
 }
 
+/// The configuration, and when the certificate expires, in Unix seconds.
 fn config(
     contents: &[Vec<u8>],
     client_optional: bool,
     http1: bool,
-) -> Result<ServerConfig, String> {
+) -> Result<(ServerConfig, i64), String> {
     let [certificate, key, client_ca @ ..] = contents else {
         return Err("certificate or key is missing".to_owned());
     };
     let provider = Arc::new(ring::default_provider());
-    let chain = certificates(certificate).map_err(|error| format!("TLS certificate: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("TLS key: {error}"))?;
+    let (chain, ends) = pem::own_chain(CERTIFICATE, certificate)?;
+    let key = pem::private_key(KEY, key)?;
     let versions = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions();
     let builder = versions.map_err(|error| error.to_string())?;
     let builder = if let [client_ca] = client_ca {
-        let mut roots = RootCertStore::empty();
-        for root in certificates(client_ca).map_err(|error| format!("TLS client CA: {error}"))? {
-            roots
-                .add(root)
-                .map_err(|error| format!("TLS client CA: {error}"))?;
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let roots = Arc::new(pem::roots(CLIENT_CA, client_ca)?);
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let verifier = if client_optional {
             verifier.allow_unauthenticated()
         } else {
             verifier
         };
+        let verifier = verifier.build();
         builder.with_client_cert_verifier(
-            verifier
-                .build()
-                .map_err(|error| format!("TLS client CA: {error}"))?,
+            verifier.map_err(|error| format!("{CLIENT_CA}: cannot be used: {error}"))?,
         )
     } else {
         builder.with_no_client_auth()
     };
     let mut config = builder
         .with_single_cert(chain, key)
-        .map_err(|error| format!("TLS certificate and key: {error}"))?;
+        .map_err(|error| format!("{KEY} is not the key of {CERTIFICATE}: {error}"))?;
     let protocols: &[&[u8]] = if http1 {
         &[b"h2", b"http/1.1"]
     } else {
         &[b"h2"]
     };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(config)
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let certificates = certificates.map_err(|error| error.to_string())?;
-    if certificates.is_empty() {
-        Err("no certificate in it".to_owned())
-    } else {
-        Ok(certificates)
-    }
+    Ok((config, ends))
 }

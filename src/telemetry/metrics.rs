@@ -100,6 +100,10 @@ pub struct Metrics {
     pub pollers: IntGauge,
     /// Those who watch them.
     pub watchers: IntGauge,
+    /// Troubles that somebody has to mend, by what they are.
+    pub(super) troubles: IntCounterVec,
+    reload_failing: IntGaugeVec,
+    certificate_expiry: IntGaugeVec,
     runs_ended: IntCounterVec,
     tokens: HistogramVec,
     models: Models,
@@ -201,6 +205,21 @@ impl Metrics {
             pollers: new.gauge("runs_gateway_pollers", "Runs that are polled."),
             watchers: new
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
+            troubles: new.counters(
+                "runs_gateway_troubles_total",
+                "What somebody has to mend, each as often as it was met.",
+                &["what"],
+            ),
+            reload_failing: new.gauges(
+                "runs_gateway_reload_failing",
+                "1 while files cannot be used and what was read before stays.",
+                &["files"],
+            ),
+            certificate_expiry: new.gauges(
+                "runs_gateway_certificate_expiry_timestamp_seconds",
+                "When a certificate of the gateway's own expires, in Unix seconds.",
+                &["certificate"],
+            ),
             runs_ended: new.counters(
                 "runs_gateway_runs_ended_total",
                 "Runs that the gateway saw end, each once.",
@@ -215,6 +234,16 @@ impl Metrics {
             models: Models::default(),
             registry,
         }
+    }
+
+    /// 1 while files of this kind cannot be used.
+    pub fn reload_failing(&self, files: &str) -> IntGauge {
+        self.reload_failing.with_label_values(&[files])
+    }
+
+    /// When a certificate of the gateway's own expires.
+    pub fn certificate_expiry(&self, certificate: &str) -> IntGauge {
+        self.certificate_expiry.with_label_values(&[certificate])
     }
 
     /// All metrics, in Prometheus' text format.

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use runs_gateway::{
-    reloadable::Reloadable,
+    reloadable::{NamedFile, Reloadable, Source},
     v1::{CreateRunRequest, RunSpec, run_service_client::RunServiceClient},
 };
 use tempfile::TempDir;
@@ -330,6 +331,21 @@ async fn connections_are_renewed_in_time_while_they_are_used() {
     gateway.drain().await;
 }
 
+/// A value made of a file, looked at and renewed every `interval`.
+fn source(file: Option<&str>, interval: Duration) -> Source {
+    let named = |path: &str| NamedFile {
+        flag: "--file",
+        path: path.into(),
+    };
+    Source {
+        what: "test",
+        files: file.map(named).into_iter().collect(),
+        interval,
+        renewal: interval,
+        failing: IntGauge::new("failing", "Whether it fails.").expect("a name"),
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_made_anew_once_is_made_the_next_time_with_what_can_be_read() {
     let folder = TempDir::new().expect("a folder");
@@ -344,8 +360,7 @@ async fn what_cannot_be_made_anew_once_is_made_the_next_time_with_what_can_be_re
             _ => Err("no use".to_owned()),
         };
         let moment = Duration::from_millis(5);
-        let made = Reloadable::renewed(vec![file.clone().into()], moment, moment, make)
-            .expect("made at first");
+        let made = Reloadable::new(source(Some(&file), moment), make).expect("made at first");
         if broken {
             fs::write(&file, "bad").expect("a file");
         }
@@ -364,11 +379,11 @@ async fn what_cannot_be_made_anew_once_is_made_the_next_time_with_what_can_be_re
 async fn an_interval_of_zero_is_never() {
     let folder = TempDir::new().expect("a folder");
     let tries = Arc::new(AtomicU32::new(0));
-    for files in [vec![], vec![write(&folder, "file", "good").into()]] {
+    for file in [None, Some(write(&folder, "file", "good"))] {
         let tried = Arc::clone(&tries);
         let make = move |_: &[Vec<u8>]| Ok(tried.fetch_add(1, Relaxed));
-        let made = Reloadable::renewed(files, Duration::ZERO, Duration::ZERO, make)
-            .expect("made at first");
+        let made = Reloadable::new(source(file.as_deref(), Duration::ZERO), make);
+        let made = made.expect("made at first");
         tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
         assert_eq!(
             (*made.get() + 1, tries.load(Relaxed)),

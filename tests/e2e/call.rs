@@ -14,6 +14,8 @@ use runs_gateway::{
 use serde_json::Value;
 use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
+use crate::support::upstream::Answer;
+
 macro_rules! calls {
     ($($rpc:ident($request:ident) -> $answer:ident by $client:ident.$method:ident;)*) => {
         /// One call.
@@ -284,6 +286,19 @@ pub(crate) fn walk(
             walk(message, &path, show);
         }
     }
+}
+
+/// An answer that suits any call: a list, and the resource that the target names.
+pub(crate) fn agreed(target: &str) -> Answer {
+    let (path, _) = parts(target);
+    let behind = |name: &str| {
+        let at = path.iter().rposition(|segment| segment == name)?;
+        path.get(at + 1).filter(|_| at > 1)
+    };
+    let id = behind("steps")
+        .or_else(|| behind("runs"))
+        .map_or("x", String::as_str);
+    Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
 }
 
 /// Path segments and query pairs of a target, decoded.

@@ -147,7 +147,15 @@ async fn every_status_has_its_code_and_reason_for_reads_and_for_writes() {
         (410, unexpected),
         (418, unexpected),
         (505, unexpected),
-        (529, unexpected),
+        (
+            520,
+            [(C::Unavailable, "UPSTREAM_UNAVAILABLE", Unsaid), unknown],
+        ),
+        (
+            529,
+            [(C::Unavailable, "UPSTREAM_UNAVAILABLE", Unsaid), unknown],
+        ),
+        (531, unexpected),
         (599, unexpected),
     ];
     // The body; whether it is a JSON error; code and type as it gives them; its own request id.
@@ -350,8 +358,8 @@ async fn what_a_service_says_in_its_own_way_is_understood() {
                 404,
                 r#"{"error":"Not Found","message":"Cannot GET /threads","statusCode":404}"#,
             ),
-            Code::NotFound,
-            "NOT_FOUND",
+            Code::Unimplemented,
+            "ROUTE_NOT_FOUND",
             None,
         ),
         (

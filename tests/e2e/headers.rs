@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
 
 use crate::{
-    call::Call,
+    call::{ALL, Call, agreed},
     support::{
         gateway::spawn_gateway,
         upstream::{Answer, Upstream},
@@ -46,6 +46,7 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
  {
     let always = [
         ("accept", "application/json"),
+        ("accept-encoding", "identity"),
         ("openai-beta", "assistants=v2"),
     ];
     let passed = &METADATA[2..8];
@@ -118,7 +119,7 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
         ),
     ];
     for (flags, prefix, query, headers) in table {
-        let upstream = Upstream::answering(|_| Answer::json(200, r#"{"id":"x","data":[]}"#)).await;
+        let upstream = Upstream::answering(|request| agreed(&request.target)).await;
         let gateway = spawn_gateway(&format!("{}{prefix}", upstream.url()), &flags).await;
         for call in Call::all() {
             call.with(&gateway, &METADATA)
@@ -231,8 +232,8 @@ async fn the_caller_sees_the_allowed_headers_of_good_and_bad_answers() {
         .collect();
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
-    for call in Call::all() {
-        upstream.push(with(Answer::json(200, r#"{"id":"x","data":[]}"#)));
+    for (call, (_, target, _)) in Call::all().zip(ALL) {
+        upstream.push(with(agreed(target)));
         assert_eq!(
             of(&call.on(&gateway).await.expect("an answer").metadata),
             expected,

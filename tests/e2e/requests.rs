@@ -10,7 +10,7 @@ use prost_reflect::{Kind, MessageDescriptor, ReflectMessage as _};
 use serde_json::{Value, json};
 
 use crate::{
-    call::{Call, contract, parts, walk},
+    call::{Call, agreed, contract, parts, walk},
     support::{
         gateway::spawn_gateway,
         upstream::{Answer, Recorded, Upstream},
@@ -124,8 +124,7 @@ const REQUESTS: &[(&str, &str, &str)] = &[
 /// Makes the call against an upstream that agrees to everything, and gives the one request that
 /// arrives.
 async fn arriving(call: &Call) -> Recorded {
-    let upstream = Upstream::start().await;
-    upstream.push(Answer::json(200, r#"{"id":"x","data":[]}"#));
+    let upstream = Upstream::answering(|request| agreed(&request.target)).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     call.on(&gateway)
         .await
