@@ -490,6 +490,7 @@ async fn events_of_the_embedded_api_arrive_whole_whatever_line_ends_are_in_them(
             thread_and_run: Some(ThreadAndRunSpec {
                 assistant_id: embedded::ASSISTANT.into(),
                 thread: Some(ThreadSpec::default()),
+                instructions: Some("Answer.".into()),
                 tools: vec![tool],
                 ..ThreadAndRunSpec::default()
             }),
