@@ -54,11 +54,8 @@ impl Events {
             self.0 = None;
             return;
         };
-        let mut event = format!("event: {name}\ndata: ").into_bytes();
-        event.extend(data);
-        event.extend(b"\n\n");
         // Fails only if the reader is gone, which does not stop a run.
-        let _ = to.send(event.into());
+        let _ = to.send(frame(name, &data));
     }
 
     /// Ends the round.
@@ -67,6 +64,23 @@ impl Events {
             let _ = to.send(Bytes::from_static(DONE));
         }
     }
+}
+
+/// An event as it is sent: a `data:` line for each line of its data. Raw JSON that callers send may
+/// have line ends between its tokens, and each of the three kinds would end the line.
+fn frame(name: &str, data: &[u8]) -> Bytes {
+    let mut frame = format!("event: {name}\n").into_bytes();
+    let mut rest = Some(data);
+    while let Some(text) = rest {
+        let end = text.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+        let (line, after) = text.split_at(end.unwrap_or(text.len()));
+        frame.extend(b"data: ");
+        frame.extend(line);
+        frame.push(b'\n');
+        rest = end.map(|_| after.strip_prefix(b"\r\n").unwrap_or(&after[1..]));
+    }
+    frame.push(b'\n');
+    frame.into()
 }
 
 impl http_body::Body for EventStream {
@@ -84,9 +98,7 @@ impl http_body::Body for EventStream {
         self.ended = event.as_deref().is_none_or(|event| event == DONE);
         let event = event.unwrap_or_else(|| {
             let error = json::encode(&*Error::internal().error).unwrap_or_default();
-            [b"event: error\ndata: ", error.as_slice(), b"\n\n"]
-                .concat()
-                .into()
+            frame("error", &error)
         });
         Poll::Ready(Some(Ok(Frame::data(event))))
     }

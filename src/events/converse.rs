@@ -22,9 +22,10 @@ use super::{
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     inbox::{ToolOutputInbox, calls},
-    live::{cut, follow, next},
+    live::{cut, follow, next, watch},
     progress::{Progress, SharedResume, run_event},
     reader::{CancelOnDisconnect, Reader, Source},
+    watch::Interest,
 };
 use crate::{
     error::Error,
@@ -93,12 +94,7 @@ impl Streams {
             }
             match conversation.await {
                 Ok(None) => {}
-                Ok(Some((mut reader, error))) => {
-                    // Who takes the error has not left. Who has left may look the same to a
-                    // conversation, as one who closed its side.
-                    reader.settle();
-                    yield Err(reader.interrupted(error));
-                }
+                Ok(Some((reader, error))) => yield Err(reader.interrupted(error)),
                 Err(_) => yield Err(aborted()),
             }
         };
@@ -181,10 +177,7 @@ impl Conversation {
         let phase = match beginning {
             Ok(Ok(phase)) => phase,
             Ok(Err(error)) => {
-                // Who takes the error has not left.
-                if begun.send(Err(error)).is_ok() {
-                    self.reader.settle();
-                }
+                let _ = begun.send(Err(error));
                 return None;
             }
             Err(_) => return None,
@@ -263,7 +256,7 @@ impl Conversation {
                 return Err(Error::invalid(field, "must be set"));
             }
         }
-        let mut follow = follow(&mut self.reader)?;
+        let mut follow = follow(&self.reader)?;
         let first = self
             .inbox
             .attend(&self.canceller, follow.next(&self.reader.progress))
@@ -328,10 +321,7 @@ impl Conversation {
         if streams {
             cut(&self.reader);
         }
-        Ok(Phase::Following(Box::new((
-            follow(&mut self.reader)?,
-            None,
-        ))))
+        Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
     }
 
     /// Passes on what polling shows, until the run is settled.
@@ -382,22 +372,21 @@ impl Conversation {
 
     /// Watches the run until the outputs of its round are there, or it goes on without them.
     async fn watching(&mut self) -> Result<Option<Phase>, Ended> {
-        let mut follow = follow(&mut self.reader)?;
+        let mut watch = watch(&self.reader, Interest::Seldom)?;
         while !self.inbox.is_complete() {
             tokio::select! {
                 heard = self.inbox.hear(&self.canceller) => heard?,
                 () = self.events.closed() => return Err(Ended::Left),
-                followed = follow.next(&self.reader.progress) => match followed? {
-                    Followed::Settled(events, run) if run.status() == RunStatus::RequiresAction => {
-                        if !self.inbox.is_round(&calls(&run)) {
-                            self.send_all(events).await?;
-                        }
-                    }
-                    Followed::Settled(events, _) | Followed::On(events) => {
-                        self.send_all(events).await?;
+                snapshot = watch.next() => {
+                    // What came instead is told by a look at its steps, too.
+                    let run = &snapshot?.run;
+                    if run.status() != RunStatus::RequiresAction
+                        || !self.inbox.is_round(&calls(run))
+                    {
+                        let follow = follow(&self.reader)?;
                         return Ok(Some(Phase::Following(Box::new((follow, None)))));
                     }
-                },
+                }
             }
         }
         Ok(None)
@@ -460,10 +449,7 @@ impl Conversation {
                 }
                 tracing::info!(error = %error.log(), "submitting failed; looking at the run");
                 self.doubt = Some(error);
-                Ok(Phase::Following(Box::new((
-                    follow(&mut self.reader)?,
-                    None,
-                ))))
+                Ok(Phase::Following(Box::new((follow(&self.reader)?, None))))
             }
             Err(error) => Err(error.into()),
         }

@@ -8,7 +8,7 @@
 //! All futures here may be dropped while they wait: nothing is lost.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
     pin::pin,
 };
@@ -248,16 +248,19 @@ impl ToolOutputInbox {
     }
 }
 
-/// The ids of the calls that a run waits for.
+/// The ids of the calls that a run waits for, each once: services may name one twice, and it takes
+/// one output.
 pub(super) fn calls(run: &Run) -> Vec<String> {
     let calls = run
         .required_action
         .iter()
         .filter_map(|action| action.submit_tool_outputs.as_ref())
         .flat_map(|it| &it.tool_calls);
+    let mut seen = HashSet::new();
     calls
-        .map(|call| call.id.clone())
-        .filter(|id| !id.is_empty())
+        .map(|call| &call.id)
+        .filter(|id| !id.is_empty() && seen.insert(*id))
+        .cloned()
         .collect()
 }
 

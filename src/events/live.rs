@@ -16,6 +16,7 @@ use super::{
     progress::{Progress, SharedResume, run_event},
     reader::{Reader, Source},
     received::{Received, received},
+    watch::{Interest, Subscription},
 };
 use crate::{
     error::{Delivery, Error, Idempotency},
@@ -128,11 +129,7 @@ impl Streams {
         } else {
             opened.await
         };
-        let (reader, headers, first) = opened.map_err(|(mut reader, error)| {
-            // Who takes the error has not left.
-            reader.settle();
-            error
-        })?;
+        let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
         let events = with_heartbeat(Box::pin(events(reader, first)), options.heartbeat);
         Ok(Started { headers, events })
     }
@@ -247,7 +244,12 @@ pub(super) fn cut(reader: &Reader) {
 }
 
 /// Begins to follow the run.
-pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
+pub(super) fn follow(reader: &Reader) -> Result<Follow, Error> {
+    watch(reader, Interest::Steps).map(Follow::new)
+}
+
+/// Joins the run's watchers.
+pub(super) fn watch(reader: &Reader, interest: Interest) -> Result<Subscription, Error> {
     let resume = reader.progress.resume();
     if resume.run_id.is_empty() {
         let cause = "the upstream's stream ended before it named the run".to_owned();
@@ -263,8 +265,6 @@ pub(super) fn follow(reader: &mut Reader) -> Result<Follow, Error> {
         reader
             .streams
             .watches
-            .join(&reader.caller, &resume.thread_id, &resume.run_id, true);
-    watch
-        .map(Follow::new)
-        .map_err(|error| reader.interrupted(error))
+            .join(&reader.caller, &resume.thread_id, &resume.run_id, interest);
+    watch.map_err(|error| reader.interrupted(error))
 }

@@ -14,6 +14,7 @@ use super::{
     is_settled, is_terminal,
     progress::{Progress, SharedResume},
     reader::Reader,
+    watch::Interest,
 };
 use crate::{
     error::Error,
@@ -37,7 +38,11 @@ impl Streams {
             caller,
             &request.thread_id,
             &request.run_id,
-            request.include_steps,
+            if request.include_steps {
+                Interest::Steps
+            } else {
+                Interest::Run
+            },
         )?;
         let mut reader = Reader::new(self, caller, progress, options);
         // The first state is awaited, so that a run that is not there is an answer and not a
@@ -87,9 +92,9 @@ impl Streams {
         } else {
             is_terminal
         };
-        let mut watch = self
-            .watches
-            .join(caller, &request.thread_id, &request.run_id, false)?;
+        let mut watch =
+            self.watches
+                .join(caller, &request.thread_id, &request.run_id, Interest::Run)?;
         // Errors are every watcher's; here there is nothing to resume.
         let own = |error| Error::Interrupted {
             error,

@@ -32,7 +32,8 @@ pub struct SharedResume(Arc<Mutex<Shared>>);
 #[derive(Debug, Default)]
 struct Shared {
     resume: Resume,
-    handed_over: bool,
+    /// Once the call was ended for its stream: whether the run is left without a reader.
+    abandoned: Option<bool>,
 }
 
 impl SharedResume {
@@ -41,15 +42,28 @@ impl SharedResume {
         self.lock().resume.clone()
     }
 
-    /// The same, for a stream that is cut while its reader is there: the run is the reader's to go
-    /// on with, and is not cancelled.
-    pub fn hand_over(&self) -> Resume {
-        self.lock().handed_over = true;
-        self.get()
+    /// The reader left, or its own deadline passed: nobody goes on with the run.
+    pub fn abandon(&self) -> Resume {
+        self.end(|_| true)
     }
 
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.lock().handed_over
+    /// The gateway ends the stream of a reader that is there: the run is the reader's to go on
+    /// with, if it can be told which one that is.
+    pub fn hand_over(&self) -> Resume {
+        self.end(|resume| resume.run_id.is_empty())
+    }
+
+    /// The first word counts: what is dropped later is dropped for the same reason.
+    fn end(&self, abandoned: impl FnOnce(&Resume) -> bool) -> Resume {
+        let shared = &mut *self.lock();
+        shared
+            .abandoned
+            .get_or_insert_with(|| abandoned(&shared.resume));
+        shared.resume.clone()
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().abandoned == Some(true)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -94,8 +108,8 @@ impl Progress {
         self.resume.clone()
     }
 
-    pub(super) fn is_handed_over(&self) -> bool {
-        self.resume.is_handed_over()
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.resume.is_abandoned()
     }
 
     /// What an event tells was told before.

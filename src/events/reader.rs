@@ -1,8 +1,10 @@
 //! What a stream holds for its reader, and what happens when the reader leaves.
 //!
-//! Must hold: with `cancel_on_disconnect` a run whose reader left before its end is cancelled, also
-//! when its id is not known yet: then the upstream's stream is read on until it names the run. All
-//! of it in a bounded time, and in no other case.
+//! Must hold: with `cancel_on_disconnect` a run that is abandoned before its end is cancelled: its
+//! reader left, or its reader's deadline passed, or the gateway ended the stream before it could
+//! say which run that is. If the run's id is not known yet, the upstream's stream is read on until
+//! it names the run. All of it in a bounded time, and in no other case: a stream of which nobody
+//! said why it ends ([`SharedResume::abandon`]) cancels nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -69,13 +71,8 @@ impl Reader {
     pub(super) fn sends(&mut self, event: &RunEvent) {
         self.progress.sent(event);
         if self.progress.terminal_sent() {
-            self.settle();
+            self.cancel = false;
         }
-    }
-
-    /// The stream came to its end: nothing is to be cancelled any more.
-    pub(super) fn settle(&mut self) {
-        self.cancel = false;
     }
 
     /// What cancels this reader's run.
@@ -90,9 +87,8 @@ impl Reader {
         canceller
     }
 
-    /// The error that ends this stream: it says how to resume. The reader did not leave.
-    pub(super) fn interrupted(&mut self, error: impl Into<Arc<Error>>) -> Error {
-        self.settle();
+    /// The error that ends this stream: it says how to resume.
+    pub(super) fn interrupted(&self, error: impl Into<Arc<Error>>) -> Error {
         Error::Interrupted {
             error: error.into(),
             resume: self.progress.resume(),
@@ -102,7 +98,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if self.cancel && !self.progress.is_terminal() && !self.progress.is_handed_over() {
+        if self.cancel && !self.progress.is_terminal() && self.progress.is_abandoned() {
             self.canceller().begin(self.source.take());
         }
     }

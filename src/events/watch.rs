@@ -6,6 +6,8 @@
 //!   are decided under one lock; nothing is kept after the last one left.
 //! - A joiner sees only a fetch that *started after* it joined: it reads its own writes. A thousand
 //!   joiners at once cost two fetches at most.
+//! - A watcher that is in no hurry ([`Interest::Seldom`]) causes a fetch each
+//!   [`PollLimits::ceiling`], and none when it joins.
 //! - No caller's deadline bounds the poller, and a slow watcher misses states in between, never the
 //!   last.
 //! - What can pass (lost connections, 5xx, 429) is borne for [`PollLimits::patience`]; what cannot
@@ -24,7 +26,7 @@ use std::{
 use prost::Message as _;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -91,6 +93,18 @@ impl Snapshot {
     }
 }
 
+/// What a watcher wants of a run, and how soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// The run and its steps, now and as they change.
+    Steps,
+    /// The run, now and as it changes.
+    Run,
+    /// The run, at the ceiling's pace and after each write through this gateway: it waits for
+    /// something else, and only must not wait in vain.
+    Seldom,
+}
+
 /// All pollers of one gateway.
 #[derive(Debug, Clone)]
 pub(super) struct PollerRegistry(Arc<Shared>);
@@ -109,8 +123,9 @@ struct Shared {
     /// before it at most.
     routine: tokio::sync::Mutex<()>,
     /// Until when an identity was asked to wait.
-    slowed: Mutex<HashMap<Identity, Instant>>,
-    jitter: RandomState,
+    /// Under a keyed hash: it outlives the last watcher, and a credential must not.
+    slowed: Mutex<HashMap<u64, Instant>>,
+    hasher: RandomState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -127,6 +142,8 @@ struct Poll {
     watchers: usize,
     /// Those of them that want steps.
     step_watchers: usize,
+    /// Those of them that are in no hurry.
+    seldom_watchers: usize,
     /// Fetches that have begun.
     begun: u64,
     /// The first fetch that somebody waits for; the poller does not sleep before it.
@@ -150,7 +167,7 @@ struct Published {
 pub(super) struct Subscription {
     watches: PollerRegistry,
     key: Key,
-    steps: bool,
+    interest: Interest,
     /// Fetches up to this one began before this watcher joined.
     seen: u64,
     published: watch::Receiver<Option<Published>>,
@@ -170,7 +187,7 @@ impl PollerRegistry {
             next_slot: tokio::sync::Mutex::new(Instant::now()),
             routine: tokio::sync::Mutex::default(),
             slowed: Mutex::default(),
-            jitter: RandomState::new(),
+            hasher: RandomState::new(),
         }))
     }
 
@@ -180,7 +197,7 @@ impl PollerRegistry {
         caller: &Caller,
         thread_id: &str,
         run_id: &str,
-        steps: bool,
+        interest: Interest,
     ) -> Result<Subscription, Error> {
         let key = Key {
             thread_id: thread_id.to_owned(),
@@ -200,15 +217,19 @@ impl PollerRegistry {
         };
         metrics.watchers.inc();
         poll.watchers += 1;
-        poll.step_watchers += usize::from(steps);
-        poll.wanted = poll.begun + 1;
+        poll.step_watchers += usize::from(interest == Interest::Steps);
+        if interest == Interest::Seldom {
+            poll.seldom_watchers += 1;
+        } else {
+            poll.wanted = poll.begun + 1;
+        }
         poll.wake.notify_one();
         let (seen, published) = (poll.begun, poll.published.clone());
         drop(polls);
         Ok(Subscription {
             watches: self.clone(),
             key,
-            steps,
+            interest,
             seen,
             published,
         })
@@ -245,6 +266,7 @@ impl PollerRegistry {
         Poll {
             watchers: 0,
             step_watchers: 0,
+            seldom_watchers: 0,
             begun: 0,
             wanted: 0,
             wake,
@@ -273,7 +295,7 @@ impl Subscription {
                 continue;
             };
             self.seen = number;
-            let lacks_steps = self.steps
+            let lacks_steps = self.interest == Interest::Steps
                 && result
                     .as_ref()
                     .is_ok_and(|snapshot| snapshot.steps.is_none());
@@ -291,7 +313,8 @@ impl Drop for Subscription {
         let mut polls = lock(&self.watches.0.polls);
         if let Some(poll) = polls.get_mut(&self.key) {
             poll.watchers -= 1;
-            poll.step_watchers -= usize::from(self.steps);
+            poll.step_watchers -= usize::from(self.interest == Interest::Steps);
+            poll.seldom_watchers -= usize::from(self.interest == Interest::Seldom);
             if poll.watchers == 0 {
                 polls.remove(&self.key);
                 metrics.pollers.dec();
@@ -316,19 +339,19 @@ struct Poller {
 
 impl Poller {
     async fn run(mut self) {
-        let mut number = 0;
+        let (mut number, mut pause) = (0, None);
         loop {
+            self.rest(number, pause).await;
             self.turn(number).await;
             let Some((begun, steps)) = self.begin() else {
                 return;
             };
             number = begun;
             let fetched = self.fetch(steps).await;
-            let pause = match fetched {
+            pause = match fetched {
                 Ok((snapshot, asked)) => self.succeeded(number, snapshot, asked),
                 Err(error) => self.failed(number, error),
             };
-            self.rest(number, pause).await;
         }
     }
 
@@ -346,7 +369,9 @@ impl Poller {
             if *next > now {
                 sleep_until(*next).await;
             }
-            let slowed = lock(&self.shared.slowed).get(&self.key.identity).copied();
+            let slowed = lock(&self.shared.slowed)
+                .get(&self.identity_hash())
+                .copied();
             let Some(until) = slowed.filter(|until| *until > Instant::now()) else {
                 // Taken only now: a poller that is aborted while it waits takes nothing from the
                 // others.
@@ -364,6 +389,10 @@ impl Poller {
         let now = Instant::now();
         sleep_until(*next).await;
         *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
+    }
+
+    fn identity_hash(&self) -> u64 {
+        self.shared.hasher.hash_one(&self.key.identity)
     }
 
     /// Numbers the fetch that begins now; `None` if nobody watches any more.
@@ -545,7 +574,7 @@ impl Poller {
             let until = Instant::now() + delay.min(limits.patience);
             let mut slowed = lock(&self.shared.slowed);
             slowed.retain(|_, until| *until > Instant::now());
-            slowed.insert(self.key.identity.clone(), until);
+            slowed.insert(self.identity_hash(), until);
         }
         if !error.is_transient() || since.elapsed() >= limits.patience {
             return None;
@@ -558,17 +587,29 @@ impl Poller {
     /// The interval, up to a quarter shorter, so that pollers that began together do not stay
     /// together.
     fn jittered(&self, number: u64) -> Duration {
-        let random = self.shared.jitter.hash_one((&self.key, number)) % 256;
+        let random = self.shared.hasher.hash_one((&self.key, number)) % 256;
         let parts = 1024 - u32::try_from(random).unwrap_or_default();
         (self.interval * parts / 1024).max(self.shared.limits.floor)
     }
 
-    /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun.
+    /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun. Those
+    /// in no hurry wait for the ceiling, and never for ever.
     async fn rest(&self, number: u64, pause: Option<Duration>) {
-        match pause {
-            // The end of the pause is the usual case, no error.
-            Some(pause) => drop(timeout(pause, self.wanted(number)).await),
-            None => self.wanted(number).await,
+        let (began, ceiling) = (Instant::now(), self.shared.limits.ceiling);
+        loop {
+            let (seldom, watchers) = match lock(&self.shared.polls).get(&self.key) {
+                Some(poll) if poll.wanted <= number => (poll.seldom_watchers, poll.watchers),
+                _ => return,
+            };
+            let pause = if seldom == watchers {
+                Some(ceiling)
+            } else {
+                pause.or((seldom > 0).then_some(ceiling))
+            };
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = after(began, pause) => return,
+            }
         }
     }
 
@@ -580,6 +621,14 @@ impl Poller {
         {
             self.wake.notified().await;
         }
+    }
+}
+
+/// Waits until `pause` has passed since `began`; for ever if `None`.
+async fn after(began: Instant, pause: Option<Duration>) {
+    match pause {
+        Some(pause) => sleep_until(began + pause).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,7 +6,8 @@
 //! with a gRPC status (trailers only if the head was not sent yet) and lets go of its handler at
 //! once, even if the caller reads nothing; only an answer that is no stream, and so is there
 //! already, may wait for its reader as long as the connection lasts. A caller's leaving is
-//! `CANCELLED`, never success.
+//! `CANCELLED`, never success. Whoever drops a handler has said why before
+//! ([`TerminationStatus::end`]): a handler for which nothing was said did not lose its caller.
 //!
 //! Why not tower's layers: they let go when the response head is there, and that is when a stream
 //! begins. Why not tonic's `timeout`: it bounds only the head and answers CANCELLED.
@@ -62,18 +63,24 @@ pub struct CallContext {
     pub drain: Drain,
 }
 
-/// Why a call was ended from outside.
+/// Why a call ended before its handler did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Termination {
+    /// The caller left.
+    Disconnect,
     /// Its deadline passed.
     Deadline,
     /// Its connection, or the whole server, is about to close, or it has reached its own age.
     Closing,
+    /// Its handler panicked.
+    Panic,
 }
 
 impl Termination {
     fn status(self) -> Status {
         match self {
+            Self::Disconnect => Status::cancelled("the caller left"),
+            Self::Panic => Status::internal("the gateway failed"),
             Self::Deadline => {
                 Status::deadline_exceeded("the deadline passed before the call was over")
             }
@@ -85,7 +92,7 @@ impl Termination {
 }
 
 /// What a call answers when it is cut. Unless it is set, that is `DEADLINE_EXCEEDED` or
-/// `UNAVAILABLE`.
+/// `UNAVAILABLE`. It also is how a handler learns why it is dropped.
 ///
 /// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write
 /// that may have reached the upstream must not be; and a stream can say how to resume.
@@ -100,7 +107,8 @@ impl TerminationStatus {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(words));
     }
 
-    fn status(&self, cut: Termination) -> Status {
+    /// The call ends for this reason. Called before the handler is dropped.
+    fn end(&self, cut: Termination) -> Status {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         words
             .as_ref()
@@ -278,50 +286,56 @@ impl Call {
     }
 
     async fn answer(
-        mut self,
+        self,
         routes: Arc<Routes>,
         request: Request<Body>,
     ) -> Result<Response<CallBody>, Infallible> {
-        let answered = {
-            // A call on a connection that has ended must not reach a handler, which may write.
-            let mut handler = match self.cut() {
-                Some(cut) => return Ok(self.cut_short(cut)),
-                None => routes.call(request),
-            };
-            poll_fn(|cx| self.poll_unless_cut(cx, |cx| caught(|| handler.as_mut().poll(cx)))).await
-        };
+        // A call on a connection that has ended must not reach a handler, which may write.
+        if let Some(cut) = self.cut() {
+            let status = self.termination_status.end(cut);
+            return Ok(self.refuse(status));
+        }
+        let handler = routes.call(request);
+        // A tuple drops the call first, which says why, and then the handler.
+        let mut pending = (self, handler);
+        let answered = poll_fn(|cx| {
+            let (call, handler) = &mut pending;
+            call.poll_unless_cut(cx, |cx| handler.as_mut().poll(cx))
+        })
+        .await;
+        let (mut call, _handler) = pending;
         match answered {
-            Ok(Ok(Ok(response))) => {
+            Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
                 if body.is_end_stream() {
-                    self.code = Some(code(&head.headers));
+                    call.code = Some(code(&head.headers));
                     return Ok(Response::from_parts(head, CallBody::default()));
                 }
-                Ok(Response::from_parts(head, CallBody::new(self, body)))
+                Ok(Response::from_parts(head, CallBody::new(call, body)))
             }
-            Ok(Ok(Err(never))) => match never {},
-            Ok(Err(status)) => Ok(self.refuse(status)),
-            Err(cut) => Ok(self.cut_short(cut)),
+            Ok(Err(never)) => match never {},
+            Err(status) => Ok(call.refuse(status)),
         }
     }
 
     /// What is polled, unless the call is cut, which goes first: a handler that always has more to
-    /// say is cut, too. Asking whether it is due costs less than waiting for it.
+    /// say is cut, too. Asking whether it is due costs less than waiting for it. The status says
+    /// why it is not polled any more.
     fn poll_unless_cut<T>(
         &mut self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<Result<T, Termination>> {
-        if let Some(cut) = self.cut() {
-            return Poll::Ready(Err(cut));
-        }
-        if let Poll::Ready(polled) = poll(cx) {
-            return Poll::Ready(Ok(polled));
-        }
-        if self.noted.is(cx) {
-            return Poll::Pending;
-        }
-        self.noted.poll(self.is_cut.as_mut(), cx).map(Err)
+    ) -> Poll<Result<T, Status>> {
+        let termination = match self.cut() {
+            Some(cut) => cut,
+            None => match caught(|| poll(cx)) {
+                Some(Poll::Ready(polled)) => return Poll::Ready(Ok(polled)),
+                Some(Poll::Pending) if self.noted.is(cx) => return Poll::Pending,
+                Some(Poll::Pending) => ready!(self.noted.poll(self.is_cut.as_mut(), cx)),
+                None => Termination::Panic,
+            },
+        };
+        Poll::Ready(Err(self.termination_status.end(termination)))
     }
 
     /// Why it is to be cut, if it is.
@@ -331,11 +345,6 @@ impl Call {
             .filter(|(at, _)| *at <= Instant::now())
             .map(|(_, cut)| cut);
         passed.or_else(|| self.end.is_cancelled().then_some(Termination::Closing))
-    }
-
-    fn cut_short(self, cut: Termination) -> Response<CallBody> {
-        let status = self.termination_status.status(cut);
-        self.refuse(status)
     }
 
     /// The call is over before there was a response head.
@@ -348,16 +357,12 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         // Without a code, neither a handler's status nor a cut reached the caller: it left, or did
-        // not read until the connection was cut.
-        let code = self.code.unwrap_or_else(|| match self.cut() {
-            Some(Termination::Deadline) => Code::DeadlineExceeded,
-            Some(Termination::Closing) => {
-                // Nobody hears it any more, but it also tells the handler's side, which goes next,
-                // that its caller did not leave.
-                drop(self.termination_status.status(Termination::Closing));
-                Code::Unavailable
-            }
-            None => Code::Cancelled,
+        // not read until the connection was cut. Nobody hears that any more but the handler's side,
+        // which is dropped after this.
+        let code = self.code.unwrap_or_else(|| {
+            let termination = self.cut().unwrap_or(Termination::Disconnect);
+            drop(self.termination_status.end(termination));
+            termination.status().code()
         });
         self.record.ended(code);
         self.open.send_if_modified(|open| {
@@ -387,18 +392,20 @@ impl Streaming {
         let polled = self
             .call
             .poll_unless_cut(cx, |cx| match lock(handler).as_mut() {
-                Some(body) => caught(|| Pin::new(body).poll_frame(cx)).map(Some),
+                Some(body) => Pin::new(body).poll_frame(cx).map(Some),
                 // The reaper's clock was the faster one.
                 None => Poll::Ready(None),
             });
         Poll::Ready(match ready!(polled) {
-            Ok(Some(polled)) => polled.unwrap_or_else(|status| Some(Err(status))),
-            Ok(None) => Some(Err(self.call.termination_status.status(
-                self.call
+            Ok(Some(polled)) => polled,
+            Ok(None) => {
+                let cut = self
+                    .call
                     .limit
-                    .map_or(Termination::Deadline, |(_, cut)| cut),
-            ))),
-            Err(cut) => Some(Err(self.call.termination_status.status(cut))),
+                    .map_or(Termination::Deadline, |(_, cut)| cut);
+                Some(Err(self.call.termination_status.end(cut)))
+            }
+            Err(status) => Some(Err(status)),
         })
     }
 }
@@ -411,7 +418,7 @@ impl CallBody {
                 (Arc::clone(&handler), call.termination_status.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
                 // Said first, so that the handler's side learns why it goes.
-                drop(termination_status.status(passed(Some(limit)).await));
+                drop(termination_status.end(passed(Some(limit)).await));
                 let body = lock(&handler).take();
                 drop(body);
             }))
@@ -494,16 +501,14 @@ async fn passed(limit: Option<(Instant, Termination)>) -> Termination {
 
 /// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream,
 /// which reads as "cancelled".
-fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Poll<Result<T, Status>> {
+fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Option<Poll<T>> {
     // What was being polled is dropped by its owner, never polled again: nothing sees a
     // half-changed state.
-    match panic::catch_unwind(AssertUnwindSafe(poll)) {
-        Ok(poll) => poll.map(Ok),
-        Err(panic) => {
-            tracing::error!(panic = message(&*panic), "a handler panicked");
-            Poll::Ready(Err(Status::internal("the gateway failed")))
-        }
-    }
+    panic::catch_unwind(AssertUnwindSafe(poll))
+        .inspect_err(|panic| {
+            tracing::error!(panic = message(&**panic), "a handler panicked");
+        })
+        .ok()
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

@@ -74,10 +74,7 @@ impl Gateway {
     /// Who calls, and with what.
     fn open<M>(&self, request: Request<M>) -> (Caller, M) {
         let (caller, termination_status, message) = self.parts(request);
-        termination_status.set(|cut| match cut {
-            Termination::Deadline => Error::DeadlineExceeded.status(),
-            Termination::Closing => Error::Draining.status(),
-        });
+        termination_status.set(|cut| ended(cut, Idempotency::Idempotent).status());
         (caller, message)
     }
 
@@ -85,10 +82,7 @@ impl Gateway {
     /// whether it was done once.
     fn open_once<M>(&self, request: Request<M>) -> (Caller, M) {
         let (caller, termination_status, message) = self.parts(request);
-        termination_status.set(|cut| match cut {
-            Termination::Deadline => Error::DeadlineExceeded.status(),
-            Termination::Closing => closed().status(),
-        });
+        termination_status.set(|cut| ended(cut, Idempotency::NonIdempotent).status());
         (caller, message)
     }
 
@@ -103,19 +97,16 @@ impl Gateway {
         let resume = SharedResume::default();
         let at_cut = resume.clone();
         termination_status.set(move |cut| {
-            let (error, resume) = match cut {
-                Termination::Deadline => (Error::DeadlineExceeded, at_cut.get()),
-                Termination::Closing => (Error::Draining, at_cut.hand_over()),
+            let resume = match cut {
+                Termination::Disconnect | Termination::Deadline => at_cut.abandon(),
+                Termination::Closing | Termination::Panic => at_cut.hand_over(),
             };
-            let silent = resume.last_event == RunEventType::Unspecified;
-            let error = if cut == Termination::Closing
-                && silent
-                && idempotency == Idempotency::NonIdempotent
-            {
-                closed()
+            let repeatable = if resume.last_event == RunEventType::Unspecified {
+                idempotency
             } else {
-                error
+                Idempotency::Idempotent
             };
+            let error = ended(cut, repeatable);
             Error::Interrupted {
                 error: Arc::new(error),
                 resume,
@@ -157,15 +148,24 @@ impl Gateway {
     }
 }
 
-/// The error of a write that was under way when the gateway ended the call.
-fn closed() -> Error {
-    let cause = "the gateway ended the call".to_owned();
-    Error::Lost {
-        delivery: Delivery::Unknown,
-        idempotency: Idempotency::NonIdempotent,
-        cause,
-        timed_out: false,
-        request_id: None,
+/// The error of a call that ends for this reason. A write that was under way when the gateway closed
+/// may or may not have been done.
+fn ended(termination: Termination, idempotency: Idempotency) -> Error {
+    match (termination, idempotency) {
+        (Termination::Deadline, _) => Error::DeadlineExceeded,
+        (Termination::Closing, Idempotency::NonIdempotent) => Error::Lost {
+            delivery: Delivery::Unknown,
+            idempotency,
+            cause: "the gateway ended the call".to_owned(),
+            timed_out: false,
+            request_id: None,
+        },
+        // Nobody is told that the caller left.
+        (Termination::Closing | Termination::Disconnect, _) => Error::Draining,
+        (Termination::Panic, _) => Error::Unusable {
+            what: "the gateway failed".to_owned(),
+            request_id: None,
+        },
     }
 }
 
