@@ -96,6 +96,18 @@ pub enum Error {
         /// The upstream's id of the request.
         request_id: Option<String>,
     },
+    /// A message, or the metadata, has more than it may have.
+    TooLarge {
+        /// Of what, with the limit and its flag.
+        what: String,
+    },
+    /// The call breaks the protocol. No handler saw it.
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The messages of the request are packed in a way that is not known here.
+    UnknownEncoding,
     /// The caller's deadline passed.
     DeadlineExceeded,
     /// The gateway does not know the caller.
@@ -168,6 +180,9 @@ impl Error {
             | Self::Draining => true,
             Self::Interrupted { error, .. } => error.is_transient(),
             Self::Invalid { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownEncoding
             | Self::NotAdmitted
             | Self::DeadlineExceeded
             | Self::OutputsMissing { .. }
@@ -280,6 +295,9 @@ impl Error {
             } => {
                 details.set_request_info(cut(id, MAX_WORD), "");
             }
+            Self::UnknownEncoding => {
+                insert(&mut metadata, "grpc-accept-encoding", "identity,gzip");
+            }
             _ => {}
         }
         match retry {
@@ -330,6 +348,18 @@ impl Error {
                 Code::Internal,
                 R::UnusableAnswer,
                 format!("the upstream's answer cannot be used: {what}"),
+            ),
+            Self::TooLarge { what } => {
+                Verdict::new(Code::ResourceExhausted, R::RequestTooLarge, what.clone())
+                    .retry(Retry::Never)
+            }
+            Self::Malformed { what } => {
+                Verdict::new(Code::Internal, R::MalformedRequest, (*what).to_owned())
+            }
+            Self::UnknownEncoding => Verdict::new(
+                Code::Unimplemented,
+                R::Unsupported,
+                "grpc-encoding: only gzip and identity are understood".to_owned(),
             ),
             Self::DeadlineExceeded => {
                 let message = "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
@@ -494,6 +524,9 @@ impl fmt::Display for Log<'_> {
                 delivery, cause, ..
             } => write!(out, "no answer ({delivery:?}): {cause}"),
             Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
+            Error::TooLarge { what } => write!(out, "too large: {what}"),
+            Error::Malformed { what } => write!(out, "malformed: {what}"),
+            Error::UnknownEncoding => out.write_str("unknown encoding"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),

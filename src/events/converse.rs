@@ -13,11 +13,12 @@
 use std::sync::Arc;
 
 use async_stream::stream;
+use http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::Stream;
 
 use super::{
-    Events, Options, Streams,
+    Options, Started, Streams,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     inbox::{ToolOutputInbox, calls},
@@ -48,7 +49,7 @@ impl Streams {
         caller: Caller,
         inbound: Inbound,
         resume: SharedResume,
-    ) -> Result<Events, Error> {
+    ) -> Result<Started, Error> {
         let mut inbox = ToolOutputInbox::new(inbound, self.limits.held_output_bytes);
         let first = inbox.first().await?;
         let (name, options, thread_id, run_id) = match &first {
@@ -75,6 +76,7 @@ impl Streams {
             reader,
             inbox,
             events,
+            headers: HeaderMap::new(),
             submits: 0,
             doubt: None,
         };
@@ -83,7 +85,7 @@ impl Streams {
             .spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and
         // not a stream.
-        beginning.await.unwrap_or_else(|_| Err(aborted()))?;
+        let headers = beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = stream! {
             while let Some(event) = sent.recv().await {
                 yield Ok(event);
@@ -99,7 +101,8 @@ impl Streams {
                 Err(_) => yield Err(aborted()),
             }
         };
-        Ok(with_heartbeat(Box::pin(events), options.heartbeat))
+        let events = with_heartbeat(Box::pin(events), options.heartbeat);
+        Ok(Started { headers, events })
     }
 }
 
@@ -108,6 +111,8 @@ struct Conversation {
     inbox: ToolOutputInbox,
     canceller: CancelOnDisconnect,
     events: mpsc::Sender<RunEvent>,
+    /// What the caller may see of the first answer's headers, until it is told.
+    headers: HeaderMap,
     /// How often the outputs of this round were submitted.
     submits: u32,
     /// Why the last submit of this round may not have been taken.
@@ -155,7 +160,7 @@ impl Conversation {
         mut self,
         first: Message,
         options: Options,
-        begun: oneshot::Sender<Result<(), Error>>,
+        begun: oneshot::Sender<Result<HeaderMap, Error>>,
     ) -> Option<(Reader, Arc<Error>)> {
         let left = self.events.clone();
         // In a box: what it needs, a conversation does not need for the rest of its life.
@@ -181,7 +186,7 @@ impl Conversation {
             }
             Err(_) => return None,
         };
-        let _ = begun.send(Ok(()));
+        let _ = begun.send(Ok(std::mem::take(&mut self.headers)));
         match self.run(phase).await {
             Err(Ended::Failed(error)) => {
                 if self.canceller.knows_run() {
@@ -266,7 +271,8 @@ impl Conversation {
 
     fn opened(&mut self, opened: UpstreamReply, place: OwnedSemaphorePermit) -> Phase {
         match opened {
-            UpstreamReply::Stream(stream) => {
+            UpstreamReply::Stream(stream, headers) => {
+                self.headers = headers;
                 self.reader.source = Some(Source {
                     stream,
                     _place: place,
@@ -274,6 +280,7 @@ impl Conversation {
                 Phase::Live(None)
             }
             UpstreamReply::Run(answer) => {
+                self.headers = answer.headers;
                 self.reader
                     .progress
                     .knows(&answer.message.thread_id, &answer.message.id);

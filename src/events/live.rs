@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_stream::Stream;
 
 use super::{
-    Events, Options, Streams,
+    Options, Started, Streams,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     progress::{Progress, SharedResume, run_event},
@@ -33,7 +33,7 @@ impl Streams {
         caller: Caller,
         request: StreamCreateRunRequest,
         resume: SharedResume,
-    ) -> Result<Events, Error> {
+    ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
@@ -51,7 +51,7 @@ impl Streams {
         caller: Caller,
         request: StreamCreateThreadAndRunRequest,
         resume: SharedResume,
-    ) -> Result<Events, Error> {
+    ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
         let reader = Reader::new(self, &caller, Progress::new(resume, "", ""), options);
         let client = self.client.clone();
@@ -68,7 +68,7 @@ impl Streams {
         caller: Caller,
         request: StreamSubmitToolOutputsRequest,
         resume: SharedResume,
-    ) -> Result<Events, Error> {
+    ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
         let reader = Reader::new(self, &caller, progress, options);
@@ -86,7 +86,7 @@ impl Streams {
 
     /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening
     /// goes on when it leaves meanwhile: without the answer nobody would know which run to cancel.
-    async fn start<F>(&self, reader: Reader, options: Options, opening: F) -> Result<Events, Error>
+    async fn start<F>(&self, reader: Reader, options: Options, opening: F) -> Result<Started, Error>
     where
         F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
     {
@@ -98,18 +98,18 @@ impl Streams {
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((UpstreamReply::Stream(stream), place)) => {
+                Ok((UpstreamReply::Stream(stream, headers), place)) => {
                     reader.source = Some(Source {
                         stream,
                         _place: place,
                     });
-                    Ok((reader, None))
+                    Ok((reader, headers, None))
                 }
                 Ok((UpstreamReply::Run(answer), _)) => {
                     reader
                         .progress
                         .knows(&answer.message.thread_id, &answer.message.id);
-                    Ok((reader, Some(run_event(answer.message))))
+                    Ok((reader, answer.headers, Some(run_event(answer.message))))
                 }
                 Err(error) => Err((reader, error)),
             }
@@ -127,15 +127,13 @@ impl Streams {
         } else {
             opened.await
         };
-        let (reader, first) = opened.map_err(|(mut reader, error)| {
+        let (reader, headers, first) = opened.map_err(|(mut reader, error)| {
             // Who takes the error has not left.
             reader.settle();
             error
         })?;
-        Ok(with_heartbeat(
-            Box::pin(events(reader, first)),
-            options.heartbeat,
-        ))
+        let events = with_heartbeat(Box::pin(events(reader, first)), options.heartbeat);
+        Ok(Started { headers, events })
     }
 }
 

@@ -36,6 +36,7 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
 use tokio_util::task::TaskTracker;
@@ -52,6 +53,14 @@ use crate::{
 
 /// A stream of events.
 pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
+
+/// Events, and headers of the upstream's first answer that the caller may see.
+pub struct Started {
+    /// The headers: none, if the events come from polling.
+    pub headers: HeaderMap,
+    /// The events.
+    pub events: Events,
+}
 
 /// Limits of streams. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]

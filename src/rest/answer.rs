@@ -282,7 +282,7 @@ pub fn error_event(data: &[u8]) -> Error {
 }
 
 /// The headers that callers may see.
-fn shown(headers: &HeaderMap) -> HeaderMap {
+pub(super) fn shown(headers: &HeaderMap) -> HeaderMap {
     let mut shown = HeaderMap::new();
     for (name, value) in headers {
         let is_shown = SHOWN_HEADERS.contains(&name.as_str())

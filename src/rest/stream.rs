@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
@@ -28,8 +28,8 @@ use crate::{
 /// What a request for a stream gave.
 #[derive(Debug)]
 pub enum UpstreamReply {
-    /// The stream.
-    Stream(Box<EventStream>),
+    /// The stream, and headers of its head that the caller may see.
+    Stream(Box<EventStream>, HeaderMap),
     /// The run alone: the upstream does not stream.
     Run(Box<Answer<Run>>),
 }
@@ -144,14 +144,16 @@ impl Client {
         caller.call.answered(id.as_deref());
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response) => {
+                let headers = answer::shown(response.headers());
                 let parser = Parser::new(self.max_event_bytes);
-                UpstreamReply::Stream(Box::new(EventStream {
+                let stream = Box::new(EventStream {
                     response,
                     parser,
                     over: false,
                     idle_timer: IdleTimer::default(),
                     upstream_request,
-                }))
+                });
+                UpstreamReply::Stream(stream, headers)
             }
             Head::Run(answer) => UpstreamReply::Run(answer),
         })

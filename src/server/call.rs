@@ -24,7 +24,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{
     select,
@@ -40,7 +43,8 @@ use super::{
     connection::jittered,
     deadline,
     drain::Drain,
-    routes::{Routes, is_asking_health, is_infra_stream},
+    message::{self, Messages, Rules},
+    routes::{Routes, is_asking_health, is_infra},
     web::is_grpc,
 };
 use crate::{
@@ -127,6 +131,11 @@ pub(super) struct Calls {
     pub(super) drain: Drain,
     pub(super) max_deadline: Duration,
     pub(super) telemetry: Telemetry,
+    /// Bytes of a call's metadata, and of one message.
+    pub(super) max_metadata: usize,
+    pub(super) max_message: usize,
+    /// Messages of answers with more bytes are packed.
+    pub(super) pack_above: Option<usize>,
     /// The age at which a call is cut.
     pub(super) max_age: Option<Duration>,
     /// One for each call that may be open, on all connections together.
@@ -141,7 +150,7 @@ pub(super) struct Calls {
 
 impl<B> hyper::service::Service<Request<B>> for Calls
 where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<CallBody>;
@@ -149,7 +158,9 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
+        let size = metadata_size(&request);
         let timeout = deadline::take(request.headers_mut());
+        let encoding = message::take_encoding(request.headers_mut());
         let deadline = timeout
             .as_ref()
             .ok()
@@ -163,6 +174,14 @@ where
             path,
             deadline,
         );
+        // First of all: proxies repeat other methods, which may be writes here.
+        if request.method() != Method::POST {
+            let mut answer = call.refuse(Status::invalid_argument("the HTTP method must be POST"));
+            *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            let post = HeaderValue::from_static("POST");
+            answer.headers_mut().insert(ALLOW, post);
+            return Box::pin(ready(Ok(answer)));
+        }
         if !is_grpc(request.headers().get(CONTENT_TYPE)) {
             // A browser sends other types to any server without asking first. The status is what
             // the specification of gRPC over HTTP/2 asks for.
@@ -173,18 +192,19 @@ where
             return Box::pin(ready(Ok(answer)));
         }
         let admitted = self
-            .access
-            .admit(&self.peer, path, request.headers())
-            .and_then(|tenant| {
+            .bounded(size)
+            .and_then(|()| self.access.admit(&self.peer, path, request.headers()))
+            .and_then(|tenant| encoding.map(|packed| (tenant, packed)))
+            .and_then(|admitted| {
                 call.place = self.place(path)?;
-                Ok(tenant)
+                Ok(admitted)
             });
         let admitted = admitted.map_err(|error| {
             call.record.failed(&error);
             error.status()
         });
-        let tenant = match admitted.and_then(|tenant| timeout.map(|_| tenant)) {
-            Ok(tenant) => tenant,
+        let (tenant, packed) = match admitted.and_then(|admitted| timeout.map(|_| admitted)) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
         };
         let (termination_status, record, drain) = (
@@ -199,18 +219,49 @@ where
             tenant,
             drain,
         });
-        Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
+        if self.pack_above.is_some() && message::accepts_gzip(request.headers()) {
+            call.pack_above = self.pack_above;
+        }
+        let rules = self.rules(request.uri().path(), packed);
+        let request = request.map(|body| Body::new(Messages::new(body, rules)));
+        Box::pin(call.answer(Arc::clone(&self.routes), request))
     }
 }
 
 impl Calls {
+    /// Refuses more metadata than a call may have. The library takes more, so that there is an
+    /// answer of gRPC's.
+    fn bounded(&self, size: usize) -> Result<(), Error> {
+        let limit = self.max_metadata;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::TooLarge {
+            what: format!("the metadata has more than {limit} bytes (--max-metadata-bytes)"),
+        })
+    }
+
+    /// What the messages of a call may be.
+    fn rules(&self, path: &str, packed: bool) -> Rules {
+        let (limit, flag) = if is_infra(path) {
+            (INFRA_MESSAGE, "the limit of health and reflection")
+        } else {
+            (self.max_message, "--max-request-bytes")
+        };
+        let one = self.routes.takes_one_message(path);
+        Rules {
+            limit,
+            flag,
+            one,
+            packed,
+        }
+    }
+
     /// A place for one more call.
     fn place(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, Error> {
         let (places, what) = match path {
             path if is_asking_health(path) => return Ok(None),
-            path if is_infra_stream(path) => {
-                (&self.infra_streams, "streams of health and reflection")
-            }
+            path if is_infra(path) => (&self.infra_streams, "streams of health and reflection"),
             _ => (&self.places, "calls"),
         };
         Arc::clone(places)
@@ -234,6 +285,8 @@ struct Call {
     /// How it ended, once that is known.
     code: Option<Code>,
     open: watch::Sender<usize>,
+    /// Messages of its answer with more bytes are packed.
+    pack_above: Option<usize>,
     /// Its place among all calls.
     place: Option<OwnedSemaphorePermit>,
 }
@@ -252,7 +305,7 @@ impl Call {
         let end = calls.end.clone();
         let age = calls
             .max_age
-            .filter(|_| !is_infra_stream(path))
+            .filter(|_| !is_infra(path))
             .map(|age| (Instant::now() + jittered(age), Termination::Closing));
         let limit = deadline
             .map(|deadline| (deadline, Termination::Deadline))
@@ -277,6 +330,7 @@ impl Call {
             termination_status: TerminationStatus::default(),
             code: None,
             open: calls.open.clone(),
+            pack_above: None,
             place: None,
         }
     }
@@ -296,10 +350,14 @@ impl Call {
         };
         match answered {
             Ok(Ok(Ok(response))) => {
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
                 if body.is_end_stream() {
                     self.code = Some(code(&head.headers));
                     return Ok(Response::from_parts(head, CallBody::default()));
+                }
+                if self.pack_above.is_some() {
+                    let gzip = HeaderValue::from_static("gzip");
+                    head.headers.insert("grpc-encoding", gzip);
                 }
                 Ok(Response::from_parts(head, CallBody::new(self, body)))
             }
@@ -451,6 +509,14 @@ impl http_body::Body for CallBody {
             return Poll::Ready(None);
         };
         Poll::Ready(match ready!(streaming.poll_handler(cx)) {
+            Some(Ok(frame)) if streaming.call.pack_above.is_some() && frame.is_data() => {
+                let above = streaming.call.pack_above.unwrap_or(usize::MAX);
+                let data = frame.into_data().unwrap_or_default();
+                Some(Ok(match message::pack(data, above) {
+                    Ok(packed) => Frame::data(packed),
+                    Err(status) => self.close_with(status),
+                }))
+            }
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     let code = code(trailers);
@@ -479,6 +545,17 @@ impl http_body::Body for CallBody {
             SizeHint::default()
         }
     }
+}
+
+/// The largest message of health and reflection, in bytes: they are open to all.
+const INFRA_MESSAGE: usize = 4 << 10;
+
+/// A request's metadata as HTTP/2 counts it: name, value and 32 more for each.
+fn metadata_size<B>(request: &Request<B>) -> usize {
+    let headers = request.headers().iter();
+    let fields = headers.map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let path = request.uri().path_and_query();
+    fields.sum::<usize>() + path.map_or(0, |path| path.as_str().len())
 }
 
 fn lock(handler: &Mutex<Option<Body>>) -> MutexGuard<'_, Option<Body>> {

@@ -23,7 +23,7 @@ pub(crate) use codec::BoundedCodec;
 
 use crate::{
     error::{Delivery, Error, Idempotency},
-    events::{Events, SharedResume, StreamLimits, Streams},
+    events::{Events, SharedResume, Started, StreamLimits, Streams},
     rest::{Answer, Caller, Client},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
@@ -56,14 +56,14 @@ impl Gateway {
         }
     }
 
-    /// `RunService`. Larger requests than `max_request_bytes` are answered with `OUT_OF_RANGE`.
-    pub fn run_service(&self, max_request_bytes: usize) -> RunServiceServer<Self> {
-        RunServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    /// `RunService`. The server bounds messages.
+    pub fn run_service(&self) -> RunServiceServer<Self> {
+        RunServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// `RunStepService`.
-    pub fn run_step_service(&self, max_request_bytes: usize) -> RunStepServiceServer<Self> {
-        RunStepServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    pub fn run_step_service(&self) -> RunStepServiceServer<Self> {
+        RunStepServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// What goes on after its caller has left.
@@ -201,10 +201,14 @@ fn answer<M>(
 /// The answer of a streaming call.
 fn stream(
     call: telemetry::Call,
-    result: Result<Events, Error>,
+    result: Result<Started, Error>,
 ) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(events) => Ok(Response::new(RunEvents { events, call })),
+        Ok(Started { headers, events }) => Ok(Response::from_parts(
+            MetadataMap::from_headers(headers),
+            RunEvents { events, call },
+            http::Extensions::new(),
+        )),
         Err(error) => Err(status(&call, &error)),
     }
 }
@@ -216,12 +220,10 @@ fn inbound<M: Send + 'static>(
 ) -> Pin<Box<dyn Stream<Item = Result<M, Error>> + Send>> {
     Box::pin(requests.map_while(|request| match request {
         Ok(message) => Some(Ok(message)),
-        Err(status)
-            if matches!(
-                status.code(),
-                Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented
-            ) =>
-        {
+        Err(status) if status.code() == Code::ResourceExhausted => Some(Err(Error::TooLarge {
+            what: status.message().to_owned(),
+        })),
+        Err(status) if matches!(status.code(), Code::Internal | Code::Unimplemented) => {
             Some(Err(Error::invalid("message", status.message())))
         }
         Err(_) => None,
