@@ -73,14 +73,16 @@ impl health_server::Health for Health {
         let changes = stream! {
             let mut said = None;
             loop {
-                let Some(mut now) = *status.borrow_and_update() else { break };
+                let state = *status.borrow_and_update();
+                let over = state.is_none();
+                let mut now = state.unwrap_or(ServingStatus::NotServing);
                 if !known {
                     now = ServingStatus::ServiceUnknown;
                 }
                 if said.replace(now) != Some(now) {
                     yield Ok(response(now));
                 }
-                if status.changed().await.is_err() {
+                if over || status.changed().await.is_err() {
                     break;
                 }
             }

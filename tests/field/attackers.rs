@@ -22,7 +22,7 @@ use crate::{
 #[tokio::test]
 async fn a6_metadata_above_the_limit_is_resource_exhausted() {
     let upstream = Upstream::start().await;
-    let origins = ["--web-origin", "https://app.example"];
+    let origins = ["--web-origins", "https://app.example"];
     for flags in [&[][..], &origins] {
         let gateway = spawn_gateway(&upstream.url(), flags).await;
         let types: &[&str] = if flags.is_empty() {
@@ -77,7 +77,8 @@ async fn a8_connections_that_are_closed_for_their_resets_are_one_line_a_second()
         let closed = timeout(Duration::from_secs(10), stream.read_to_end(&mut heard)).await;
         assert!(closed.is_ok(), "the connection is closed");
     }
-    let lines = gateway.log();
+    let (_, log) = gateway.stop("-TERM").await;
+    let lines: Vec<_> = log.lines().collect();
     let closed = lines
         .iter()
         .filter(|line| line.contains("what its peer did"))
@@ -119,7 +120,7 @@ async fn say(gateway: &Gateway, head: &str) -> String {
 #[tokio::test]
 async fn a10_a_request_of_http_1_names_its_one_host() {
     let upstream = Upstream::start().await;
-    let origins = ["--web-origin", "https://app.example"];
+    let origins = ["--web-origins", "https://app.example"];
     let gateway = spawn_gateway(&upstream.url(), &origins).await;
     let rest = "content-type: application/grpc-web\r\ncontent-length: 0\r\n\r\n";
     for (version, hosts, status) in [

@@ -138,7 +138,7 @@ fn get() -> Vec<u8> {
 #[tokio::test]
 async fn c1_only_post_is_a_call() {
     let upstream = Upstream::start().await;
-    let origins = ["--web-origin", "https://app.example"];
+    let origins = ["--web-origins", "https://app.example"];
     for flags in [&[][..], &origins] {
         let gateway = spawn_gateway(&upstream.url(), flags).await;
         for method in ["GET", "PUT", "HEAD", "DELETE", "PATCH", "OPTIONS"] {
@@ -337,7 +337,7 @@ async fn c8_packed_requests_are_taken_and_large_answers_packed_where_that_is_und
 #[tokio::test]
 async fn c4_a_watch_of_an_unknown_service_stays_open_and_a_known_one_sees_the_drain() {
     let upstream = Upstream::start().await;
-    let gateway = spawn_gateway(&upstream.url(), &["--drain-delay", "500ms"]).await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let mut health = HealthClient::new(gateway.channel());
     let ask = |service: &str| HealthCheckRequest {
         service: service.to_owned(),
@@ -447,7 +447,7 @@ reflection!(c5_c6_reflection_of_the_older_version_too, v1alpha);
 #[tokio::test]
 async fn c7_content_types_have_parameters_any_case_and_white_space() {
     let upstream = Upstream::answering(|_| Answer::json(200, RUN)).await;
-    let origins = ["--web-origin", "https://app.example"];
+    let origins = ["--web-origins", "https://app.example"];
     let gateway = spawn_gateway(&upstream.url(), &origins).await;
     let text = b"AAAAABEKCHRocmVhZF8xEgVydW5fMQ==".to_vec();
     for content_type in [

@@ -17,7 +17,11 @@ async fn g12_all_but_health_and_reflection_is_guarded() {
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     writeln!(tokens, "{hash} somebody").expect("written");
     let file = tokens.path().to_str().expect("a path");
-    let gateway = spawn_gateway(&upstream.url(), &["--tokens-file", file]).await;
+    let gateway = spawn_gateway(
+        &upstream.url(),
+        &["--tokens-file", file, "--upstream-api-key-file", file],
+    )
+    .await;
     for (path, without, with) in [
         (
             "/none.v1.None/Get",
