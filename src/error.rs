@@ -316,6 +316,25 @@ impl Error {
         Status::with_error_details_and_metadata(code, message, details, metadata)
     }
 
+    /// What a call is told whose request no handler saw.
+    fn unread_verdict(&self) -> Verdict {
+        use ErrorReason as R;
+        match self {
+            Self::TooLarge { what } => {
+                Verdict::new(Code::ResourceExhausted, R::RequestTooLarge, what.clone())
+                    .retry(Retry::Never)
+            }
+            Self::Malformed { what } => {
+                Verdict::new(Code::Internal, R::MalformedRequest, (*what).to_owned())
+            }
+            _ => Verdict::new(
+                Code::Unimplemented,
+                R::Unsupported,
+                "grpc-encoding: only gzip and identity are understood".to_owned(),
+            ),
+        }
+    }
+
     /// The table.
     fn verdict(&self) -> Verdict {
         use ErrorReason as R;
@@ -349,18 +368,9 @@ impl Error {
                 R::UnusableAnswer,
                 format!("the upstream's answer cannot be used: {what}"),
             ),
-            Self::TooLarge { what } => {
-                Verdict::new(Code::ResourceExhausted, R::RequestTooLarge, what.clone())
-                    .retry(Retry::Never)
+            Self::TooLarge { .. } | Self::Malformed { .. } | Self::UnknownEncoding => {
+                self.unread_verdict()
             }
-            Self::Malformed { what } => {
-                Verdict::new(Code::Internal, R::MalformedRequest, (*what).to_owned())
-            }
-            Self::UnknownEncoding => Verdict::new(
-                Code::Unimplemented,
-                R::Unsupported,
-                "grpc-encoding: only gzip and identity are understood".to_owned(),
-            ),
             Self::DeadlineExceeded => {
                 let message = "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
                 Verdict::new(

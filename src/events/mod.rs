@@ -62,6 +62,16 @@ pub struct Started {
     pub events: Events,
 }
 
+impl From<Events> for Started {
+    /// Events by polling.
+    fn from(events: Events) -> Self {
+        Self {
+            headers: HeaderMap::new(),
+            events,
+        }
+    }
+}
+
 /// Limits of streams. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]
 pub struct StreamLimits {

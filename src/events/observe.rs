@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use async_stream::try_stream;
-use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Options, Resume, Started, Streams,
+    Events, Options, Resume, Streams,
     changes::Changes,
     duration,
     heartbeat::with_heartbeat,
@@ -30,7 +29,7 @@ impl Streams {
         request: &WatchRunRequest,
         resume: SharedResume,
         leave: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<Started, Error> {
+    ) -> Result<Events, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
         let mut watch = self.watches.join(
@@ -70,10 +69,7 @@ impl Streams {
                 snapshot = next.map_err(|error| reader.interrupted(error))?;
             }
         };
-        Ok(Started {
-            headers: HeaderMap::new(),
-            events: with_heartbeat(Box::pin(events), options.heartbeat),
-        })
+        Ok(with_heartbeat(Box::pin(events), options.heartbeat))
     }
 
     /// Waits until a run is terminal, or requires action if that is asked for, or the time is over.
