@@ -1,7 +1,7 @@
 //! `grpc.health.v1.Health`: the same status for the server as a whole and each of its services.
 //!
 //! Must hold: a watch of a service that is not there says `SERVICE_UNKNOWN` and stays open, as
-//! health.proto asks; a check of it is NOT_FOUND. A drain is seen by all watches of what is there,
+//! health.proto asks; a check of it is `NOT_FOUND`. A drain is seen by all watches of what is there,
 //! and ends all watches: they last for ever, and would hold the drain until its timeout.
 //!
 //! It stands in for tonic-health's own service, whose `Watch` of an unknown name fails. The

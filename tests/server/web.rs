@@ -47,8 +47,8 @@ async fn a_page_gets_each_message_as_it_comes_and_the_trailers_as_last_frame() {
     let mut page = Page::open(gateway.address).await;
     // Two calls on one connection: as bytes, and as base64 with every frame encoded by itself.
     let calls = [
-        (BINARY, "asked", ["one", "two"]),
-        (TEXT, "YXNrZWQ=", ["b25l", "dHdv"]),
+        (BINARY, "\0\0\0\0\x05asked", ["one", "two"]),
+        (TEXT, "AAAAAAVhc2tlZA==", ["b25l", "dHdv"]),
     ];
     for (content_type, asked, [one, two]) in calls {
         page.call(
@@ -64,7 +64,7 @@ async fn a_page_gets_each_message_as_it_comes_and_the_trailers_as_last_frame() {
                 .await
                 .unwrap()
                 .to_bytes(),
-            "asked"
+            "\0\0\0\0\x05asked"
         );
         let events = call.stream();
 
