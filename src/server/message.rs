@@ -20,7 +20,7 @@ use flate2::{
 };
 use http::HeaderMap;
 use http_body::{Body, Frame};
-use tonic::Status;
+use tonic::{Code, Status};
 use tower::BoxError;
 
 use crate::error::Error;
@@ -236,7 +236,17 @@ where
         let refused = |error: Error| Poll::Ready(Some(Err(error.status().into())));
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => {
+                let status = Status::from_error(error.into());
+                // tonic takes a reset for the end of the request, and calls the handler.
+                let reset = self.rules.one && status.code() == Code::Cancelled;
+                let status = if reset {
+                    Status::aborted("the caller reset the call before it was whole")
+                } else {
+                    status
+                };
+                return Poll::Ready(Some(Err(status.into())));
+            }
             None => return self.end().map_or_else(refused, |()| Poll::Ready(None)),
         };
         match frame.into_data() {
