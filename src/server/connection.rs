@@ -135,7 +135,7 @@ fn live(
         let mut connection = pin!(connection);
         let grace = select! {
             ended = writes.polled(connection.as_mut()) => {
-                return ended.map_or_else(|error| say_ended(server, error.into()), |()| ());
+                return ended.map_or_else(|error| say_ended(server, &error.into()), |()| ());
             }
             () = after(limits.age.map(jittered)) => Some(limits.age_grace),
             () = idle(open, limits.idle) => Some(limits.age_grace),
@@ -158,7 +158,7 @@ fn live(
 
 /// Says why a connection ended, if that was an error. One that the library closed for what its
 /// peer did (resets without end, frames out of bounds) is a warning.
-fn say_ended(server: &Server, error: BoxError) {
+fn say_ended(server: &Server, error: &BoxError) {
     let cause = error.source().and_then(|cause| cause.downcast_ref());
     let closed = cause.is_some_and(|cause: &h2::Error| cause.is_go_away() && cause.is_library());
     let Some(suppressed) = server.lines.ended.due() else {
