@@ -7,7 +7,7 @@
 //!
 //! It has no access control and so no secrets: it listens on loopback unless told otherwise.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use hyper::server::conn::http1;
@@ -19,21 +19,22 @@ use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     config::Admin,
-    telemetry::{PROMETHEUS_TEXT, Telemetry},
+    telemetry::{OncePerSecond, PROMETHEUS_TEXT, Telemetry},
 };
 
-/// Connections at a time. Scrapers and probes have one each; more are closed at once.
+/// Connections at a time. Scrapers and probes have one each. The oldest one gives way to one more:
+/// an answer takes milliseconds, and connections on which nothing is said must not keep probes out.
 const CONNECTIONS: usize = 64;
 
 /// A connection is closed when it is this old, whatever it does.
 const CONNECTION_TIME: Duration = Duration::from_secs(60);
 
 /// How long a request's head may take to come.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+const HEAD_TIME: Duration = Duration::from_secs(5);
 
 const VERSION: &str = concat!(
     "{\"name\":\"",
@@ -69,24 +70,29 @@ pub async fn serve(
     draining: CancellationToken,
 ) -> Infallible {
     let routes = TowerToHyperService::new(routes(telemetry, draining));
-    let connections = TaskTracker::new();
+    let mut connections = VecDeque::new();
+    let quiet = OncePerSecond::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "the admin port cannot accept connections");
+                if let Some(suppressed) = quiet.due() {
+                    tracing::warn!(%error, suppressed, "the admin port cannot accept connections");
+                }
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
+        connections.retain(|open: &AbortOnDropHandle<()>| !open.is_finished());
         if connections.len() >= CONNECTIONS {
-            continue;
+            connections.pop_front();
         }
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
         let served = http.serve_connection(TokioIo::new(stream), routes.clone());
         // How it ends is the peer's business.
-        connections.spawn(async move { drop(timeout(CONNECTION_TIME, served).await) });
+        let served = async move { drop(timeout(CONNECTION_TIME, served).await) };
+        connections.push_back(AbortOnDropHandle::new(tokio::spawn(served)));
     }
 }
 

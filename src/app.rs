@@ -19,7 +19,6 @@ use crate::{
 pub struct App {
     telemetry: Telemetry,
     gateway: Gateway,
-    max_request_bytes: usize,
     limits: server::Limits,
     access: server::Access,
     tls: Option<Reloadable<ServerConfig>>,
@@ -62,7 +61,6 @@ impl App {
             ),
             telemetry,
             gateway: Gateway::new(client, config.streams.clone(), forwarded),
-            max_request_bytes: config.max_request_bytes,
             limits: config.limits.clone(),
             access,
             tls,
@@ -78,9 +76,9 @@ impl App {
         shutdown: CancellationToken,
     ) {
         let services = server::Routes::default()
-            .with(self.gateway.run_service(self.max_request_bytes))
-            .with(self.gateway.run_step_service(self.max_request_bytes));
-        let (routes, health) = server::routes(services).await;
+            .with(self.gateway.run_service())
+            .with(self.gateway.run_step_service());
+        let (routes, health) = server::routes(services);
         let detached = self.gateway.detached();
         let telemetry = self.telemetry;
         let (access, tls, web) = (self.access, self.tls, self.web);

@@ -97,6 +97,18 @@ pub enum Error {
         /// The upstream's id of the request.
         request_id: Option<String>,
     },
+    /// A message, or the metadata, has more than it may have.
+    TooLarge {
+        /// Of what, with the limit and its flag.
+        what: String,
+    },
+    /// The call breaks the protocol. No handler saw it.
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The messages of the request are packed in a way that is not known here.
+    UnknownEncoding,
     /// The caller's deadline passed.
     DeadlineExceeded,
     /// The gateway does not know the caller.
@@ -165,6 +177,9 @@ impl Error {
             }
             Self::Interrupted { error, .. } => error.is_transient(),
             Self::Invalid { .. }
+            | Self::TooLarge { .. }
+            | Self::Malformed { .. }
+            | Self::UnknownEncoding
             | Self::NotAdmitted
             | Self::DeadlineExceeded
             | Self::OutputsMissing { .. }
@@ -282,6 +297,9 @@ impl Error {
             } => {
                 details.set_request_info(cut(id, MAX_WORD), "");
             }
+            Self::UnknownEncoding => {
+                insert(&mut metadata, "grpc-accept-encoding", "identity,gzip");
+            }
             _ => {}
         }
         match retry {
@@ -298,6 +316,25 @@ impl Error {
         }
         details.set_error_info(reason_name(reason), DOMAIN, info);
         Status::with_error_details_and_metadata(code, message, details, metadata)
+    }
+
+    /// What a call is told whose request no handler saw.
+    fn unread_verdict(&self) -> Verdict {
+        use ErrorReason as R;
+        match self {
+            Self::TooLarge { what } => {
+                Verdict::new(Code::ResourceExhausted, R::RequestTooLarge, what.clone())
+                    .retry(Retry::Never)
+            }
+            Self::Malformed { what } => {
+                Verdict::new(Code::Internal, R::MalformedRequest, (*what).to_owned())
+            }
+            _ => Verdict::new(
+                Code::Unimplemented,
+                R::Unsupported,
+                "grpc-encoding: only gzip and identity are understood".to_owned(),
+            ),
+        }
     }
 
     /// The table.
@@ -333,6 +370,9 @@ impl Error {
                 R::UnusableAnswer,
                 format!("the upstream's answer cannot be used: {what}"),
             ),
+            Self::TooLarge { .. } | Self::Malformed { .. } | Self::UnknownEncoding => {
+                self.unread_verdict()
+            }
             Self::DeadlineExceeded => {
                 let message = "the deadline of the call passed; a create or a submit may have taken effect: look before doing it again";
                 Verdict::new(
@@ -502,6 +542,9 @@ impl fmt::Display for Log<'_> {
                 delivery, cause, ..
             } => write!(out, "no answer ({delivery:?}): {cause}"),
             Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
+            Error::TooLarge { what } => write!(out, "too large: {what}"),
+            Error::Malformed { what } => write!(out, "malformed: {what}"),
+            Error::UnknownEncoding => out.write_str("unknown encoding"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
             Error::NotAdmitted => out.write_str("caller not admitted"),
             Error::Draining => out.write_str("draining"),

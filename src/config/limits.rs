@@ -27,6 +27,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "RUNS_GATEWAY_MAX_METADATA_BYTES", default_value_t = Limits::default().metadata)]
     max_metadata_bytes: u32,
 
+    /// Messages of answers with more bytes are packed by gzip, if the caller accepts that. 0: none.
+    #[arg(long, env = "RUNS_GATEWAY_PACK_ABOVE", default_value_t = Limits::default().pack_above.unwrap_or_default())]
+    pack_above: usize,
+
     /// Bytes that a caller may send ahead on one call.
     #[arg(long, env = "RUNS_GATEWAY_STREAM_WINDOW", default_value_t = Limits::default().stream_window)]
     stream_window: u32,
@@ -102,6 +106,7 @@ impl From<LimitArgs> for Limits {
             connection_window: args.connection_window,
             stream_send_buffer: args.stream_send_buffer,
             metadata: args.max_metadata_bytes,
+            pack_above: Some(args.pack_above).filter(|above| *above > 0),
             ping_interval: unless_zero(args.ping_interval),
             ping_timeout: *args.ping_timeout,
             idle: unless_zero(args.max_connection_idle),
@@ -113,6 +118,7 @@ impl From<LimitArgs> for Limits {
             call_age: unless_zero(args.max_stream_age),
             drain_delay: *args.drain_delay,
             drain_timeout: *args.drain_timeout,
+            ..Self::default()
         }
     }
 }

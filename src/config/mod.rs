@@ -140,8 +140,6 @@ pub struct Serve {
     pub upstream: Upstream,
     /// Metadata of callers that is passed on.
     pub forward_metadata: Vec<HeaderName>,
-    /// The largest gRPC request message, in bytes.
-    pub max_request_bytes: usize,
     /// Threads that serve calls; `None` for one per core.
     pub worker_threads: Option<usize>,
     /// Logs, metrics and traces.
@@ -202,10 +200,12 @@ impl Serve {
                 renewal,
             },
             forward_metadata: gateway.forward_metadata,
-            max_request_bytes: gateway.max_request_bytes,
             worker_threads: gateway.worker_threads.map(usize::from),
             telemetry: gateway.telemetry.into(),
-            limits: gateway.limits.into(),
+            limits: Limits {
+                request_bytes: gateway.max_request_bytes,
+                ..gateway.limits.into()
+            },
             streams: gateway.streams.into(),
             access: gateway.access.into(),
         }

@@ -98,10 +98,8 @@ impl Streams {
                 Err(_) => yield Err(aborted()),
             }
         };
-        Ok(Started {
-            headers,
-            events: with_heartbeat(Box::pin(events), options.heartbeat),
-        })
+        let events = with_heartbeat(Box::pin(events), options.heartbeat);
+        Ok(Started { headers, events })
     }
 }
 
@@ -267,8 +265,8 @@ impl Conversation {
 
     fn opened(&mut self, opened: UpstreamReply, permit: Permit) -> Phase {
         match opened {
-            UpstreamReply::Stream(stream) => {
-                self.headers.clone_from(stream.headers());
+            UpstreamReply::Stream(stream, headers) => {
+                self.headers = headers;
                 self.reader.source = Some(Source {
                     stream,
                     _permit: permit,
@@ -276,7 +274,7 @@ impl Conversation {
                 Phase::Live(None)
             }
             UpstreamReply::Run(answer) => {
-                self.headers.clone_from(&answer.headers);
+                self.headers = answer.headers;
                 self.reader
                     .progress
                     .knows(&answer.message.thread_id, &answer.message.id);

@@ -99,8 +99,7 @@ impl Streams {
                 Err(error) => Err(error),
             };
             match opened {
-                Ok((UpstreamReply::Stream(stream), permit)) => {
-                    let headers = stream.headers().clone();
+                Ok((UpstreamReply::Stream(stream, headers), permit)) => {
                     reader.source = Some(Source {
                         stream,
                         _permit: permit,

@@ -54,12 +54,22 @@ use crate::{
 /// A stream of events.
 pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
 
-/// A stream that has begun.
+/// Events, and headers of the upstream's first answer that the caller may see.
 pub struct Started {
-    /// What the upstream said of the request, for the caller to see.
+    /// The headers: none, if the events come from polling.
     pub headers: HeaderMap,
     /// The events.
     pub events: Events,
+}
+
+impl From<Events> for Started {
+    /// Events by polling.
+    fn from(events: Events) -> Self {
+        Self {
+            headers: HeaderMap::new(),
+            events,
+        }
+    }
 }
 
 /// Limits of streams. [`Default`] suits most deployments.

@@ -29,8 +29,8 @@ use crate::{
 /// What a request for a stream gave.
 #[derive(Debug)]
 pub enum UpstreamReply {
-    /// The stream.
-    Stream(Box<EventStream>),
+    /// The stream, and headers of its head that the caller may see.
+    Stream(Box<EventStream>, HeaderMap),
     /// The run alone: the upstream does not stream.
     Run(Box<Answer<Run>>),
 }
@@ -38,7 +38,6 @@ pub enum UpstreamReply {
 /// An event stream of the upstream. Dropping it closes its connection.
 pub struct EventStream {
     response: reqwest::Response,
-    headers: HeaderMap,
     parser: Parser,
     /// The body came to its end.
     over: bool,
@@ -143,16 +142,17 @@ impl Client {
         caller.answered(head.as_ref().err());
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response, begun) => {
+                let headers = answer::shown(response.headers());
                 let mut parser = Parser::new(self.max_event_bytes);
                 parser.push(begun);
-                UpstreamReply::Stream(Box::new(EventStream {
-                    headers: answer::shown(response.headers()),
+                let stream = Box::new(EventStream {
                     response,
                     parser,
                     over: false,
                     idle_timer: IdleTimer::default(),
                     upstream_request,
-                }))
+                });
+                UpstreamReply::Stream(stream, headers)
             }
             Head::Run(answer) => UpstreamReply::Run(answer),
         })
@@ -186,11 +186,6 @@ async fn is_event_stream(
 }
 
 impl EventStream {
-    /// Headers of the answer that callers may see.
-    pub fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
     /// The next frame; `None` at the end of the body. An upstream that is silent for `idle` counts
     /// as cut. Whatever it says breaks its `idle_timer`, a comment too, and no time passes while
     /// nobody reads. May be dropped while it waits: nothing is lost.

@@ -3,7 +3,7 @@
 //! Must hold: with a key of the gateway's own, a call is admitted only if its caller is known by a
 //! token or by a client certificate, or if it was said by name that anybody may call. Without one
 //! the caller's own credential is passed on, and the upstream decides. Health and reflection give
-//! nothing away and are open to all.
+//! nothing away and are open to all; every other path is guarded, whatever it names.
 //!
 //! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time
 //! against all of them: neither a core dump nor a stopwatch tells one.
@@ -15,14 +15,12 @@ use subtle::ConstantTimeEq as _;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
+use super::routes::is_infra;
 use crate::{
     error::Error,
     reloadable::Reloadable,
     shares::{Accepted, Credential, Owner},
 };
-
-/// The services that are guarded.
-const GUARDED: &str = "/runsgateway.";
 
 /// How callers are told apart.
 #[derive(Debug, Clone, Default)]
@@ -177,7 +175,7 @@ impl Access {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Option<Tenant>, Error> {
-        if !path.starts_with(GUARDED) || (self.tokens.is_none() && self.clients.is_none()) {
+        if is_infra(path) || (self.tokens.is_none() && self.clients.is_none()) {
             return Ok(None);
         }
         let by_token = self

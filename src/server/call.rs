@@ -25,7 +25,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{select, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -37,7 +40,8 @@ use super::{
     connection::jittered,
     deadline,
     drain::Drain,
-    routes::{Routes, is_asking_health, is_infra_stream},
+    message::{self, Messages, Rules},
+    routes::{Routes, is_asking_health, is_infra},
     web::is_grpc,
 };
 use crate::{
@@ -132,6 +136,11 @@ pub(super) struct Calls {
     pub(super) drain: Drain,
     pub(super) max_deadline: Duration,
     pub(super) telemetry: Telemetry,
+    /// Bytes of a call's metadata, and of one message.
+    pub(super) max_metadata: usize,
+    pub(super) max_message: usize,
+    /// Messages of answers with more bytes are packed.
+    pub(super) pack_above: Option<usize>,
     /// The age at which a call is cut.
     pub(super) max_age: Option<Duration>,
     /// Calls that are open, on all connections together.
@@ -146,7 +155,7 @@ pub(super) struct Calls {
 
 impl<B> hyper::service::Service<Request<B>> for Calls
 where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<CallBody>;
@@ -154,7 +163,9 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
+        let size = metadata_size(&request);
         let timeout = deadline::take(request.headers_mut());
+        let encoding = message::take_encoding(request.headers_mut());
         let deadline = timeout
             .as_ref()
             .ok()
@@ -168,6 +179,14 @@ where
             path,
             deadline,
         );
+        // First of all: proxies repeat other methods, which may be writes here.
+        if request.method() != Method::POST {
+            let mut answer = call.refuse(Status::invalid_argument("the HTTP method must be POST"));
+            *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            let post = HeaderValue::from_static("POST");
+            answer.headers_mut().insert(ALLOW, post);
+            return Box::pin(ready(Ok(answer)));
+        }
         if !is_grpc(request.headers().get(CONTENT_TYPE)) {
             // A browser sends other types to any server without asking first. The status is what
             // the specification of gRPC over HTTP/2 asks for.
@@ -178,21 +197,21 @@ where
             return Box::pin(ready(Ok(answer)));
         }
         let admitted = self
-            .access
-            .admit(&self.peer, path, request.headers())
-            .and_then(|tenant| {
-                let account = self
-                    .access
-                    .account(&self.peer, tenant.as_ref(), request.headers());
+            .bounded(size)
+            .and_then(|()| self.access.admit(&self.peer, path, request.headers()))
+            .and_then(|tenant| encoding.map(|packed| (tenant, packed)))
+            .and_then(|(tenant, packed)| {
+                let headers = request.headers();
+                let account = self.access.account(&self.peer, tenant.as_ref(), headers);
                 call.permit = self.permit(path, account.owner)?;
-                Ok(account)
+                Ok((account, packed))
             });
         let admitted = admitted.map_err(|error| {
             call.record.failed(&error);
             error.status()
         });
-        let account = match admitted.and_then(|account| timeout.map(|_| account)) {
-            Ok(account) => account,
+        let (account, packed) = match admitted.and_then(|admitted| timeout.map(|_| admitted)) {
+            Ok(admitted) => admitted,
             Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
         };
         let (termination_status, record, drain) = (
@@ -207,17 +226,50 @@ where
             account,
             drain,
         });
-        Box::pin(call.answer(Arc::clone(&self.routes), request.map(Body::new)))
+        if self.pack_above.is_some() && message::accepts_gzip(request.headers()) {
+            call.pack_above = self.pack_above;
+        }
+        let rules = self.rules(request.uri().path(), packed);
+        let request = request.map(|body| Body::new(Messages::new(body, rules)));
+        Box::pin(call.answer(Arc::clone(&self.routes), request))
     }
 }
 
 impl Calls {
+    /// Refuses more metadata than a call may have. The library takes more, so that there is an
+    /// answer of gRPC's.
+    fn bounded(&self, size: usize) -> Result<(), Error> {
+        let limit = self.max_metadata;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::TooLarge {
+            what: format!("the metadata has more than {limit} bytes (--max-metadata-bytes)"),
+        })
+    }
+
+    /// What the messages of a call may be.
+    fn rules(&self, path: &str, packed: bool) -> Rules {
+        let (limit, flag) = if is_infra(path) {
+            (INFRA_MESSAGE, "the limit of health and reflection")
+        } else {
+            (self.max_message, "--max-request-bytes")
+        };
+        let one = self.routes.takes_one_message(path);
+        Rules {
+            limit,
+            flag,
+            one,
+            packed,
+        }
+    }
+
     /// A permit for one more call.
     fn permit(&self, path: &str, owner: Owner) -> Result<Option<Permit>, Error> {
         let permit = match path {
             path if is_asking_health(path) => return Ok(None),
             // Nobody needs a token for them, so nobody's name is known.
-            path if is_infra_stream(path) => self.infra_shares.take(self.peer.account().owner, 1),
+            path if is_infra(path) => self.infra_shares.take(self.peer.account().owner, 1),
             _ => self.call_shares.take(owner, 1),
         };
         Ok(permit.map(Some)?)
@@ -240,6 +292,8 @@ struct Call {
     open: watch::Sender<usize>,
     /// Its part of all calls.
     permit: Option<Permit>,
+    /// Messages of its answer with more bytes are packed.
+    pack_above: Option<usize>,
 }
 
 impl Call {
@@ -256,7 +310,7 @@ impl Call {
         let end = calls.end.clone();
         let age = calls
             .max_age
-            .filter(|_| !is_infra_stream(path))
+            .filter(|_| !is_infra(path))
             .map(|age| (Instant::now() + jittered(age), Termination::Closing));
         let limit = deadline
             .map(|deadline| (deadline, Termination::Deadline))
@@ -282,6 +336,7 @@ impl Call {
             code: None,
             open: calls.open.clone(),
             permit: None,
+            pack_above: None,
         }
     }
 
@@ -306,10 +361,14 @@ impl Call {
         let (mut call, _handler) = pending;
         match answered {
             Ok(Ok(response)) => {
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
                 if body.is_end_stream() {
                     call.code = Some(code(&head.headers));
                     return Ok(Response::from_parts(head, CallBody::default()));
+                }
+                if call.pack_above.is_some() {
+                    let gzip = HeaderValue::from_static("gzip");
+                    head.headers.insert("grpc-encoding", gzip);
                 }
                 Ok(Response::from_parts(head, CallBody::new(call, body)))
             }
@@ -454,6 +513,14 @@ impl http_body::Body for CallBody {
             return Poll::Ready(None);
         };
         Poll::Ready(match ready!(streaming.poll_handler(cx)) {
+            Some(Ok(frame)) if streaming.call.pack_above.is_some() && frame.is_data() => {
+                let above = streaming.call.pack_above.unwrap_or(usize::MAX);
+                let data = frame.into_data().unwrap_or_default();
+                Some(Ok(match message::pack(data, above) {
+                    Ok(packed) => Frame::data(packed),
+                    Err(status) => self.close_with(status),
+                }))
+            }
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
                     let code = code(trailers);
@@ -482,6 +549,17 @@ impl http_body::Body for CallBody {
             SizeHint::default()
         }
     }
+}
+
+/// The largest message of health and reflection, in bytes: they are open to all.
+const INFRA_MESSAGE: usize = 4 << 10;
+
+/// A request's metadata as HTTP/2 counts it: name, value and 32 more for each.
+fn metadata_size<B>(request: &Request<B>) -> usize {
+    let headers = request.headers().iter();
+    let fields = headers.map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let path = request.uri().path_and_query();
+    fields.sum::<usize>() + path.map_or(0, |path| path.as_str().len())
 }
 
 fn lock(handler: &Mutex<Option<Body>>) -> MutexGuard<'_, Option<Body>> {

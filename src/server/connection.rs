@@ -22,6 +22,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::BoxError;
 
 use super::{
     Drain, Server,
@@ -48,8 +49,18 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
     let (io, http, peer) = match timeout(limits.handshake, handshake(stream, address, server)).await
     {
         Ok(Ok(shaken)) => shaken,
-        Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
-        Err(_) => return tracing::debug!("handshake took too long"),
+        Ok(Err(error)) => {
+            if let Some(suppressed) = server.lines.handshake.due() {
+                tracing::debug!(%error, suppressed, "handshake failed");
+            }
+            return;
+        }
+        Err(_) => {
+            if let Some(suppressed) = server.lines.handshake.due() {
+                tracing::debug!(suppressed, "handshake took too long");
+            }
+            return;
+        }
     };
 
     let open = watch::Sender::new(0);
@@ -64,6 +75,9 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
         },
         max_deadline: limits.deadline,
         telemetry: server.telemetry.clone(),
+        max_metadata: limits.metadata as usize,
+        max_message: limits.request_bytes,
+        pack_above: limits.pack_above,
         max_age: limits.call_age,
         call_shares: server.call_shares.clone(),
         infra_shares: server.infra_shares.clone(),
@@ -112,7 +126,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
 /// From the first call to the end. Not an `async fn`: the compiler does not see that one to be
 /// `Send`.
 fn live(
-    connection: impl GracefulConnection + Send,
+    connection: impl GracefulConnection<Error: Into<BoxError>> + Send,
     writes: &Writes<Box<dyn Io>>,
     server: &Server,
     open: watch::Receiver<usize>,
@@ -122,7 +136,9 @@ fn live(
     async move {
         let mut connection = pin!(connection);
         let grace = select! {
-            _ = writes.polled(connection.as_mut()) => return,
+            ended = writes.polled(connection.as_mut()) => {
+                return ended.map_or_else(|error| say_ended(server, &error.into()), |()| ());
+            }
             () = after(limits.age.map(jittered)) => Some(limits.age_grace),
             () = idle(open, limits.idle) => Some(limits.age_grace),
             // No time of its own: the server's drain timeout bounds it.
@@ -139,6 +155,22 @@ fn live(
         // What still runs is cut, and says so.
         end.cancel();
         _ = timeout(FLUSH, writes.polled(connection)).await;
+    }
+}
+
+/// Says why a connection ended, if that was an error. One that the library closed for what its
+/// peer did (resets without end, frames out of bounds) is a warning.
+fn say_ended(server: &Server, error: &BoxError) {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    let closed = cause.is_some_and(|cause: &h2::Error| cause.is_go_away() && cause.is_library());
+    let Some(suppressed) = server.lines.ended.due() else {
+        return;
+    };
+    let cause = cause.map(tracing::field::display);
+    if closed {
+        tracing::warn!(%error, cause, suppressed, "a connection was closed for what its peer did");
+    } else {
+        tracing::debug!(%error, cause, suppressed, "a connection ended with an error");
     }
 }
 

@@ -29,6 +29,11 @@ pub struct Limits {
     /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over
     /// HTTP/1.1: of a request's head.
     pub metadata: u32,
+    /// Bytes of a request's message, unpacked too. Those of health and reflection have 4 KiB.
+    pub request_bytes: usize,
+    /// Messages of answers with more bytes are packed, for callers that accept gzip; `None` for
+    /// none.
+    pub pack_above: Option<usize>,
     /// Time between two pings on a connection; `None` for no pings.
     pub ping_interval: Option<Duration>,
     /// Time that a ping may go unanswered before the connection is closed.
@@ -79,6 +84,8 @@ impl Default for Limits {
             connection_window: 16 << 20,
             stream_send_buffer: 64 << 10,
             metadata: 16 << 10,
+            request_bytes: 4 << 20,
+            pack_above: Some(1 << 10),
             ping_interval: Some(Duration::from_secs(60)),
             ping_timeout: Duration::from_secs(20),
             idle: Some(minutes(30)),

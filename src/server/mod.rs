@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `limits` | everything that is bounded, and the bounds |
 //! | `routes` | the services by name; health and reflection beside the gateway's own |
+//! | `health`, `reflection` | what tools and balancers ask |
+//! | `message` | a call's messages on the wire: how many, how large, packed or not |
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
@@ -24,7 +26,10 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
+mod health;
 mod limits;
+mod message;
+mod reflection;
 mod routes;
 mod tls;
 mod web;
@@ -38,7 +43,7 @@ use tokio::{
     net::TcpListener,
     select,
     sync::Semaphore,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,15 +51,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     reloadable::Reloadable,
     shares::{Limit, Shares},
-    telemetry::Telemetry,
+    telemetry::{OncePerSecond, Telemetry},
 };
 
 pub use self::{
     access::{Access, Account, Tenant, Tokens},
     call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
+    health::Health,
     limits::Limits,
-    routes::{Health, Routes, routes},
+    routes::{Routes, routes},
     tls::TlsFiles,
     web::{Origin, Web},
 };
@@ -91,6 +97,7 @@ pub async fn serve(
         tls,
         telemetry,
         web,
+        lines: Lines::default(),
         draining: CancellationToken::new(),
         end: CancellationToken::new(),
         call_shares: Shares::new(Limit {
@@ -111,13 +118,13 @@ pub async fn serve(
         () = async {
             shutdown.cancelled().await;
             tracing::info!("draining");
-            health.not_serving().await;
+            health.not_serving();
             sleep(server.limits.drain_delay).await;
         } => {}
     }
     drop(listener);
     server.draining.cancel();
-    health.close().await;
+    health.close();
     tasks.close();
     let over = async {
         tasks.wait().await;
@@ -167,10 +174,21 @@ struct Server {
     call_shares: Shares,
     /// Streams of health and reflection that are open: as many as connections.
     infra_shares: Shares,
+    /// Lines of the log that peers can cause.
+    lines: Lines,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
     end: CancellationToken,
+}
+
+/// Lines of the log that peers can cause: one a second of each.
+#[derive(Default)]
+struct Lines {
+    accept: OncePerSecond,
+    too_many: OncePerSecond,
+    handshake: OncePerSecond,
+    ended: OncePerSecond,
 }
 
 /// Runs hyper's tasks, one per call, where [`serve`] can wait for them.
@@ -186,9 +204,15 @@ where
     }
 }
 
+/// As much metadata as the libraries take, so that a call with more than its limit is answered by
+/// gRPC's means. They answer by HTTP 431 themselves, which clients of gRPC read as UNKNOWN.
+fn taken(limits: &Limits) -> u32 {
+    limits.metadata.saturating_mul(4)
+}
+
 fn http1(limits: &Limits) -> http1::Builder {
     let mut http1 = http1::Builder::new();
-    let metadata = limits.metadata as usize;
+    let metadata = taken(limits) as usize;
     http1
         .timer(TokioTimer::new())
         // It runs between two requests, too: a browser that comes back connects again.
@@ -213,7 +237,7 @@ fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .max_send_buf_size(limits.stream_send_buffer as usize)
-        .max_header_list_size(limits.metadata)
+        .max_header_list_size(taken(limits))
         .keep_alive_interval(limits.ping_interval)
         .keep_alive_timeout(limits.ping_timeout)
         .max_local_error_reset_streams(limits.error_resets)
@@ -229,23 +253,23 @@ async fn accept(
     let places = Arc::new(Semaphore::new(
         server.limits.connections.min(Semaphore::MAX_PERMITS),
     ));
-    let mut complained = None;
     loop {
         let (stream, address) = match listener.accept().await {
             Ok((stream, address)) => (stream, address.ip()),
             Err(error) if is_peers(&error) => continue,
             Err(error) => {
-                if once_a_second(&mut complained) {
-                    tracing::warn!(%error, "cannot accept connections");
+                if let Some(suppressed) = server.lines.accept.due() {
+                    tracing::warn!(%error, suppressed, "cannot accept connections");
                 }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            if once_a_second(&mut complained) {
+            if let Some(suppressed) = server.lines.too_many.due() {
                 tracing::warn!(
                     limit = server.limits.connections,
+                    suppressed,
                     "too many connections: closing new ones"
                 );
             }
@@ -269,13 +293,4 @@ fn is_peers(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
     )
-}
-
-fn once_a_second(last: &mut Option<Instant>) -> bool {
-    let now = Instant::now();
-    let due = last.is_none_or(|last| now - last >= Duration::from_secs(1));
-    if due {
-        *last = Some(now);
-    }
-    due
 }

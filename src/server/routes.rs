@@ -3,7 +3,12 @@
 //! Why not tonic's `Routes`: it is axum's router, which puts three more boxes around every call and
 //! its body. A method is named by two segments of a path, and what is named so needs no router.
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    convert::Infallible,
+    fmt,
+    sync::Arc,
+};
 
 use http::{Request, Response};
 use tonic::{
@@ -12,13 +17,19 @@ use tonic::{
     codegen::{BoxFuture, Service},
     server::NamedService,
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::pb::health_server;
+use tonic_reflection::pb::{v1, v1alpha};
 
+use super::{health::Health, reflection};
 use crate::v1::{DESCRIPTOR, run_service_server, run_step_service_server};
 
 /// Services by name.
 #[derive(Clone, Default)]
-pub struct Routes(BTreeMap<&'static str, Arc<Calling>>);
+pub struct Routes {
+    services: BTreeMap<&'static str, Arc<Calling>>,
+    /// The paths of methods that take one message.
+    one_message: HashSet<String>,
+}
 
 type Calling = dyn Fn(Request<Body>) -> Answer + Send + Sync;
 type Answer = BoxFuture<Response<Body>, Infallible>;
@@ -32,17 +43,22 @@ impl Routes {
             + NamedService,
         S: Clone + Send + Sync + 'static,
     {
-        self.0.insert(
+        self.services.insert(
             S::NAME,
             Arc::new(move |request| service.clone().call(request)),
         );
         self
     }
 
+    /// Whether the method of this path takes one message, and not a stream of them.
+    pub(super) fn takes_one_message(&self, path: &str) -> bool {
+        self.one_message.contains(path)
+    }
+
     /// Calls the service that the path names. What is not there is UNIMPLEMENTED.
     pub(super) fn call(&self, request: Request<Body>) -> Answer {
         let name = request.uri().path().split('/').nth(1).unwrap_or_default();
-        match self.0.get(name) {
+        match self.services.get(name) {
             Some(service) => service(request),
             None => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
         }
@@ -51,7 +67,7 @@ impl Routes {
 
 impl fmt::Debug for Routes {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_set().entries(self.0.keys()).finish()
+        out.debug_set().entries(self.services.keys()).finish()
     }
 }
 
@@ -62,12 +78,19 @@ const NAMES: [&str; 3] = [
     run_step_service_server::SERVICE_NAME,
 ];
 
-/// Whether a call of this path is one of health or reflection. Whoever routes calls here has to get
-/// an answer when there is no place for any other.
-pub(super) fn is_infra_stream(path: &str) -> bool {
-    ["/grpc.health.", "/grpc.reflection."]
-        .iter()
-        .any(|service| path.starts_with(service))
+/// Health and reflection.
+const INFRA: [&str; 3] = [
+    health_server::SERVICE_NAME,
+    v1::server_reflection_server::SERVICE_NAME,
+    v1alpha::server_reflection_server::SERVICE_NAME,
+];
+
+/// Whether a call of this path is one of health or reflection, written as it is called: one service
+/// and one method. Whoever routes calls here has to get an answer when there is no place for any
+/// other.
+pub(super) fn is_infra(path: &str) -> bool {
+    let names = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    names.is_some_and(|(service, method)| INFRA.contains(&service) && !method.contains('/'))
 }
 
 /// Whether it is one of those that are over at once: all but the streams.
@@ -79,66 +102,33 @@ pub(super) fn is_asking_health(path: &str) -> bool {
     .contains(&path)
 }
 
-/// What [`grpc.health.v1.Health`](tonic_health) answers.
-#[derive(Debug, Clone)]
-pub struct Health(HealthReporter);
-
-impl Health {
-    async fn set(&self, status: ServingStatus) {
-        for name in NAMES {
-            self.0.set_service_status(name, status).await;
-        }
-    }
-
-    /// Tells whoever routes calls here to stop.
-    pub(super) async fn not_serving(&self) {
-        self.set(ServingStatus::NotServing).await;
-    }
-
-    /// Ends the streams of those who watch: they last for ever, and would hold a drain until its
-    /// timeout.
-    pub(super) async fn close(mut self) {
-        for name in NAMES {
-            self.0.clear_service_status(name).await;
-        }
-    }
-}
-
 /// Adds health (everything SERVING) and reflection (v1 and v1alpha, comments included) to the
 /// gateway's services.
 ///
 /// # Panics
 ///
 /// If a descriptor that this program was built with is malformed.
-pub async fn routes(services: Routes) -> (Routes, Health) {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    let health = Health(reporter);
-    health.set(ServingStatus::Serving).await;
-
+pub fn routes(services: Routes) -> (Routes, Health) {
+    let health = Health::serving(&NAMES);
     // Both versions describe all that is served, each other among it. v1alpha is what many clients
     // still ask first.
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTOR)
-            // The details of errors, for clients that know them from reflection alone.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(
-                tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-            )
+    let index = reflection::Index::new(&[
+        DESCRIPTOR,
+        // The details of errors, for clients that know them from reflection alone.
+        tonic_types::pb::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        v1::FILE_DESCRIPTOR_SET,
+        v1alpha::FILE_DESCRIPTOR_SET,
+    ]);
+    let index = Arc::new(index.expect("embedded descriptors are valid"));
+    let one_message = index.one_message.clone();
+    let services = Routes {
+        one_message,
+        ..services
     };
     let services = services
-        .with(service)
-        .with(
-            reflection()
-                .build_v1()
-                .expect("embedded descriptors are valid"),
-        )
-        .with(
-            reflection()
-                .build_v1alpha()
-                .expect("embedded descriptors are valid"),
-        );
+        .with(health_server::HealthServer::new(health.clone()))
+        .with(reflection::v1::service(Arc::clone(&index)))
+        .with(reflection::v1alpha::service(index));
     (services, health)
 }

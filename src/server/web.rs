@@ -31,6 +31,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{self, HeaderName},
+    uri::Authority,
 };
 use http_body::Frame;
 use hyper::{body::Incoming, service::Service as _};
@@ -63,7 +64,7 @@ const STATUS_HEADERS: [&str; 4] = [
 /// How long a browser remembers the answer to a preflight: as long as any of them does.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("7200");
 
-/// The content types of gRPC-Web.
+/// The content types of gRPC-Web, as tonic-web knows them.
 const WEB_TYPES: [&str; 4] = [
     "application/grpc-web",
     "application/grpc-web+proto",
@@ -212,6 +213,13 @@ impl hyper::service::Service<Request<Incoming>> for WebCalls {
                 let answer = self.calls.call(request);
                 return Box::pin(async { answer.await.map(|answer| answer.map(Body::new)) });
             }
+            Kind::NoHost => return Box::pin(ready(Ok(empty(StatusCode::BAD_REQUEST)))),
+            Kind::NoPost => {
+                let mut answer = empty(StatusCode::METHOD_NOT_ALLOWED);
+                let post = HeaderValue::from_static("POST");
+                answer.headers_mut().insert(header::ALLOW, post);
+                return Box::pin(ready(Ok(answer)));
+            }
             _ if foreign => {
                 tracing::debug!("a page whose origin is not named");
                 return Box::pin(ready(Ok(empty(StatusCode::FORBIDDEN))));
@@ -235,12 +243,10 @@ impl WebCalls {
     /// A call of gRPC-Web, as a call of gRPC.
     fn translated(&self, mut request: Request<Incoming>) -> Answer {
         let headers = request.headers_mut();
-        if let Some(asked) = headers
-            .get(header::CONTENT_TYPE)
-            .filter(|_| !is_web(headers.get(header::ACCEPT)))
-            .cloned()
-        {
-            headers.insert(header::ACCEPT, asked);
+        if let Some(sent) = web_type(headers.get(header::CONTENT_TYPE)) {
+            let asked = web_type(headers.get(header::ACCEPT)).unwrap_or(sent);
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(sent));
+            headers.insert(header::ACCEPT, HeaderValue::from_static(asked));
         }
         let (calls, patience) = (self.calls.clone(), self.patience);
         let call = move |request: Request<Body>| {
@@ -261,14 +267,21 @@ enum Kind {
     Web,
     Preflight,
     Other,
+    /// Another method than POST.
+    NoPost,
+    /// HTTP/1.1 that does not say for which host it is.
+    NoHost,
 }
 
 impl Kind {
     fn of<B>(request: &Request<B>) -> Self {
         let headers = request.headers();
         let content_type = headers.get(header::CONTENT_TYPE);
+        if !names_host(request) {
+            return Self::NoHost;
+        }
         match *request.method() {
-            Method::POST if is_web(content_type) => Self::Web,
+            Method::POST if web_type(content_type).is_some() => Self::Web,
             // HTTP/1.1 would lose the trailers.
             Method::POST if request.version() == Version::HTTP_2 && is_grpc(content_type) => {
                 Self::Grpc
@@ -276,19 +289,45 @@ impl Kind {
             Method::OPTIONS if headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) => {
                 Self::Preflight
             }
-            _ => Self::Other,
+            Method::POST => Self::Other,
+            _ => Self::NoPost,
         }
     }
 }
 
-fn is_web(content_type: Option<&HeaderValue>) -> bool {
-    content_type.is_some_and(|content_type| WEB_TYPES.iter().any(|web| content_type == web))
+/// The first type of gRPC-Web in a header, as tonic-web writes it: in lower case, and without
+/// parameters and white space.
+fn web_type(header: Option<&HeaderValue>) -> Option<&'static str> {
+    let mut listed = header?.as_bytes().split(|byte| *byte == b',');
+    listed.find_map(|listed| {
+        let essence = listed.split(|byte| *byte == b';').next()?.trim_ascii();
+        let mut types = WEB_TYPES.into_iter();
+        types.find(|web| essence.eq_ignore_ascii_case(web.as_bytes()))
+    })
+}
+
+/// Whether a request names its one host, as HTTP/1.1 has to (RFC 9112, 3.2).
+fn names_host<B>(request: &Request<B>) -> bool {
+    if request.version() == Version::HTTP_2 {
+        return true;
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            Authority::try_from(host.as_bytes()).is_ok_and(|host| !host.as_str().contains('@'))
+        }
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    }
 }
 
 pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    let subtype = content_type
-        .and_then(|content_type| content_type.as_bytes().strip_prefix(b"application/grpc"));
-    subtype.is_some_and(|more| matches!(more.first(), None | Some(b'+' | b';')))
+    const GRPC: &[u8] = b"application/grpc";
+    let parts = content_type.and_then(|it| it.as_bytes().trim_ascii().split_at_checked(GRPC.len()));
+    parts.is_some_and(|(grpc, more)| {
+        let ends = matches!(more.first(), None | Some(b'+' | b';' | b' ' | b'\t'));
+        grpc.eq_ignore_ascii_case(GRPC) && ends
+    })
 }
 
 fn empty(status: StatusCode) -> Response<Body> {
@@ -382,14 +421,15 @@ mod tests {
             ("POST", http2, "application/grpc-web+json", Kind::Other),
             ("POST", http2, "text/plain", Kind::Other),
             ("POST", http2, "", Kind::Other),
-            ("GET", http2, "application/grpc", Kind::Other),
-            ("GET", http1, "application/grpc-web", Kind::Other),
-            ("OPTIONS", http1, "", Kind::Other),
+            ("GET", http2, "application/grpc", Kind::NoPost),
+            ("GET", http1, "application/grpc-web", Kind::NoPost),
+            ("OPTIONS", http1, "", Kind::NoPost),
         ];
         for (method, version, content_type, kind) in cases {
             let request = Request::builder()
                 .method(method)
                 .version(version)
+                .header("host", "gateway")
                 .header("content-type", content_type)
                 .body(());
             assert_eq!(
@@ -400,6 +440,7 @@ mod tests {
         }
         let preflight = Request::options("/")
             .header("access-control-request-method", "POST")
+            .header("host", "gateway")
             .body(())
             .expect("a request");
         assert_eq!(Kind::of(&preflight), Kind::Preflight);

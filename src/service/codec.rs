@@ -18,7 +18,10 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::wire::{self, Wire};
+use crate::{
+    error::Error,
+    wire::{self, Wire},
+};
 
 /// Steps through the bytes of a request: some 20,000 fields. The largest list that services take
 /// has 10,000 texts.
@@ -104,9 +107,10 @@ fn decode<U: Message + Default>(buf: impl Buf, steps: u32) -> Result<U, Status> 
     let mut counted = Counted { buf, left: steps };
     let decoded = U::decode(&mut counted);
     if counted.left == 0 {
-        return Err(Status::out_of_range(
-            "the message has more fields than any request needs",
-        ));
+        let error = Error::TooLarge {
+            what: "the message has more fields than any request needs (some 20000)".to_owned(),
+        };
+        return Err(error.status());
     }
     decoded.map_err(|error| Status::internal(error.to_string()))
 }
@@ -171,12 +175,12 @@ mod tests {
         assert_eq!(decoded.run.map(|run| run.tools.len()), Some(20_000));
         let refused =
             decode::<CreateRunRequest>(&*request(30_000), MAX_STEPS).expect_err("too many");
-        assert_eq!(refused.code(), tonic::Code::OutOfRange);
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
         // Wherever it comes to its end, it is no message.
         let whole = request(3);
         for steps in 1..=14 {
             let refused = decode::<CreateRunRequest>(&*whole, steps).expect_err("no steps left");
-            assert_eq!(refused.code(), tonic::Code::OutOfRange, "{steps}");
+            assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{steps}");
         }
         decode::<CreateRunRequest>(&*whole, 100).expect("a request");
     }

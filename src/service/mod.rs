@@ -56,14 +56,14 @@ impl Gateway {
         }
     }
 
-    /// `RunService`. Larger requests than `max_request_bytes` are answered with `OUT_OF_RANGE`.
-    pub fn run_service(&self, max_request_bytes: usize) -> RunServiceServer<Self> {
-        RunServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    /// `RunService`. The server bounds messages.
+    pub fn run_service(&self) -> RunServiceServer<Self> {
+        RunServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// `RunStepService`.
-    pub fn run_step_service(&self, max_request_bytes: usize) -> RunStepServiceServer<Self> {
-        RunStepServiceServer::new(self.clone()).max_decoding_message_size(max_request_bytes)
+    pub fn run_step_service(&self) -> RunStepServiceServer<Self> {
+        RunStepServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// What goes on after its caller has left.
@@ -220,12 +220,10 @@ fn inbound<M: Send + 'static>(
 ) -> Pin<Box<dyn Stream<Item = Result<M, Error>> + Send>> {
     Box::pin(requests.map_while(|request| match request {
         Ok(message) => Some(Ok(message)),
-        Err(status)
-            if matches!(
-                status.code(),
-                Code::Internal | Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented
-            ) =>
-        {
+        Err(status) if status.code() == Code::ResourceExhausted => Some(Err(Error::TooLarge {
+            what: status.message().to_owned(),
+        })),
+        Err(status) if matches!(status.code(), Code::Internal | Code::Unimplemented) => {
             Some(Err(Error::invalid("message", status.message())))
         }
         Err(_) => None,

@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Gateway, RunEvents, answer, inbound, status, stream};
 use crate::{
     error::Idempotency,
+    events::Started,
     server::CallContext,
     v1::{
         CancelRunRequest, ConverseRunRequest, CreateRunRequest, CreateThreadAndRunRequest,
@@ -154,7 +155,8 @@ impl RunService for Gateway {
             caller.call.clone(),
             self.streams
                 .watch_run(&caller, &request, resume, drain.turn())
-                .await,
+                .await
+                .map(Started::from),
         )
     }
 

@@ -52,7 +52,14 @@ const FLUSH: Duration = Duration::from_secs(1);
 ///
 /// Fails if the filter cannot be understood.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(filter)?;
+    // h2 warns of each connection that breaks its limits; `server/connection.rs` says that once a
+    // second. Whoever names h2 sees what it says.
+    let quiet = if filter.contains("h2") || filter == "off" {
+        String::new()
+    } else {
+        ",h2=error".to_owned()
+    };
+    let filter = EnvFilter::try_new(format!("{filter}{quiet}"))?;
     let terminal = io::stderr().is_terminal();
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)

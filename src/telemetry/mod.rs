@@ -8,6 +8,7 @@
 //! | `run_metrics.rs` | how runs end and what they used, each run once |
 //! | `trace.rs` | spans, and their export by OTLP |
 //! | `log.rs` | where log lines go, and in which form |
+//! | `once.rs` | lines that peers can cause: one a second |
 //!
 //! Must hold: nothing that a caller or an upstream chooses freely becomes a label without a bound.
 //! No prompt, output, key, body or URL is in any of it: ids, models, codes and counts alone. What
@@ -21,6 +22,7 @@
 mod call;
 pub mod log;
 mod metrics;
+mod once;
 mod run_metrics;
 mod trace;
 mod upstream_request;
@@ -30,6 +32,7 @@ use std::{fmt, sync::Arc};
 pub use self::{
     call::Call,
     metrics::{Metrics, PROMETHEUS_TEXT},
+    once::OncePerSecond,
     trace::Tracer,
     upstream_request::UpstreamRequest,
 };

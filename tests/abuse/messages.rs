@@ -69,22 +69,22 @@ fn rows() -> Vec<Row> {
     vec![
         Row {
             ends: false,
-            ..whole("a prefix of 4 GiB", Code::OutOfRange, prefix(0, u32::MAX))
+            ..whole(
+                "a prefix of 4 GiB",
+                Code::ResourceExhausted,
+                prefix(0, u32::MAX),
+            )
         },
         Row {
             ends: false,
             ..whole(
                 "a byte more than allowed",
-                Code::OutOfRange,
+                Code::ResourceExhausted,
                 prefix(0, (4 << 20) + 1),
             )
         },
-        whole(
-            "many messages, all empty",
-            Code::InvalidArgument,
-            vec![0; 50_000],
-        ),
-        whole("two million empty tools", Code::OutOfRange, tools),
+        whole("many messages, all empty", Code::Internal, vec![0; 50_000]),
+        whole("two million empty tools", Code::ResourceExhausted, tools),
         whole(
             "less than it says",
             Code::Internal,
@@ -100,7 +100,7 @@ fn rows() -> Vec<Row> {
             [prefix(7, 1), vec![0]].concat(),
         ),
         whole("packed without saying how", Code::Internal, packed.clone()),
-        encoded("packed by gzip", "gzip", Code::Unimplemented),
+        encoded("packed by gzip, and broken", "gzip", Code::Internal),
         encoded("packed by zstd", "zstd", Code::Unimplemented),
         encoded("packed by something", "rar", Code::Unimplemented),
         encoded("packed by nothing", "identity", Code::Internal),

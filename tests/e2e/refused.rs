@@ -13,7 +13,7 @@ use crate::{
     call::{ALL, Call, agreed, parts},
     support::{
         gateway::{Gateway, spawn_gateway},
-        upstream::{Answer, Upstream},
+        upstream::Upstream,
     },
 };
 

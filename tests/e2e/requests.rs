@@ -13,7 +13,7 @@ use crate::{
     call::{Call, agreed, contract, parts, walk},
     support::{
         gateway::spawn_gateway,
-        upstream::{Answer, Recorded, Upstream},
+        upstream::{Recorded, Upstream},
     },
 };
 

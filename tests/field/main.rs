@@ -4,6 +4,7 @@
 mod attackers;
 mod clients;
 mod gateway;
+mod guarded;
 mod operators;
 #[path = "../streams/script.rs"]
 #[allow(

@@ -68,7 +68,7 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, calls) = mpsc::unbounded_channel();
-        let (routes, health) = routes(Routes::default().with(Script(sender))).await;
+        let (routes, health) = routes(Routes::default().with(Script(sender)));
         let shutdown = CancellationToken::new();
         let (telemetry, detached) = (Telemetry::default(), TaskTracker::new());
         let served = Served {

@@ -47,8 +47,8 @@ async fn a_page_gets_each_message_as_it_comes_and_the_trailers_as_last_frame() {
     let mut page = Page::open(gateway.address).await;
     // Two calls on one connection: as bytes, and as base64 with every frame encoded by itself.
     let calls = [
-        (BINARY, "asked", ["one", "two"]),
-        (TEXT, "YXNrZWQ=", ["b25l", "dHdv"]),
+        (BINARY, "\0\0\0\0\x05asked", ["one", "two"]),
+        (TEXT, "AAAAAAVhc2tlZA==", ["b25l", "dHdv"]),
     ];
     for (content_type, asked, [one, two]) in calls {
         page.call(
@@ -64,7 +64,7 @@ async fn a_page_gets_each_message_as_it_comes_and_the_trailers_as_last_frame() {
                 .await
                 .unwrap()
                 .to_bytes(),
-            "asked"
+            "\0\0\0\0\x05asked"
         );
         let events = call.stream();
 
@@ -291,7 +291,7 @@ async fn a_page_is_admitted_by_its_token_like_any_caller_and_asks_first_without_
     let path = "/runsgateway.v1.RunService/GetRun";
 
     page.write(format!(
-        "OPTIONS {path} HTTP/1.1\r\norigin: {}\r\naccess-control-request-method: POST\r\n\r\n",
+        "OPTIONS {path} HTTP/1.1\r\nhost: gateway\r\norigin: {}\r\naccess-control-request-method: POST\r\n\r\n",
         APP.1
     ))
     .await;
@@ -425,6 +425,13 @@ async fn a_request_that_comes_too_slowly_or_is_too_long_is_not_waited_for() {
     let mut page = Page::open(gateway.address).await;
     page.call(STREAM, &[BINARY, APP, ("a", &"b".repeat(20 << 10))], b"")
         .await;
+    assert_eq!(
+        crate::harness::code(&page.head().await.headers),
+        Code::ResourceExhausted
+    );
+    let mut page = Page::open(gateway.address).await;
+    page.call(STREAM, &[BINARY, APP, ("a", &"b".repeat(100 << 10))], b"")
+        .await;
     assert_eq!(page.head().await.status, 431);
     assert!(!gateway.has_calls());
 }
@@ -488,11 +495,11 @@ async fn without_origins_a_browser_gets_no_answer() {
     let gateway = Gateway::start(Limits::default()).await;
     for request in [
         format!(
-            "OPTIONS {STREAM} HTTP/1.1\r\norigin: {}\r\naccess-control-request-method: POST\r\n\r\n",
+            "OPTIONS {STREAM} HTTP/1.1\r\nhost: gateway\r\norigin: {}\r\naccess-control-request-method: POST\r\n\r\n",
             APP.1
         ),
         format!(
-            "POST {STREAM} HTTP/1.1\r\norigin: {}\r\ncontent-type: {}\r\ncontent-length: 0\r\n\r\n",
+            "POST {STREAM} HTTP/1.1\r\nhost: gateway\r\norigin: {}\r\ncontent-type: {}\r\ncontent-length: 0\r\n\r\n",
             APP.1, BINARY.1
         ),
     ] {

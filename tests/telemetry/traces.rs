@@ -54,7 +54,7 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (routes, health) =
-            routes(Routes::default().with(TraceServiceServer::new(self.clone()))).await;
+            routes(Routes::default().with(TraceServiceServer::new(self.clone())));
         let served = Served {
             routes,
             health,
