@@ -75,9 +75,7 @@ impl App {
         admin: Option<TcpListener>,
         shutdown: CancellationToken,
     ) {
-        let services = server::Routes::default()
-            .with(self.gateway.run_service(self.max_request_bytes))
-            .with(self.gateway.run_step_service(self.max_request_bytes));
+        let services = self.gateway.services(self.max_request_bytes);
         let (routes, health) = server::routes(services).await;
         let detached = self.gateway.detached();
         let telemetry = self.telemetry;

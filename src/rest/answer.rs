@@ -13,7 +13,7 @@ use super::failure;
 use crate::{
     error::{Error, ErrorBody, Idempotency, Rejection},
     json,
-    v1::{ListRunStepsResponse, ListRunsResponse, Run, RunStep},
+    v1::Run,
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -48,7 +48,7 @@ pub struct Answer<M> {
     pub headers: HeaderMap,
 }
 
-/// A message that the upstream answers with.
+/// A message that the upstream answers with. Generated from the contract.
 pub(super) trait Answerable: json::Document {
     /// Whether a document that was read is such a resource at all. `text` is the document.
     fn is_whole(&self, text: &[u8]) -> bool;
@@ -56,34 +56,6 @@ pub(super) trait Answerable: json::Document {
     /// The run, if that is what it is.
     fn run(&self) -> Option<&Run> {
         None
-    }
-}
-
-impl Answerable for Run {
-    fn is_whole(&self, _: &[u8]) -> bool {
-        !self.id.is_empty()
-    }
-
-    fn run(&self) -> Option<&Run> {
-        Some(self)
-    }
-}
-
-impl Answerable for RunStep {
-    fn is_whole(&self, _: &[u8]) -> bool {
-        !self.id.is_empty()
-    }
-}
-
-impl Answerable for ListRunsResponse {
-    fn is_whole(&self, text: &[u8]) -> bool {
-        !self.data.is_empty() || json::has_list(text, "data")
-    }
-}
-
-impl Answerable for ListRunStepsResponse {
-    fn is_whole(&self, text: &[u8]) -> bool {
-        !self.data.is_empty() || json::has_list(text, "data")
     }
 }
 

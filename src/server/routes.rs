@@ -14,7 +14,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::v1::{DESCRIPTOR, run_service_server, run_step_service_server};
+use crate::v1::DESCRIPTOR;
 
 /// Services by name.
 #[derive(Clone, Default)]
@@ -55,13 +55,6 @@ impl fmt::Debug for Routes {
     }
 }
 
-/// What health speaks of: the server as a whole, and each service.
-const NAMES: [&str; 3] = [
-    "",
-    run_service_server::SERVICE_NAME,
-    run_step_service_server::SERVICE_NAME,
-];
-
 /// Whether a call of this path is one of health or reflection. Whoever routes calls here has to get
 /// an answer when there is no place for any other.
 pub(super) fn is_infra_stream(path: &str) -> bool {
@@ -81,12 +74,16 @@ pub(super) fn is_asking_health(path: &str) -> bool {
 
 /// What [`grpc.health.v1.Health`](tonic_health) answers.
 #[derive(Debug, Clone)]
-pub struct Health(HealthReporter);
+pub struct Health {
+    reporter: HealthReporter,
+    /// What it speaks of: the server as a whole (`""`), and each of the gateway's services.
+    names: Arc<[&'static str]>,
+}
 
 impl Health {
     async fn set(&self, status: ServingStatus) {
-        for name in NAMES {
-            self.0.set_service_status(name, status).await;
+        for name in self.names.iter() {
+            self.reporter.set_service_status(name, status).await;
         }
     }
 
@@ -98,8 +95,8 @@ impl Health {
     /// Ends the streams of those who watch: they last for ever, and would hold a drain until its
     /// timeout.
     pub(super) async fn close(mut self) {
-        for name in NAMES {
-            self.0.clear_service_status(name).await;
+        for name in self.names.iter() {
+            self.reporter.clear_service_status(name).await;
         }
     }
 }
@@ -112,7 +109,8 @@ impl Health {
 /// If a descriptor that this program was built with is malformed.
 pub async fn routes(services: Routes) -> (Routes, Health) {
     let (reporter, service) = tonic_health::server::health_reporter();
-    let health = Health(reporter);
+    let names = [""].into_iter().chain(services.0.keys().copied()).collect();
+    let health = Health { reporter, names };
     health.set(ServingStatus::Serving).await;
 
     // Both versions describe all that is served, each other among it. v1alpha is what many clients
