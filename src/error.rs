@@ -204,9 +204,9 @@ impl Error {
         }
     }
 
-    /// Whether the upstream has no such resource.
+    /// Whether the upstream has no such resource. A 404 without an error body is of the route.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Rejected(rejection) if rejection.status == 404)
+        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && rejection.body.is_some())
     }
 
     /// Whether it is not the request that is wrong, but the state of the thread or run.
