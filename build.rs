@@ -1,6 +1,6 @@
 //! Compiles the contract: message types and service stubs (tonic-build), the descriptor that
-//! reflection serves, the JSON codec (`build/codec.rs`), and the protobuf encoder
-//! (`build/wire.rs`).
+//! reflection serves, the JSON codec (`build/codec.rs`), the protobuf encoder (`build/wire.rs`),
+//! and the calls themselves (`build/calls.rs`).
 //!
 //! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no
 //! part of the descriptor.
@@ -9,6 +9,8 @@
 
 use std::{env, error::Error, fs, io, path::PathBuf};
 
+#[path = "build/calls.rs"]
+mod calls;
 #[path = "build/codec.rs"]
 mod codec;
 #[path = "build/wire.rs"]
@@ -56,6 +58,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(
         out.join("wire.rs"),
         wire::generate(&compiler.descriptor_pool())?,
+    )?;
+    fs::write(
+        out.join("client.rs"),
+        calls::client(&compiler.descriptor_pool())?,
+    )?;
+    fs::write(
+        out.join("services.rs"),
+        calls::services(&compiler.descriptor_pool())?,
     )?;
     Ok(())
 }

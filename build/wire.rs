@@ -80,7 +80,7 @@ fn one_of(
 }
 
 /// `RunEvent` as `run_event`.
-fn snake(name: &str) -> String {
+pub(crate) fn snake(name: &str) -> String {
     crate::codec::shouting(name).to_ascii_lowercase()
 }
 

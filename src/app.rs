@@ -75,10 +75,7 @@ impl App {
         admin: Option<TcpListener>,
         shutdown: CancellationToken,
     ) {
-        let services = server::Routes::default()
-            .with(self.gateway.run_service())
-            .with(self.gateway.run_step_service());
-        let (routes, health) = server::routes(services);
+        let (routes, health) = server::routes(self.gateway.services());
         let detached = self.gateway.detached();
         let telemetry = self.telemetry;
         let (access, tls, web) = (self.access, self.tls, self.web);

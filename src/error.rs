@@ -199,18 +199,26 @@ impl Error {
 
     /// Whether a create or a submit that failed so may have taken effect nevertheless.
     pub fn outcome_unknown(&self) -> bool {
+        let idempotency = match self {
+            Self::Lost { idempotency, .. } => *idempotency,
+            Self::Rejected(rejection) => rejection.idempotency,
+            _ => return false,
+        };
+        idempotency == Idempotency::NonIdempotent && self.may_have_taken_effect()
+    }
+
+    /// Whether the upstream may have done what was asked, harmless to repeat or not.
+    pub fn may_have_taken_effect(&self) -> bool {
         match self {
-            Self::Lost {
-                delivery,
-                idempotency,
-                ..
-            } => *delivery == Delivery::Unknown && *idempotency == Idempotency::NonIdempotent,
-            Self::Rejected(rejection) => {
-                matches!(rejection.status, 408 | 500 | 502..)
-                    && rejection.idempotency == Idempotency::NonIdempotent
-            }
+            Self::Lost { delivery, .. } => *delivery == Delivery::Unknown,
+            Self::Rejected(rejection) => matches!(rejection.status, 408 | 500 | 502..),
             _ => false,
         }
+    }
+
+    /// Whether the upstream has no such resource. A 404 without an error body is of the route.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && rejection.body.is_some())
     }
 
     /// Whether it is not the request that is wrong, but the state of the thread or run.

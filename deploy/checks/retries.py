@@ -1,35 +1,41 @@
 """Which calls are repeated: in Envoy, Istio, Linkerd and gRPC's service config the same, and no write.
 
-Must hold: each method of the contract stands in one of the two sets here. So a new one has to be judged before this passes again.
+Must hold: what is repeated is what the contract's `idempotency_level` says, of every method.
 """
 
 import collections
 import concurrent.futures
+import importlib
 import json
 import pathlib
 import re
 
 import grpc
 import yaml
-from runsgateway.v1 import run_service_pb2, run_step_service_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1]
-SERVICES = [*run_service_pb2.DESCRIPTOR.services_by_name.values(), *run_step_service_pb2.DESCRIPTOR.services_by_name.values()]
+POOL = descriptor_pool.Default()
+for file in sorted((DEPLOY.parent / "proto/runsgateway/v1").glob("*_service.proto")):
+    importlib.import_module(f"runsgateway.v1.{file.stem}_pb2")
+SERVICES = [
+    service
+    for file in sorted((DEPLOY.parent / "proto/runsgateway/v1").glob("*_service.proto"))
+    for service in POOL.FindFileByName(f"runsgateway/v1/{file.name}").services_by_name.values()
+]
 METHODS = {f"{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
-RUNS, STEPS = "runsgateway.v1.RunService", "runsgateway.v1.RunStepService"
-# Doing these twice is as doing them once.
-REPEATABLE = {f"{RUNS}/{name}" for name in ["GetRun", "ListRuns", "ModifyRun", "CancelRun", "WaitRun", "WatchRun"]}
-REPEATABLE |= {f"{STEPS}/{name}" for name in ["GetRunStep", "ListRunSteps"]}
-WRITES = {f"{RUNS}/{kind}{name}" for kind in ["", "Stream"] for name in ["CreateRun", "CreateThreadAndRun", "SubmitToolOutputs"]}
-WRITES |= {f"{RUNS}/ConverseRun"}
+# Doing these twice is as doing them once: the contract says so.
+REPEATABLE = {
+    name for name, method in METHODS.items() if method.GetOptions().idempotency_level != descriptor_pb2.MethodOptions.IDEMPOTENCY_UNKNOWN
+}
+STREAMS = {name for name, method in METHODS.items() if method.server_streaming}
 
 
 def agree():
-    assert not REPEATABLE & WRITES and REPEATABLE | WRITES == set(METHODS)
     assert envoy() == REPEATABLE
     assert istio() == REPEATABLE
     # What is repeated has to be held by the proxy until it has ended, so not streams.
-    assert linkerd() == REPEATABLE - {f"{RUNS}/WatchRun"}
+    assert linkerd() == REPEATABLE - STREAMS
     named = [(name["service"] + "/" + name["method"], "retryPolicy" in config) for config in config()["methodConfig"] for name in config["name"]]
     assert sorted(name for name, _ in named) == sorted(METHODS)
     assert {name for name, retried in named if retried} == REPEATABLE

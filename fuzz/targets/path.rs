@@ -35,7 +35,7 @@ static ROUTES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
         .filter_map(|line| line.split_once("// REST: ")?.1.split_whitespace().nth(1))
         .collect();
     assert!(
-        routes.len() >= 9 && routes.iter().all(|route| route.starts_with("/threads")),
+        routes.len() >= 9 && routes.iter().all(|route| route.starts_with('/')),
         "{routes:?}"
     );
     routes
@@ -99,7 +99,9 @@ fuzz_target!(|input: Input| {
     let includes = include.iter().map(|it| encoded(it)).sum::<usize>();
     let refused = no_segment || no_page || too_long || includes > TOO_LONG;
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let url = match url(base, route, &ids, &query) {
+    let fields = route.split('/').filter_map(|it| it.strip_prefix('{')?.strip_suffix('}'));
+    let named: Vec<_> = fields.zip(ids.iter().copied()).collect();
+    let url = match url(base, route, &named, &query) {
         Ok(url) => url,
         Err(error) => {
             return assert!(

@@ -19,9 +19,11 @@ use super::{
     id,
     page::Query,
     tables,
-    v1::{Assistant, AssistantSpec, Deleted, ListAssistantsResponse},
 };
-use crate::v1::{ResponseFormat, ResponseFormatMode};
+use crate::v1::{
+    Assistant, AssistantSpec, DeleteAssistantResponse, ListAssistantsResponse, ResponseFormat,
+    ResponseFormatMode,
+};
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
@@ -128,7 +130,7 @@ async fn modify(
 
 async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {
     api.store().delete_assistant(&id)?;
-    Ok(answer(&Deleted {
+    Ok(answer(&DeleteAssistantResponse {
         id,
         object: "assistant.deleted".to_owned(),
         deleted: Some(true),

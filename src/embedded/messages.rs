@@ -17,9 +17,8 @@ use super::{
     error::Error,
     page::Query,
     tables,
-    v1::{Deleted, ListMessagesResponse, MessageUpdate},
 };
-use crate::v1::MessageInput;
+use crate::v1::{DeleteMessageResponse, ListMessagesResponse, MessageInput, MessageUpdate};
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
@@ -111,7 +110,7 @@ async fn delete(
         thread.messages.retain(|message| message.id != id);
         Ok(())
     })?;
-    Ok(answer(&Deleted {
+    Ok(answer(&DeleteMessageResponse {
         id,
         object: "thread.message.deleted".to_owned(),
         deleted: Some(true),

@@ -24,11 +24,10 @@ use super::{
     store::Thread,
     stream::{EventStream, Events},
     tables,
-    v1::Assistant,
 };
 use crate::v1::{
-    self, ListRunsResponse, MessageRole, ResponseFormat, ResponseFormatMode, RunSpec, RunStatus,
-    RunUpdate, ThreadAndRunSpec, ToolChoice, ToolChoiceMode, ToolOutputs, ToolResources,
+    self, Assistant, ListRunsResponse, MessageRole, ResponseFormat, ResponseFormatMode, RunSpec,
+    RunStatus, RunUpdate, ThreadAndRunSpec, ToolChoice, ToolChoiceMode, ToolOutputs, ToolResources,
     TruncationStrategy, TruncationStrategyType,
 };
 

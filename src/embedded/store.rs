@@ -17,11 +17,10 @@ use super::{
     error::Error,
     id,
     run::{Ending, Run, is_active},
-    v1::Assistant,
 };
 use crate::v1::{
-    ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus, TextContent,
-    ThreadMessage, ThreadResource, ThreadSpec,
+    Assistant, ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus,
+    TextContent, ThreadMessage, ThreadResource, ThreadSpec,
 };
 
 /// The id of the assistant that is always there, for callers that cannot make one, as those of the

@@ -16,9 +16,8 @@ use super::{
     error::Error,
     store::Thread,
     tables,
-    v1::Deleted,
 };
-use crate::v1::ThreadSpec;
+use crate::v1::{DeleteThreadResponse, ThreadSpec};
 
 pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new().route("/threads", post(create)).route(
@@ -59,7 +58,7 @@ async fn modify(
 
 async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {
     api.store().delete_thread(&id)?;
-    Ok(answer(&Deleted {
+    Ok(answer(&DeleteThreadResponse {
         id,
         object: "thread.deleted".to_owned(),
         deleted: Some(true),

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{Error, Idempotency, Rejection},
     json,
-    v1::{ListRunStepsResponse, ListRunsResponse, Run, RunStep},
+    v1::Run,
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -56,7 +56,7 @@ pub struct Answer<M> {
     pub headers: HeaderMap,
 }
 
-/// A message that the upstream answers with.
+/// A message that the upstream answers with. Generated from the contract.
 pub(super) trait Answerable: json::Document {
     /// The resource's own id, behind the name that it has in routes; of a list nothing.
     fn id(&self) -> Option<(&'static str, &str)> {
@@ -69,42 +69,6 @@ pub(super) trait Answerable: json::Document {
     /// The run, if that is what it is.
     fn run(&self) -> Option<&Run> {
         None
-    }
-}
-
-impl Answerable for Run {
-    fn id(&self) -> Option<(&'static str, &str)> {
-        Some(("run_id", &self.id))
-    }
-
-    fn is_whole(&self, _: &[u8]) -> bool {
-        !self.id.is_empty()
-    }
-
-    fn run(&self) -> Option<&Run> {
-        Some(self)
-    }
-}
-
-impl Answerable for RunStep {
-    fn id(&self) -> Option<(&'static str, &str)> {
-        Some(("step_id", &self.id))
-    }
-
-    fn is_whole(&self, _: &[u8]) -> bool {
-        !self.id.is_empty()
-    }
-}
-
-impl Answerable for ListRunsResponse {
-    fn is_whole(&self, text: &[u8]) -> bool {
-        !self.data.is_empty() || json::has_list(text, "data")
-    }
-}
-
-impl Answerable for ListRunStepsResponse {
-    fn is_whole(&self, text: &[u8]) -> bool {
-        !self.data.is_empty() || json::has_list(text, "data")
     }
 }
 

@@ -11,17 +11,22 @@ use crate::{
     v1::{ListRunStepsRequest, Run},
 };
 
-/// The URL of a request to `route`, filled with ids in order, with the page and the includes of
+/// The URL of a request to `route`, filled with ids by name, with the page and the includes of
 /// `query`.
 pub fn url(
     base: &Url,
     route: &'static str,
-    ids: &[&str],
+    ids: &[(&str, &str)],
     query: &ListRunStepsRequest,
 ) -> Result<Url, Error> {
     let target = target(route, ids)?;
-    let page = Query::default().page(query.limit, query.order, &query.after, &query.before)?;
-    Ok(Base::new(base).url(&target.path, &page.include(&query.include)?))
+    let query = Query::default()
+        .limit(query.limit)?
+        .order(query.order)?
+        .text("after", &query.after)?
+        .text("before", &query.before)?
+        .list("include", &query.include)?;
+    Ok(Base::new(base).url(&target.path, &query))
 }
 
 /// What becomes of an answer to a request for a run.

@@ -2,7 +2,8 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `endpoints.rs` | one method per REST endpoint |
+//! | `calls.rs` | one method per REST endpoint, generated from the contract |
+//! | `endpoints.rs` | from an RPC's request to a REST request; the calls written by hand |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
@@ -21,6 +22,7 @@
 
 mod admission;
 mod answer;
+mod calls;
 mod delay;
 mod endpoints;
 mod error_body;
@@ -379,30 +381,27 @@ struct Request {
 }
 
 impl Request {
-    fn get(target: Target) -> Self {
-        Self {
-            method: Method::GET,
-            ..Self::post(target, Idempotency::Idempotent)
-        }
-    }
-
-    fn post(target: Target, idempotency: Idempotency) -> Self {
-        Self {
-            method: Method::POST,
-            target,
+    /// A request to `route`, whose ids in braces are those of the same names in `ids`.
+    fn new(
+        method: Method,
+        route: &'static str,
+        ids: &[(&str, &str)],
+        idempotency: Idempotency,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            method,
+            target: target::target(route, ids)?,
             query: target::Query::default(),
             body: None,
             idempotency,
             idempotency_key: None,
-        }
+        })
     }
 
-    /// A request that makes something new.
-    fn create(target: Target) -> Self {
-        Self {
-            idempotency_key: retry::idempotency_key(),
-            ..Self::post(target, Idempotency::NonIdempotent)
-        }
+    /// For a request that makes something new.
+    fn with_idempotency_key(mut self) -> Self {
+        self.idempotency_key = retry::idempotency_key();
+        self
     }
 
     fn body(mut self, body: Vec<u8>) -> Self {

@@ -9,17 +9,31 @@
 //! A cancellation is repeated like a read, but its repeat is refused if an earlier attempt took
 //! effect. The refusal of a repeat counts only if the run is not being cancelled.
 //!
+//! A deletion is repeated like a read, too. If the repeat finds nothing, an earlier attempt took
+//! effect.
+//!
 //! Of a create there is nothing to read: a list of runs does not say which of them is the caller's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::sleep;
 
-use super::{Answer, Caller, Client, Request};
+use http::HeaderMap;
+
+use super::{Answer, Caller, Client, Request, answer::Answerable, endpoints::RestCall};
 use crate::{
     error::Error,
     v1::{CancelRunRequest, GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest},
 };
+
+/// A request that deletes something. Generated from the RPC's route.
+pub(super) trait Deletion: RestCall {
+    /// What the upstream answers with.
+    type Answer: Answerable;
+
+    /// The answer to a deletion that was done by an earlier attempt.
+    fn deleted(&self) -> Self::Answer;
+}
 
 impl Client {
     /// Finds out what became of a submit that failed with `doubt`, and sends it `again` if nothing
@@ -97,6 +111,31 @@ impl Client {
                 seen.filter(|answer| is_cancelled(&answer.message))
                     .ok_or(refused)
             }
+            answered => answered,
+        }
+    }
+
+    /// Sends a deletion. Only what an attempt of unknown outcome may have deleted counts as deleted:
+    /// if the first answer is that there is nothing, there was nothing.
+    pub(super) async fn send_deletion<D: Deletion>(
+        &self,
+        caller: &Caller,
+        deletion: &D,
+    ) -> Result<Answer<D::Answer>, Error> {
+        let request = deletion.request()?;
+        let (request, doubtful) = (&request, &AtomicBool::new(caller.retries));
+        let attempt = |number| async move {
+            let answered = self.send_once(caller, request, number).await;
+            if let Err(error) = &answered {
+                doubtful.fetch_or(error.may_have_taken_effect(), Ordering::Relaxed);
+            }
+            answered
+        };
+        match self.retry.run(caller, attempt).await {
+            Err(error) if error.is_not_found() && doubtful.load(Ordering::Relaxed) => Ok(Answer {
+                message: Box::new(deletion.deleted()),
+                headers: HeaderMap::new(),
+            }),
             answered => answered,
         }
     }

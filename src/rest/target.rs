@@ -46,11 +46,10 @@ pub(super) struct Target {
     pub(super) path: String,
 }
 
-/// Fills a route such as `/threads/{thread_id}/runs` with ids, in order. An id that is not a
-/// segment is an error that names its field.
-pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error> {
+/// Fills a route such as `/threads/{thread_id}/runs` with ids by name. An id that is not a segment
+/// is an error that names its field.
+pub(super) fn target(route: &'static str, ids: &[(&str, &str)]) -> Result<Target, Error> {
     let mut path = String::with_capacity(route.len() + 64);
-    let mut ids = ids.iter();
     for segment in route.split('/').skip(1) {
         path.push('/');
         let Some(field) = segment
@@ -60,7 +59,8 @@ pub(super) fn target(route: &'static str, ids: &[&str]) -> Result<Target, Error>
             path.push_str(segment);
             continue;
         };
-        match ids.next().copied().unwrap_or_default() {
+        let id = ids.iter().find(|(name, _)| *name == field);
+        match id.map_or("", |(_, id)| *id) {
             "" => return Err(Error::invalid(field, "must be set")),
             "." | ".." => return Err(Error::invalid(field, "is not an id")),
             id => push(&mut path, field, id)?,
@@ -130,32 +130,39 @@ impl Query {
         push(&mut self.0, name.trim_end_matches("[]"), value)
     }
 
-    /// `include`, as services expect a list: once per value.
-    pub(super) fn include(mut self, include: &[String]) -> Result<Self, Error> {
+    /// A list, as services expect it: once per value.
+    pub(super) fn list(mut self, name: &str, values: &[String]) -> Result<Self, Error> {
         let before = self.0.len();
-        for value in include {
-            self.pair("include[]", value)?;
+        for value in values {
+            self.pair(&[name, "[]"].concat(), value)?;
             if self.0.len() - before > MAX_TEXT {
-                return Err(Error::invalid("include", "is too long for a URL"));
+                return Err(Error::invalid(name, "is too long for a URL"));
             }
         }
         Ok(self)
     }
 
-    /// The page of a list.
-    pub(super) fn page(
-        mut self,
-        limit: Option<i32>,
-        order: i32,
-        after: &str,
-        before: &str,
-    ) -> Result<Self, Error> {
+    /// An id or a word. An empty one is not set.
+    pub(super) fn text(mut self, name: &str, value: &str) -> Result<Self, Error> {
+        if !value.is_empty() {
+            self.pair(name, value)?;
+        }
+        Ok(self)
+    }
+
+    /// The length of a page.
+    pub(super) fn limit(mut self, limit: Option<i32>) -> Result<Self, Error> {
         if let Some(limit) = limit {
             if !(1..=MAX_LIMIT).contains(&limit) {
                 return Err(Error::invalid("limit", format!("must be 1 to {MAX_LIMIT}")));
             }
             self.pair("limit", &limit.to_string())?;
         }
+        Ok(self)
+    }
+
+    /// The order of a list.
+    pub(super) fn order(mut self, order: i32) -> Result<Self, Error> {
         match SortOrder::try_from(order) {
             Ok(SortOrder::Unspecified) => {}
             Ok(SortOrder::Asc) => self.pair("order", "asc")?,
@@ -165,11 +172,6 @@ impl Query {
                     "order",
                     "is not a value that this contract names",
                 ));
-            }
-        }
-        for (name, id) in [("after", after), ("before", before)] {
-            if !id.is_empty() {
-                self.pair(name, id)?;
             }
         }
         Ok(self)
@@ -196,7 +198,7 @@ mod tests {
         ];
         for (base, expected) in cases {
             let base = Base::new(&base.parse().expect("a URL"));
-            let query = Query::default().page(Some(1), 0, "", "").expect("a page");
+            let query = Query::default().limit(Some(1)).expect("a page");
             assert_eq!(base.url("/threads/runs", &query).as_str(), expected);
         }
     }
@@ -207,7 +209,8 @@ mod tests {
         for id in [
             "a/b", "a?b", "a#b", "é", "%2e%2e", "a\\b", " ", "\u{0}", "..%2f", "a;b", "...", ".a",
         ] {
-            let target = target("/threads/{thread_id}/runs", &[id]).expect("a target");
+            let target =
+                target("/threads/{thread_id}/runs", &[("thread_id", id)]).expect("a target");
             let url = base.url(&target.path, &Query::default());
             let segments: Vec<_> = url.path_segments().expect("segments").collect();
             assert_eq!(segments.len(), 4, "{id:?} became {url}");
@@ -222,7 +225,7 @@ mod tests {
         }
         for id in ["", ".", ".."] {
             assert!(
-                target("/threads/{thread_id}/runs", &[id]).is_err(),
+                target("/threads/{thread_id}/runs", &[("thread_id", id)]).is_err(),
                 "{id:?}"
             );
         }

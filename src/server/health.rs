@@ -7,7 +7,7 @@
 //! It stands in for tonic-health's own service, whose `Watch` of an unknown name fails. The
 //! messages are that library's.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use async_stream::stream;
 use tokio::sync::watch;
@@ -20,15 +20,15 @@ use tonic_health::pb::{
 /// What health answers; `None` once watches have to end.
 #[derive(Debug, Clone)]
 pub struct Health {
-    names: &'static [&'static str],
+    names: Arc<[&'static str]>,
     status: watch::Sender<Option<ServingStatus>>,
 }
 
 impl Health {
     /// Everything serves.
-    pub(super) fn serving(names: &'static [&'static str]) -> Self {
+    pub(super) fn serving(names: &[&'static str]) -> Self {
         Self {
-            names,
+            names: names.into(),
             status: watch::Sender::new(Some(ServingStatus::Serving)),
         }
     }

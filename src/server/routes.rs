@@ -21,7 +21,7 @@ use tonic_health::pb::health_server;
 use tonic_reflection::pb::{v1, v1alpha};
 
 use super::{health::Health, reflection};
-use crate::v1::{DESCRIPTOR, run_service_server, run_step_service_server};
+use crate::v1::DESCRIPTOR;
 
 /// Services by name.
 #[derive(Clone, Default)]
@@ -71,13 +71,6 @@ impl fmt::Debug for Routes {
     }
 }
 
-/// What health speaks of: the server as a whole, and each service.
-const NAMES: [&str; 3] = [
-    "",
-    run_service_server::SERVICE_NAME,
-    run_step_service_server::SERVICE_NAME,
-];
-
 /// Health and reflection.
 const INFRA: [&str; 3] = [
     health_server::SERVICE_NAME,
@@ -109,7 +102,12 @@ pub(super) fn is_asking_health(path: &str) -> bool {
 ///
 /// If a descriptor that this program was built with is malformed.
 pub fn routes(services: Routes) -> (Routes, Health) {
-    let health = Health::serving(&NAMES);
+    // The server as a whole, and each service.
+    let names: Vec<_> = [""]
+        .into_iter()
+        .chain(services.services.keys().copied())
+        .collect();
+    let health = Health::serving(&names);
     // Both versions describe all that is served, each other among it. v1alpha is what many clients
     // still ask first.
     let index = reflection::Index::new(&[

@@ -4,9 +4,9 @@
 //! and what comes back into an answer. No request takes much more memory than bytes on the wire
 //! (`codec.rs`).
 
+mod calls;
 mod codec;
 mod run;
-mod run_step;
 
 use std::{
     pin::Pin,
@@ -27,13 +27,10 @@ use crate::{
     rest::{Answer, Caller, Client},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
-    v1::{
-        RunEvent, RunEventType, run_service_server::RunServiceServer,
-        run_step_service_server::RunStepServiceServer,
-    },
+    v1::{RunEvent, RunEventType},
 };
 
-/// The implementation of both services.
+/// The implementation of all services.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     upstream: Client,
@@ -54,16 +51,6 @@ impl Gateway {
             upstream,
             forwarded: forwarded.into(),
         }
-    }
-
-    /// `RunService`. The server bounds messages.
-    pub fn run_service(&self) -> RunServiceServer<Self> {
-        RunServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
-    }
-
-    /// `RunStepService`.
-    pub fn run_step_service(&self) -> RunStepServiceServer<Self> {
-        RunStepServiceServer::new(self.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// What goes on after its caller has left.

@@ -13,63 +13,44 @@ use runs_gateway::v1::DESCRIPTOR;
 use schema::Comparison;
 use serde_json::{Value, json};
 
-/// RPC, method, path, and the field of the request that is the body.
-const ROUTES: [(&str, &str, &str, Option<&str>); 9] = [
-    (
-        "RunService.CreateRun",
-        "POST",
-        "/threads/{thread_id}/runs",
-        Some("run"),
-    ),
-    (
-        "RunService.CreateThreadAndRun",
-        "POST",
-        "/threads/runs",
-        Some("thread_and_run"),
-    ),
-    (
-        "RunService.ListRuns",
-        "GET",
-        "/threads/{thread_id}/runs",
-        None,
-    ),
-    (
-        "RunService.GetRun",
-        "GET",
-        "/threads/{thread_id}/runs/{run_id}",
-        None,
-    ),
-    (
-        "RunService.ModifyRun",
-        "POST",
-        "/threads/{thread_id}/runs/{run_id}",
-        Some("run"),
-    ),
-    (
-        "RunService.SubmitToolOutputs",
-        "POST",
-        "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs",
-        Some("tool_outputs"),
-    ),
-    (
-        "RunService.CancelRun",
-        "POST",
-        "/threads/{thread_id}/runs/{run_id}/cancel",
-        None,
-    ),
-    (
-        "RunStepService.ListRunSteps",
-        "GET",
-        "/threads/{thread_id}/runs/{run_id}/steps",
-        None,
-    ),
-    (
-        "RunStepService.GetRunStep",
-        "GET",
-        "/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
-        None,
-    ),
-];
+/// What an RPC of the contract says of its REST call.
+struct Route {
+    method: String,
+    path: String,
+    body: Option<String>,
+    stream: bool,
+}
+
+fn route(rpc: &MethodDescriptor) -> Route {
+    let extension = rpc
+        .parent_pool()
+        .get_extension_by_name("runsgateway.v1.rest");
+    let options = rpc.options();
+    let rest = options.get_extension(&extension.expect("the option is served"));
+    let rest = rest.as_message().expect("a message");
+    let text = |name: &str| {
+        let value = rest.get_field_by_name(name).expect("a field");
+        value.as_str().expect("text").to_owned()
+    };
+    let stream = rest.get_field_by_name("stream").expect("a field");
+    Route {
+        method: text("method"),
+        path: text("path"),
+        body: Some(text("body")).filter(|body| !body.is_empty()),
+        stream: stream.as_bool().expect("a flag"),
+    }
+}
+
+/// The RPCs that are one REST call each, under the name of that call.
+fn calls(pool: &DescriptorPool) -> Vec<(String, MethodDescriptor, Route)> {
+    let calls = rpcs(pool).into_iter().map(|(name, rpc)| {
+        let route = route(&rpc);
+        (name, rpc, route)
+    });
+    calls
+        .filter(|(name, rpc, _)| !rpc.is_server_streaming() && name != "RunService.WaitRun")
+        .collect()
+}
 
 /// What the events of a stream carry, by the beginning of the event's name; the first that fits
 /// counts.
@@ -135,13 +116,6 @@ fn rpcs(pool: &DescriptorPool) -> Vec<(String, MethodDescriptor)> {
         .collect()
 }
 
-fn rpc(pool: &DescriptorPool, name: &str) -> MethodDescriptor {
-    let found = rpcs(pool).into_iter().find(|(known, _)| known == name);
-    found
-        .unwrap_or_else(|| panic!("the contract has no RPC {name}"))
-        .1
-}
-
 /// The messages that mirror JSON: bodies, answers, what events carry, and all that these are made
 /// of.
 fn mirrors(pool: &DescriptorPool) -> BTreeSet<String> {
@@ -149,10 +123,9 @@ fn mirrors(pool: &DescriptorPool) -> BTreeSet<String> {
         .iter()
         .map(|(_, name)| message(pool, name))
         .collect();
-    for (name, _, _, body) in ROUTES {
-        let rpc = rpc(pool, name);
+    for (_, rpc, route) in calls(pool) {
         open.push(rpc.output());
-        open.extend(body.map(|body| body_of(&rpc, body)));
+        open.extend(route.body.map(|body| body_of(&rpc, &body)));
     }
     let mut seen = BTreeSet::new();
     while let Some(message) = open.pop() {
@@ -193,12 +166,16 @@ fn the_contract_names_every_property_and_every_closed_set_of_the_rest_api() {
         .expect("the document is JSON");
     let pool = pool();
     let mut comparison = Comparison::new(&document);
-    for (name, method, path, body) in ROUTES {
-        let operation = &document["paths"][path][method.to_lowercase()];
+    let mut called = BTreeSet::new();
+    for (name, rpc, route) in calls(&pool) {
+        let Route {
+            method, path, body, ..
+        } = route;
+        let operation = &document["paths"][&path][method.to_lowercase()];
         assert!(operation.is_object(), "the REST API has no {method} {path}");
-        let rpc = rpc(&pool, name);
+        called.insert(format!("{} {path}", method.to_lowercase()));
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
-            comparison.parameter(name, parameter, &rpc.input());
+            comparison.parameter(&name, parameter, &rpc.input());
         }
         let sent = &operation["requestBody"]["content"]["application/json"]["schema"];
         assert_eq!(
@@ -207,7 +184,7 @@ fn the_contract_names_every_property_and_every_closed_set_of_the_rest_api() {
             "{name} has a body on one side only"
         );
         if let Some(body) = body {
-            comparison.object("", sent, &body_of(&rpc, body));
+            comparison.object("", sent, &body_of(&rpc, &body));
         }
         let answer = &operation["responses"]["200"]["content"]["application/json"]["schema"];
         assert!(answer.is_object(), "{name} has no answer");
@@ -403,7 +380,10 @@ fn every_enum_begins_with_unspecified_and_is_never_optional() {
             );
         }
     }
-    for message in pool.all_messages() {
+    for message in pool
+        .all_messages()
+        .filter(|message| message.package_name() == "runsgateway.v1")
+    {
         for field in message
             .fields()
             .filter(|field| field.kind().as_enum().is_some())
@@ -442,16 +422,37 @@ fn the_comment_of_every_rpc_ends_with_its_route() {
             .and_then(|place| place.leading_comments)
             .unwrap_or_default();
         let last = comment.trim_end().lines().last().unwrap_or_default().trim();
-        let route = |(_, method, path, _): &(&str, &str, &str, Option<&str>)| {
-            format!("REST: {method} {path}")
-        };
-        match ROUTES.iter().find(|(known, ..)| *known == name) {
-            Some(row) => assert_eq!(last, route(row), "{name}"),
-            // RPCs of the gateway's own make the same REST calls.
-            None => assert!(
-                ROUTES.iter().any(|row| route(row) == last),
-                "the comment of {name} ends with {last:?}"
-            ),
+        let Route { method, path, .. } = route(&rpc);
+        assert_eq!(last, format!("REST: {method} {path}"), "{name}");
+    }
+}
+
+#[test]
+fn an_rpc_of_the_gateways_own_makes_the_rest_calls_of_others() {
+    let pool = pool();
+    let calls = calls(&pool);
+    for (name, rpc) in rpcs(&pool) {
+        let own = route(&rpc);
+        assert!(
+            calls.iter().any(|(_, _, call)| {
+                (&call.method, &call.path) == (&own.method, &own.path)
+                    && (!own.stream || call.body == own.body)
+            }),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_may_be_sent_twice_fits_the_http_method() {
+    use prost_reflect::prost_types::method_options::IdempotencyLevel as Level;
+    for (name, rpc) in rpcs(&pool()) {
+        let options = rpc.method_descriptor_proto().options.clone();
+        let level = options.unwrap_or_default().idempotency_level();
+        match &*route(&rpc).method {
+            "GET" => assert_eq!(level, Level::NoSideEffects, "{name}"),
+            "DELETE" => assert_eq!(level, Level::Idempotent, "{name}"),
+            _ => assert_ne!(level, Level::NoSideEffects, "{name}"),
         }
     }
 }

@@ -16,4 +16,5 @@ mod recordings;
 mod refused;
 mod requests;
 mod secrets;
+mod threads;
 mod time;

@@ -1,0 +1,365 @@
+//! Writes what a REST call needs, from its RPC in the contract: how its request is made and what
+//! makes its answer whole (for `src/rest/calls.rs`), the method of the client, and the gRPC
+//! services (for `src/service/calls.rs`).
+//!
+//! Must hold: a call is its RPC's options (`rest.proto`, `idempotency_level`) and nothing else. A
+//! request field that is neither path, body nor a known kind of query fails the build.
+//!
+//! By hand are the calls with a life of their own: [`OWN_METHODS`], [`OWN_HANDLERS`], streams.
+
+use std::{collections::BTreeMap, error::Error, fmt::Write as _};
+
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+};
+
+use crate::wire::snake;
+
+/// Calls whose method of the client is written by hand (`src/rest/endpoints.rs`).
+const OWN_METHODS: [&str; 2] = ["SubmitToolOutputs", "CancelRun"];
+
+/// Unary calls whose handler is written by hand (`src/service/run.rs`).
+const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
+
+/// The value of the option `rest` of an RPC.
+struct Route {
+    method: String,
+    path: String,
+    body: String,
+    body_optional: bool,
+    stream: bool,
+    deleted: String,
+}
+
+impl Route {
+    fn of(rpc: &MethodDescriptor) -> Result<Self, Box<dyn Error>> {
+        let extension = rpc
+            .parent_pool()
+            .get_extension_by_name("runsgateway.v1.rest")
+            .ok_or("the contract has no option rest")?;
+        let options = rpc.options();
+        let value = options.get_extension(&extension);
+        let route: &DynamicMessage = value.as_message().ok_or("rest is no message")?;
+        let text = |name: &str| {
+            let value = route.get_field_by_name(name);
+            value
+                .and_then(|value| value.as_str().map(str::to_owned))
+                .unwrap_or_default()
+        };
+        let flag = |name: &str| {
+            let value = route.get_field_by_name(name);
+            value.and_then(|value| value.as_bool()).unwrap_or_default()
+        };
+        let found = Self {
+            method: text("method"),
+            path: text("path"),
+            body: text("body"),
+            body_optional: flag("body_optional"),
+            stream: flag("stream"),
+            deleted: text("deleted"),
+        };
+        if found.method.is_empty() || (found.method == "DELETE") == found.deleted.is_empty() {
+            return Err(format!("{} lacks its route or a part of it", rpc.full_name()).into());
+        }
+        Ok(found)
+    }
+
+    /// The names of the ids in the path, in order.
+    fn ids(&self) -> Vec<&str> {
+        let id = |segment| str::strip_suffix(str::strip_prefix(segment, '{')?, '}');
+        self.path.split('/').filter_map(id).collect()
+    }
+}
+
+fn rpcs(pool: &DescriptorPool) -> Result<Vec<(MethodDescriptor, Route)>, Box<dyn Error>> {
+    let of_contract = pool
+        .services()
+        .filter(|it| it.package_name() == "runsgateway.v1");
+    let rpcs: Vec<_> = of_contract
+        .flat_map(|it| it.methods().collect::<Vec<_>>())
+        .collect();
+    rpcs.into_iter()
+        .map(|rpc| Route::of(&rpc).map(|route| (rpc, route)))
+        .collect()
+}
+
+fn idempotency(rpc: &MethodDescriptor) -> &'static str {
+    use prost_reflect::prost_types::method_options::IdempotencyLevel as Level;
+    let options = rpc.method_descriptor_proto().options.as_ref();
+    match options.map_or(Level::IdempotencyUnknown, |it| it.idempotency_level()) {
+        Level::IdempotencyUnknown => "NonIdempotent",
+        Level::NoSideEffects | Level::Idempotent => "Idempotent",
+    }
+}
+
+/// Requests, answers, and methods of the client.
+pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let (mut out, mut methods) = (String::new(), String::new());
+    let mut answers = BTreeMap::new();
+    // Of a message that is the whole answer: the name that its id has in routes.
+    let mut own_ids = BTreeMap::new();
+    for (rpc, route) in rpcs(pool)? {
+        let unary = !rpc.is_server_streaming();
+        if OWN_HANDLERS.contains(&rpc.name()) || !(unary || route.stream) {
+            continue;
+        }
+        request(&mut out, &rpc, &route)?;
+        if matches!(&*route.method, "GET" | "DELETE") && route.path.ends_with('}') {
+            let id = route.ids().last().map(|id| (*id).to_owned());
+            own_ids.extend(id.map(|id| (rpc.output().name().to_owned(), id)));
+        }
+        if unary {
+            answers.insert(rpc.output().name().to_owned(), rpc.output());
+        }
+        if !OWN_METHODS.contains(&rpc.name()) {
+            method(&mut methods, &rpc, &route)?;
+        }
+        if !route.deleted.is_empty() {
+            deletion(&mut out, &rpc, &route)?;
+        }
+    }
+    for message in answers.values() {
+        answer(&mut out, message, own_ids.get(message.name()))?;
+    }
+    write!(out, "impl Client {{\n{methods}}}\n")?;
+    Ok(out)
+}
+
+/// How a call's request is made.
+fn request(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
+    let (input, ids) = (rpc.input(), route.ids());
+    writeln!(
+        out,
+        "impl RestCall for {} {{\n    fn request(&self) -> Result<Request, Error> {{",
+        input.name()
+    )?;
+    let path: Vec<_> = ids
+        .iter()
+        .map(|id| format!("(\"{id}\", self.{id}.as_str())"))
+        .collect();
+    writeln!(
+        out,
+        "        let request = Request::new(Method::{}, \"{}\", &[{}], Idempotency::{})?;",
+        route.method,
+        route.path,
+        path.join(", "),
+        idempotency(rpc)
+    )?;
+    let mut query = String::new();
+    for field in input.fields() {
+        let name = field.name();
+        let own = route.stream && name == "options";
+        if !(ids.contains(&name) || name == route.body || own) {
+            write!(query, ".{}", parameter(&field)?)?;
+        }
+    }
+    if !query.is_empty() {
+        writeln!(
+            out,
+            "        let request = request.query(Query::default(){query});"
+        )?;
+    }
+    if !route.body.is_empty() {
+        let rule = if route.body_optional {
+            "body_or_empty"
+        } else {
+            "body"
+        };
+        writeln!(
+            out,
+            "        let request = request.body({rule}(\"{0}\", self.{0}.as_ref())?);",
+            route.body
+        )?;
+    }
+    if rpc
+        .name()
+        .trim_start_matches("Stream")
+        .starts_with("Create")
+    {
+        writeln!(out, "        let request = request.with_idempotency_key();")?;
+    }
+    if route.stream {
+        writeln!(out, "        let request = request.streamed();")?;
+    }
+    writeln!(out, "        Ok(request)\n    }}\n}}\n")?;
+    Ok(())
+}
+
+/// The call that adds a field to a query.
+fn parameter(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
+    let name = field.name();
+    Ok(match (field.kind(), name) {
+        (Kind::Int32, "limit") => "limit(self.limit)?".to_owned(),
+        (Kind::Enum(of), _) if of.name() == "SortOrder" => "order(self.order)?".to_owned(),
+        (Kind::String, _) if field.is_list() => format!("list(\"{name}\", &self.{name})?"),
+        (Kind::String, _) => format!("text(\"{name}\", &self.{name})?"),
+        _ => return Err(format!("{} is no kind of query", field.full_name()).into()),
+    })
+}
+
+/// What makes an answer whole: a list has `data`, a resource has an `id`.
+fn answer(
+    out: &mut String,
+    message: &MessageDescriptor,
+    own_id: Option<&String>,
+) -> Result<(), Box<dyn Error>> {
+    let name = message.name();
+    let (text, whole) = if message.get_field_by_name("data").is_some() {
+        (
+            "text",
+            "!self.data.is_empty() || json::has_list(text, \"data\")",
+        )
+    } else if message.get_field_by_name("id").is_some() {
+        ("_", "!self.id.is_empty()")
+    } else {
+        return Err(format!("{name} has neither id nor data").into());
+    };
+    writeln!(
+        out,
+        "impl Answerable for {name} {{\n    fn is_whole(&self, {text}: &[u8]) -> bool {{\n        {whole}\n    }}"
+    )?;
+    if let Some(id) = own_id {
+        writeln!(
+            out,
+            "    fn id(&self) -> Option<(&'static str, &str)> {{\n        Some((\"{id}\", &self.id))\n    }}"
+        )?;
+    }
+    if name == "Run" {
+        writeln!(
+            out,
+            "    fn run(&self) -> Option<&Run> {{\n        Some(self)\n    }}"
+        )?;
+    }
+    writeln!(out, "}}\n")?;
+    Ok(())
+}
+
+/// The answer to a deletion that was done already.
+fn deletion(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
+    let ids = route.ids();
+    let id = ids.last().ok_or("a deletion has an id")?;
+    writeln!(
+        out,
+        "impl Deletion for {0} {{\n    type Answer = {1};\n    fn deleted(&self) -> {1} {{\n        {1} {{\n            id: self.{id}.clone(),\n            object: \"{2}\".to_owned(),\n            deleted: Some(true),\n            extra_json: String::new(),\n        }}\n    }}\n}}\n",
+        rpc.input().name(),
+        rpc.output().name(),
+        route.deleted
+    )?;
+    Ok(())
+}
+
+/// The method of the client.
+fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
+    let answer = rpc.output().name().to_owned();
+    let (with, answered, send) = if route.stream {
+        (
+            " with `stream`",
+            "UpstreamReply".to_owned(),
+            "self.open(caller, request.request()?)",
+        )
+    } else if route.deleted.is_empty() {
+        (
+            "",
+            format!("Answer<{answer}>"),
+            "self.send(caller, request.request()?)",
+        )
+    } else {
+        (
+            "",
+            format!("Answer<{answer}>"),
+            "self.send_deletion(caller, request)",
+        )
+    };
+    writeln!(
+        out,
+        "    /// `{} {}`{with}\n    pub async fn {}(&self, caller: &Caller, request: &{}) -> Result<{answered}, Error> {{\n        {send}.await\n    }}",
+        route.method,
+        route.path,
+        snake(rpc.name()),
+        rpc.input().name()
+    )?;
+    Ok(())
+}
+
+/// The gRPC services, and all of them as they are served.
+pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let (mut out, mut served) = (String::new(), String::new());
+    for service in pool
+        .services()
+        .filter(|it| it.package_name() == "runsgateway.v1")
+    {
+        let (name, module) = (service.name(), snake(service.name()));
+        writeln!(
+            out,
+            "#[tonic::async_trait]\nimpl {module}_server::{name} for Gateway {{"
+        )?;
+        for rpc in service
+            .methods()
+            .filter(MethodDescriptor::is_server_streaming)
+        {
+            writeln!(out, "    type {}Stream = RunEvents;", rpc.name())?;
+        }
+        for rpc in service.methods() {
+            handler(&mut out, &rpc)?;
+        }
+        writeln!(out, "}}\n")?;
+        writeln!(
+            served,
+            "            .with({module}_server::{name}Server::new(self.clone()).max_decoding_message_size(usize::MAX))"
+        )?;
+    }
+    writeln!(
+        out,
+        "impl Gateway {{\n    /// All services of the contract. The server bounds messages.\n    pub fn services(&self) -> Routes {{\n        Routes::default()\n{served}    }}\n}}"
+    )?;
+    Ok(out)
+}
+
+fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error>> {
+    let (name, streams) = (snake(rpc.name()), rpc.is_server_streaming());
+    let wrap = |wrapper, inner: String, it: bool| {
+        if it {
+            format!("{wrapper}<{inner}>")
+        } else {
+            inner
+        }
+    };
+    let input = wrap(
+        "Streaming",
+        rpc.input().name().to_owned(),
+        rpc.is_client_streaming(),
+    );
+    let answer = if streams {
+        "RunEvents".to_owned()
+    } else {
+        rpc.output().name().to_owned()
+    };
+    writeln!(
+        out,
+        "    async fn {name}(&self, request: Request<{input}>) -> Result<Response<{answer}>, Status> {{"
+    )?;
+    if streams || OWN_HANDLERS.contains(&rpc.name()) {
+        writeln!(out, "        run::{name}(self, request).await\n    }}")?;
+        return Ok(());
+    }
+    let idempotency = idempotency(rpc);
+    let open = if idempotency == "NonIdempotent" {
+        "open_once"
+    } else {
+        "open"
+    };
+    writeln!(
+        out,
+        "        let (caller, request) = self.{open}(request);\n        let answered = self.upstream.{name}(&caller, &request).await;"
+    )?;
+    // Whoever watches the run learns of the change at once.
+    let is_run = rpc.input().get_field_by_name("run_id").is_some();
+    if is_run && Route::of(rpc)?.method != "GET" {
+        writeln!(
+            out,
+            "        self.streams.touched(&request.thread_id, &request.run_id);"
+        )?;
+    }
+    writeln!(out, "        answer(&caller.call, answered)\n    }}")?;
+    Ok(())
+}
