@@ -13,12 +13,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser as _, error::ErrorKind};
+use clap::error::ErrorKind;
 use runs_gateway::{
     admin,
     app::App,
-    config::{Cli, Command, Dev, Invalid, LogFormat, Serve},
-    demo, dev, healthcheck,
+    config::{self, Cli, Command, Dev, Invalid, LogFormat, Serve},
+    demo, dev, healthcheck, reloadable,
     telemetry::log,
     v1,
 };
@@ -47,7 +47,7 @@ const EVENTS: usize = 32;
 const LEFT_OVER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_process() {
         Ok(cli) => cli,
         Err(error)
             if !error.use_stderr()
@@ -57,6 +57,11 @@ fn main() -> ExitCode {
         }
         Err(error) => return bad_usage(error.to_string().trim_start_matches("error: ")),
     };
+    if matches!(cli.command, Command::Serve(_) | Command::Dev(_))
+        && let Err(error) = config::check_environment()
+    {
+        return bad_usage(&error.to_string());
+    }
     let done = match cli.command {
         Command::Serve(args) => match Serve::try_from(*args) {
             Ok(config) => {
@@ -103,6 +108,7 @@ fn start(
     work: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     log::init(filter, format)?;
+    config::log_old_names();
     let mut builder = match threads {
         // Alone it has nobody to share work with, and nothing to pay for that.
         Some(1) => runtime::Builder::new_current_thread(),
@@ -127,6 +133,7 @@ fn start(
 }
 
 async fn serve(config: Serve) -> Result<(), Failure> {
+    reload_on_hangup()?;
     let app = App::new(&config)?;
     let listener = TcpListener::bind(config.listen)
         .await
@@ -140,6 +147,7 @@ async fn serve(config: Serve) -> Result<(), Failure> {
 }
 
 async fn dev(config: Dev) -> Result<(), Failure> {
+    reload_on_hangup()?;
     let dev = dev::Dev::start(config, shutdown()?).await?;
     writeln!(io::stderr(), "grpc listening on {}", dev.grpc)?;
     writeln!(
@@ -156,6 +164,18 @@ fn say_admin(address: Option<SocketAddr>) -> io::Result<()> {
     address.map_or(Ok(()), |address| {
         writeln!(io::stderr(), "admin listening on {address}")
     })
+}
+
+/// Has files read again at each SIGHUP, whose default is to end the process without a drain.
+fn reload_on_hangup() -> io::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            tracing::info!("SIGHUP: looking at keys, certificates and tokens again");
+            reloadable::reload();
+        }
+    });
+    Ok(())
 }
 
 /// Cancelled by the first signal to end. The second one ends the process at once.
@@ -197,15 +217,14 @@ fn write_contract(out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// One line about what to change. clap's usage and hints come after the first one.
+/// One line about what to change: clap's message and its tips, without its usage.
 fn bad_usage(message: &str) -> ExitCode {
-    let mut lines = message
+    let message = message.split("\n\nUsage:").next().unwrap_or(message);
+    let lines: Vec<_> = message
         .lines()
         .map(str::trim)
-        .take_while(|line| !line.is_empty());
-    eprintln!(
-        "runs-gateway: {}; see --help",
-        lines.by_ref().collect::<Vec<_>>().join(" ")
-    );
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
+        .collect();
+    eprintln!("runs-gateway: {}; see --help", lines.join(" "));
     ExitCode::from(2)
 }

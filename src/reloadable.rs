@@ -34,7 +34,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// The longest time between the two looks that see a change: a file that differs in them is still
 /// being written.
-const SETTLE: Duration = Duration::from_millis(250);
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Raised by [`reload`]. Signals are the process's, and so is this.
 static RELOADS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
@@ -225,7 +225,7 @@ where
         if first == self.contents {
             return Ok(Look::Same);
         }
-        sleep(SETTLE.min(self.source.interval).max(SETTLE / 10)).await;
+        sleep(SETTLE.min(self.source.interval).max(SETTLE / 40)).await;
         if self.read().await? == first {
             Ok(Look::Changed(first))
         } else {

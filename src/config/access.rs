@@ -18,24 +18,20 @@ use crate::{
 pub(super) struct AccessArgs {
     /// A file of tokens that admit callers: SHA-256 hashes, one a line, as `printf %s TOKEN |
     /// sha256sum` prints them.
-    #[arg(long, env = "RUNS_GATEWAY_TOKENS_FILE")]
+    #[arg(long)]
     tokens_file: Option<PathBuf>,
 
     /// The listener's certificate chain, PEM. With it, connections are by TLS only.
-    #[arg(long, env = "RUNS_GATEWAY_TLS_CERT_FILE", requires = "tls_key_file")]
+    #[arg(long, requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
 
     /// The listener's private key, PEM.
-    #[arg(long, env = "RUNS_GATEWAY_TLS_KEY_FILE", requires = "tls_cert_file")]
+    #[arg(long, requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
 
     /// The CA that signs clients' certificates, PEM. With it, callers must show a certificate (or a
     /// token, if there is a file of tokens).
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_TLS_CLIENT_CA_FILE",
-        requires = "tls_cert_file"
-    )]
+    #[arg(long, requires = "tls_cert_file")]
     tls_client_ca_file: Option<PathBuf>,
 
     /// A name that admits a client certificate: a DNS or URI subject alternative name, such as
@@ -43,8 +39,8 @@ pub(super) struct AccessArgs {
     /// every certificate of the CA is admitted.
     #[arg(
         long = "allowed-client",
-        env = "RUNS_GATEWAY_ALLOWED_CLIENTS",
         value_delimiter = ',',
+        value_parser = client_name,
         requires = "tls_client_ca_file"
     )]
     allowed_clients: Vec<String>,
@@ -52,12 +48,22 @@ pub(super) struct AccessArgs {
     /// Pages that may call by gRPC-Web, by their origins, such as
     /// `https://app.example,http://localhost:5173`. HTTP/1.1 is then served, too. `*`: any page,
     /// which is every page that anybody opens who can reach the gateway.
-    #[arg(long, env = "RUNS_GATEWAY_WEB_ORIGINS", value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',')]
     web_origins: Vec<Origin>,
 
     /// How often files of keys, certificates and tokens are looked at for changes. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_RELOAD_INTERVAL", default_value = "5s")]
+    #[arg(long, default_value = "5s")]
     reload_interval: Duration,
+}
+
+/// The name of a client. An empty one is refused: no list at all would admit everybody.
+fn client_name(name: &str) -> Result<String, String> {
+    let name = name.trim();
+    if name.is_empty() {
+        Err("a name is empty".to_owned())
+    } else {
+        Ok(name.to_owned())
+    }
 }
 
 /// Who may call.
@@ -123,7 +129,7 @@ impl AccessConfig {
             .clone()
             .map(watch)
             .transpose()
-            .map_err(Invalid)?;
+            .map_err(|error| Invalid(format!("--tokens-file: {error}")))?;
         Ok(server::Access {
             tokens,
             clients: self.clients.clone(),

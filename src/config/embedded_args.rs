@@ -10,27 +10,27 @@ use crate::embedded::Limits;
 #[command(next_help_heading = "Embedded API")]
 pub(super) struct EmbeddedArgs {
     /// Threads kept; the oldest goes first.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_THREADS", default_value_t = Limits::default().threads)]
+    #[arg(long, default_value_t = Limits::default().threads)]
     embedded_max_threads: usize,
 
     /// Messages kept on a thread; the oldest goes first.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_MESSAGES", default_value_t = Limits::default().messages)]
+    #[arg(long, default_value_t = Limits::default().messages)]
     embedded_max_messages: usize,
 
     /// Runs kept on a thread; the oldest goes first.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_RUNS", default_value_t = Limits::default().runs)]
+    #[arg(long, default_value_t = Limits::default().runs)]
     embedded_max_runs: usize,
 
     /// Assistants kept; the oldest goes first.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_ASSISTANTS", default_value_t = Limits::default().assistants)]
+    #[arg(long, default_value_t = Limits::default().assistants)]
     embedded_max_assistants: usize,
 
     /// Bytes kept in all threads together; the oldest thread goes first.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_BYTES", default_value_t = Limits::default().bytes)]
+    #[arg(long, default_value_t = Limits::default().bytes)]
     embedded_max_bytes: usize,
 
     /// Bytes in the body of a request.
-    #[arg(long, env = "RUNS_GATEWAY_EMBEDDED_MAX_BODY_BYTES", default_value_t = Limits::default().body)]
+    #[arg(long, default_value_t = Limits::default().body)]
     embedded_max_body_bytes: usize,
 }
 

@@ -31,14 +31,13 @@ pub(super) const FRAMING: [&str; 11] = [
 #[derive(Debug, Args)]
 pub(super) struct GatewayArgs {
     /// Address to listen on for gRPC. Port 0 takes a free port.
-    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
+    #[arg(long, default_value = "127.0.0.1:50051")]
     pub(super) listen: SocketAddr,
 
     /// Metadata of callers that is passed on to the upstream as headers, by name. All other
     /// metadata stays here.
     #[arg(
         long,
-        env = "RUNS_GATEWAY_FORWARD_METADATA",
         value_delimiter = ',',
         value_parser = forwardable,
         default_value = "idempotency-key,openai-organization,openai-project,x-client-request-id,traceparent,tracestate"
@@ -46,27 +45,27 @@ pub(super) struct GatewayArgs {
     pub(super) forward_metadata: Vec<HeaderName>,
 
     /// The longest time for connecting to the upstream, TLS included.
-    #[arg(long, env = "RUNS_GATEWAY_CONNECT_TIMEOUT", default_value = "5s")]
+    #[arg(long, default_value = "5s")]
     pub(super) connect_timeout: Duration,
 
     /// The longest time for an upstream answer, from sending the request to the answer's last byte.
-    #[arg(long, env = "RUNS_GATEWAY_ANSWER_TIMEOUT", default_value = "60s")]
+    #[arg(long, default_value = "60s")]
     pub(super) answer_timeout: Duration,
 
     /// The largest upstream answer, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_ANSWER_BYTES", default_value_t = 16 << 20)]
+    #[arg(long, default_value_t = 16 << 20)]
     pub(super) max_answer_bytes: usize,
 
     /// The largest event of an upstream's stream, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_EVENT_BYTES", default_value_t = 4 << 20)]
+    #[arg(long, default_value_t = 4 << 20)]
     pub(super) max_event_bytes: usize,
 
     /// The largest gRPC request message, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_REQUEST_BYTES", default_value_t = 4 << 20)]
+    #[arg(long, default_value_t = 4 << 20)]
     pub(super) max_request_bytes: usize,
 
     /// Threads that serve calls. By default one per core.
-    #[arg(long, env = "RUNS_GATEWAY_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) worker_threads: Option<u16>,
 
     #[command(flatten)]

@@ -11,20 +11,20 @@ use crate::server::Limits;
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
     /// Connections open at a time; one more is closed at once.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTIONS", default_value_t = Limits::default().connections)]
+    #[arg(long, default_value_t = Limits::default().connections)]
     max_connections: usize,
 
     /// Calls open at a time on a connection; one more is refused.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_STREAMS_PER_CONNECTION", default_value_t = Limits::default().streams)]
+    #[arg(long, default_value_t = Limits::default().streams)]
     max_streams_per_connection: u32,
 
     /// Calls open at a time on all connections together; one more is refused with a time to come
     /// back.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_CALLS", default_value_t = Limits::default().calls)]
+    #[arg(long, default_value_t = Limits::default().calls)]
     max_calls: usize,
 
     /// Bytes of a call's metadata.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_METADATA_BYTES", default_value_t = Limits::default().metadata)]
+    #[arg(long, default_value_t = Limits::default().metadata)]
     max_metadata_bytes: u32,
 
     /// Messages of answers with more bytes are packed by gzip, if the caller accepts that. 0: none.
@@ -32,64 +32,64 @@ pub(super) struct LimitArgs {
     pack_above: usize,
 
     /// Bytes that a caller may send ahead on one call.
-    #[arg(long, env = "RUNS_GATEWAY_STREAM_WINDOW", default_value_t = Limits::default().stream_window)]
+    #[arg(long, default_value_t = Limits::default().stream_window)]
     stream_window: u32,
 
     /// Bytes that a caller may send ahead on all calls of a connection.
-    #[arg(long, env = "RUNS_GATEWAY_CONNECTION_WINDOW", default_value_t = Limits::default().connection_window)]
+    #[arg(long, default_value_t = Limits::default().connection_window)]
     connection_window: u32,
 
     /// Bytes held per call for a caller that does not read.
-    #[arg(long, env = "RUNS_GATEWAY_STREAM_SEND_BUFFER", default_value_t = Limits::default().stream_send_buffer)]
+    #[arg(long, default_value_t = Limits::default().stream_send_buffer)]
     stream_send_buffer: u32,
 
     /// Time from accepting a connection to its HTTP/2 preface.
-    #[arg(long, env = "RUNS_GATEWAY_HANDSHAKE_TIMEOUT", default_value_t = Limits::default().handshake.into())]
+    #[arg(long, default_value_t = Limits::default().handshake.into())]
     handshake_timeout: Duration,
 
     /// Time between two pings on a connection. 0s: no pings.
-    #[arg(long, env = "RUNS_GATEWAY_PING_INTERVAL", default_value_t = Limits::default().ping_interval.unwrap_or_default().into())]
+    #[arg(long, default_value_t = Limits::default().ping_interval.unwrap_or_default().into())]
     ping_interval: Duration,
 
     /// Time that a ping may go unanswered.
-    #[arg(long, env = "RUNS_GATEWAY_PING_TIMEOUT", default_value_t = Limits::default().ping_timeout.into())]
+    #[arg(long, default_value_t = Limits::default().ping_timeout.into())]
     ping_timeout: Duration,
 
     /// Time without a call after which a connection is closed. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_IDLE", default_value_t = Limits::default().idle.unwrap_or_default().into())]
+    #[arg(long, default_value_t = Limits::default().idle.unwrap_or_default().into())]
     max_connection_idle: Duration,
 
     /// Age at which a connection takes no more calls. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_AGE", default_value_t = Limits::default().age.unwrap_or_default().into())]
+    #[arg(long, default_value_t = Limits::default().age.unwrap_or_default().into())]
     max_connection_age: Duration,
 
     /// Time after that until what still runs on it is ended.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_CONNECTION_AGE_GRACE", default_value_t = Limits::default().age_grace.into())]
+    #[arg(long, default_value_t = Limits::default().age_grace.into())]
     max_connection_age_grace: Duration,
 
     /// Stream errors of the peer's that a connection survives.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_ERROR_RESETS", default_value_t = Limits::default().error_resets)]
+    #[arg(long, default_value_t = Limits::default().error_resets)]
     max_error_resets: usize,
 
     /// Calls that a caller may cancel before the server sees them.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_PENDING_RESETS", default_value_t = Limits::default().pending_resets)]
+    #[arg(long, default_value_t = Limits::default().pending_resets)]
     max_pending_resets: usize,
 
     /// The longest deadline; a call that asks for more gets this.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_DEADLINE", default_value_t = Limits::default().deadline.into())]
+    #[arg(long, default_value_t = Limits::default().deadline.into())]
     max_deadline: Duration,
 
     /// Age at which a call ends as UNAVAILABLE; a stream then says how to resume it. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_STREAM_AGE", default_value_t = Limits::default().call_age.unwrap_or_default().into())]
+    #[arg(long, default_value_t = Limits::default().call_age.unwrap_or_default().into())]
     max_stream_age: Duration,
 
     /// Time from a shutdown signal until no more connections and calls are taken. Health says
     /// `NOT_SERVING` meanwhile.
-    #[arg(long, env = "RUNS_GATEWAY_DRAIN_DELAY", default_value_t = Limits::default().drain_delay.into())]
+    #[arg(long, default_value_t = Limits::default().drain_delay.into())]
     drain_delay: Duration,
 
     /// Time after that until what still runs is ended.
-    #[arg(long, env = "RUNS_GATEWAY_DRAIN_TIMEOUT", default_value_t = Limits::default().drain_timeout.into())]
+    #[arg(long, default_value_t = Limits::default().drain_timeout.into())]
     drain_timeout: Duration,
 }
 

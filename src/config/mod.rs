@@ -1,7 +1,7 @@
 //! The command line and the environment, as typed configuration. Nothing else reads either.
 //!
-//! Every flag of `serve` is also an environment variable: `--upstream-url` is
-//! `RUNS_GATEWAY_UPSTREAM_URL`. A flag wins.
+//! Every flag is also an environment variable: `--upstream-url` is `RUNS_GATEWAY_UPSTREAM_URL`
+//! (`environment`). A flag wins.
 //!
 //! Must hold: what comes out of [`Serve::try_from`] is safe to run: no key is offered to whoever
 //! can reach the port unless that was asked for by name. What is wrong is one line, which never
@@ -9,6 +9,7 @@
 
 mod access;
 mod embedded_args;
+mod environment;
 mod gateway;
 mod limits;
 mod requests;
@@ -25,6 +26,7 @@ use url::Url;
 
 pub use self::{
     access::AccessConfig,
+    environment::{check_environment, log_old_names},
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
 use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
@@ -73,7 +75,7 @@ pub struct ServeArgs {
 
     /// Serve callers that the gateway cannot tell apart, with the gateway's own key, on an address
     /// that others can reach.
-    #[arg(long, env = "RUNS_GATEWAY_ALLOW_ANONYMOUS", help_heading = "Access")]
+    #[arg(long, help_heading = "Access")]
     allow_anonymous: bool,
 
     #[command(flatten)]
@@ -88,7 +90,7 @@ pub struct DevArgs {
 
     /// Address to open the embedded Runs API on for other clients, such as the official SDKs. Port
     /// 0 takes a free port.
-    #[arg(long, env = "RUNS_GATEWAY_REST_LISTEN", default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0")]
     rest_listen: SocketAddr,
 
     #[command(flatten)]

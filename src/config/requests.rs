@@ -11,71 +11,63 @@ use crate::rest::{HttpVersion, RequestLimits, RetryLimits};
 #[command(next_help_heading = "Upstream requests")]
 pub(super) struct RequestArgs {
     /// Which HTTP is spoken to the upstream. Event streams use HTTP/1.1 in any case.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_HTTP2", default_value = "auto")]
+    #[arg(long, default_value = "auto")]
     upstream_http2: Http2,
 
     /// How long an upstream connection with requests on it may be silent before it is asked for a
     /// sign of life: by a ping over HTTP/2, by TCP's keepalive below HTTP/1.1. 0s: never.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_UPSTREAM_PING_INTERVAL",
-        default_value = "20s"
-    )]
+    #[arg(long, default_value = "20s")]
     upstream_ping_interval: Duration,
 
     /// How long that sign may take before the connection is given up.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_UPSTREAM_PING_TIMEOUT",
-        default_value = "10s"
-    )]
+    #[arg(long, default_value = "10s")]
     upstream_ping_timeout: Duration,
 
     /// Upstream requests in flight; one more waits.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_UPSTREAM_REQUESTS", default_value_t = RequestLimits::default().requests as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    #[arg(long, default_value_t = RequestLimits::default().requests as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
     max_upstream_requests: u64,
 
     /// Upstream requests in flight on one HTTP/2 connection. At most what the upstream allows.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_REQUESTS_PER_UPSTREAM_CONNECTION", default_value_t = RequestLimits::default().per_connection as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    #[arg(long, default_value_t = RequestLimits::default().per_connection as u64, value_parser = clap::value_parser!(u64).range(1..=65536))]
     max_requests_per_upstream_connection: u64,
 
     /// Upstream requests that wait for their turn; one more is refused.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_UPSTREAM_QUEUE", default_value_t = RequestLimits::default().queue)]
+    #[arg(long, default_value_t = RequestLimits::default().queue)]
     max_upstream_queue: usize,
 
     /// How long an upstream request waits for its turn before it is refused.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_QUEUE_TIMEOUT", default_value_t = RequestLimits::default().wait.into())]
+    #[arg(long, default_value_t = RequestLimits::default().wait.into())]
     upstream_queue_timeout: Duration,
 
     /// How long a create or a submit keeps its place after its caller has left.
-    #[arg(long, env = "RUNS_GATEWAY_LEFT_WRITE_HOLD", default_value_t = RequestLimits::default().left.into())]
-    left_write_hold: Duration,
+    #[arg(long, default_value_t = RequestLimits::default().left.into())]
+    abandoned_write_hold: Duration,
 
     /// Retries of an upstream request that failed and may be made again. 0: none.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_RETRIES", default_value_t = RetryLimits::default().retries)]
+    #[arg(long, default_value_t = RetryLimits::default().retries)]
     max_retries: u32,
 
     /// The pause before the first retry, if the upstream does not say; each further one is twice as
     /// long.
-    #[arg(long, env = "RUNS_GATEWAY_RETRY_PAUSE", default_value_t = RetryLimits::default().pause.into())]
+    #[arg(long, default_value_t = RetryLimits::default().pause.into())]
     retry_pause: Duration,
 
     /// The longest pause before a retry, if the upstream does not say.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_RETRY_PAUSE", default_value_t = RetryLimits::default().max_pause.into())]
+    #[arg(long, default_value_t = RetryLimits::default().max_pause.into())]
     max_retry_pause: Duration,
 
     /// Time after the first attempt in which retries may begin. An upstream that asks for a longer
     /// pause is not asked again.
-    #[arg(long, env = "RUNS_GATEWAY_RETRY_WINDOW", default_value_t = RetryLimits::default().total.into())]
+    #[arg(long, default_value_t = RetryLimits::default().total.into())]
     retry_window: Duration,
 
     /// Failures in a row after half of which there are no retries until answers come again. 0: no
     /// retries.
-    #[arg(long, env = "RUNS_GATEWAY_RETRY_BUDGET", default_value_t = RetryLimits::default().budget)]
+    #[arg(long, default_value_t = RetryLimits::default().budget)]
     retry_budget: u32,
 
     /// Answers that make up for one failure in that budget.
-    #[arg(long, env = "RUNS_GATEWAY_RETRY_BUDGET_ANSWERS", default_value_t = RetryLimits::default().answers_per_token, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = RetryLimits::default().answers_per_token, value_parser = clap::value_parser!(u32).range(1..))]
     retry_budget_answers: u32,
 }
 
@@ -109,7 +101,7 @@ impl RequestArgs {
             per_connection: size(self.max_requests_per_upstream_connection),
             queue: self.max_upstream_queue,
             wait: *self.upstream_queue_timeout,
-            left: *self.left_write_hold,
+            left: *self.abandoned_write_hold,
         }
     }
 

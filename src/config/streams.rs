@@ -11,52 +11,52 @@ use crate::events::{PollLimits, StreamLimits};
 #[command(next_help_heading = "Streams")]
 pub(super) struct StreamArgs {
     /// Live event streams of the upstream at a time; one more is refused.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_LIVE_STREAMS", default_value_t = StreamLimits::default().live)]
+    #[arg(long, default_value_t = StreamLimits::default().live)]
     max_live_streams: usize,
 
     /// How long the upstream may be silent on a live stream before the gateway looks at the run
     /// itself.
-    #[arg(long, env = "RUNS_GATEWAY_STREAM_IDLE_TIMEOUT", default_value_t = StreamLimits::default().idle.into())]
+    #[arg(long, default_value_t = StreamLimits::default().idle.into())]
     stream_idle_timeout: Duration,
 
     /// How long to wait for the upstream's `done` after a run's last event.
-    #[arg(long, env = "RUNS_GATEWAY_STREAM_LINGER", default_value_t = StreamLimits::default().linger.into())]
-    stream_linger: Duration,
+    #[arg(long, default_value_t = StreamLimits::default().linger.into())]
+    done_timeout: Duration,
 
     /// How long `WaitRun` waits when nobody says how long.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_WAIT", default_value_t = StreamLimits::default().wait.into())]
+    #[arg(long, default_value_t = StreamLimits::default().wait.into())]
     max_wait: Duration,
 
     /// How long the cancellation of a run whose caller left may take.
-    #[arg(long, env = "RUNS_GATEWAY_FAREWELL_TIMEOUT", default_value_t = StreamLimits::default().cancel_timeout.into())]
-    farewell_timeout: Duration,
+    #[arg(long, default_value_t = StreamLimits::default().cancel_timeout.into())]
+    cancel_timeout: Duration,
 
     /// The most tool outputs that are held for a conversation, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_HELD_OUTPUT_BYTES", default_value_t = StreamLimits::default().held_output_bytes)]
+    #[arg(long, default_value_t = StreamLimits::default().held_output_bytes)]
     max_held_output_bytes: usize,
 
     /// The shortest time between two polls of a run.
-    #[arg(long, env = "RUNS_GATEWAY_POLL_FLOOR", default_value_t = PollLimits::default().floor.into())]
+    #[arg(long, default_value_t = PollLimits::default().floor.into())]
     poll_floor: Duration,
 
     /// The longest time between two polls of a run.
-    #[arg(long, env = "RUNS_GATEWAY_POLL_CEILING", default_value_t = PollLimits::default().ceiling.into())]
+    #[arg(long, default_value_t = PollLimits::default().ceiling.into())]
     poll_ceiling: Duration,
 
     /// Polls a second, of all runs together.
-    #[arg(long, env = "RUNS_GATEWAY_POLL_RATE", default_value_t = PollLimits::default().rate, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = PollLimits::default().rate, value_parser = clap::value_parser!(u32).range(1..))]
     poll_rate: u32,
 
     /// Runs polled at a time; one more is refused.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_POLLED_RUNS", default_value_t = PollLimits::default().runs)]
+    #[arg(long, default_value_t = PollLimits::default().runs)]
     max_polled_runs: usize,
 
     /// How long polls may fail before watches end.
-    #[arg(long, env = "RUNS_GATEWAY_POLL_PATIENCE", default_value_t = PollLimits::default().patience.into())]
-    poll_patience: Duration,
+    #[arg(long, default_value_t = PollLimits::default().patience.into())]
+    poll_failure_timeout: Duration,
 
     /// The most that the steps of one polled run may take, in bytes.
-    #[arg(long, env = "RUNS_GATEWAY_MAX_POLLED_STEP_BYTES", default_value_t = PollLimits::default().step_bytes)]
+    #[arg(long, default_value_t = PollLimits::default().step_bytes)]
     max_polled_step_bytes: usize,
 }
 
@@ -65,17 +65,17 @@ impl From<StreamArgs> for StreamLimits {
         Self {
             live: args.max_live_streams,
             idle: *args.stream_idle_timeout,
-            linger: *args.stream_linger,
+            linger: *args.done_timeout,
             wait: *args.max_wait,
-            cancel_timeout: *args.farewell_timeout,
+            cancel_timeout: *args.cancel_timeout,
             held_output_bytes: args.max_held_output_bytes,
             poll: PollLimits {
                 floor: *args.poll_floor,
                 ceiling: (*args.poll_ceiling).max(*args.poll_floor),
                 rate: args.poll_rate,
                 runs: args.max_polled_runs,
-                patience: *args.poll_patience,
                 step_bytes: args.max_polled_step_bytes,
+                patience: *args.poll_failure_timeout,
             },
         }
     }

@@ -9,17 +9,17 @@ use clap::{Args, ValueEnum};
 pub(super) struct TelemetryArgs {
     /// Address of the admin port: /metrics, /healthz, /readyz, /version. Not for callers: it has no
     /// access control. By default 127.0.0.1:9090 if that is free; if one is given it has to be.
-    #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN")]
+    #[arg(long)]
     admin_listen: Option<SocketAddr>,
 
     /// What is logged: a level, or directives as of the `tracing` crates, such as
     /// `runs_gateway=debug,info`. Nothing is of the level `trace` in a release: it is that of every
     /// frame.
-    #[arg(long, env = "RUNS_GATEWAY_LOG", default_value = "info")]
+    #[arg(long, default_value = "info")]
     log: String,
 
     /// How log lines look.
-    #[arg(long, env = "RUNS_GATEWAY_LOG_FORMAT", value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
 }
 

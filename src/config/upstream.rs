@@ -18,73 +18,55 @@ use crate::rest::{AuthStyle, RENEWAL, UpstreamFiles};
 #[command(next_help_heading = "Upstream")]
 pub(super) struct UpstreamArgs {
     /// A known upstream: its URL, its way of authentication, its query.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_PROFILE", default_value = "aimlapi")]
+    #[arg(long, default_value = "aimlapi")]
     upstream_profile: Profile,
 
     /// The upstream's URL before `/threads`, with any path prefix and query. Overrides the
     /// profile's.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_URL")]
+    #[arg(long)]
     upstream_url: Option<String>,
 
     /// The gateway's own key for the upstream. Without one, callers bring theirs.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_UPSTREAM_API_KEY",
-        hide_env_values = true,
-        conflicts_with = "upstream_api_key_file"
-    )]
+    #[arg(long, hide_env_values = true, conflicts_with = "upstream_api_key_file")]
     upstream_api_key: Option<SecretString>,
 
     /// A file with the gateway's own key for the upstream.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_API_KEY_FILE")]
+    #[arg(long)]
     upstream_api_key_file: Option<PathBuf>,
 
     /// CAs that sign the upstream's certificate, PEM, in place of the system's.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_CA_FILE")]
+    #[arg(long)]
     upstream_ca_file: Option<PathBuf>,
 
     /// A certificate chain to show to the upstream, PEM.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_UPSTREAM_CLIENT_CERT_FILE",
-        requires = "upstream_client_key_file"
-    )]
+    #[arg(long, requires = "upstream_client_key_file")]
     upstream_client_cert_file: Option<PathBuf>,
 
     /// The private key of that certificate, PEM.
-    #[arg(
-        long,
-        env = "RUNS_GATEWAY_UPSTREAM_CLIENT_KEY_FILE",
-        requires = "upstream_client_cert_file"
-    )]
+    #[arg(long, requires = "upstream_client_cert_file")]
     upstream_client_key_file: Option<PathBuf>,
 
     /// The age at which connections to the upstream are not used for new requests any more, so that
     /// changed addresses are followed. 0s: never.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_RENEWAL", default_value_t = RENEWAL.into())]
+    #[arg(long, default_value_t = RENEWAL.into())]
     upstream_renewal: humantime::Duration,
 
     /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the
     /// profile's.
-    #[arg(long, env = "RUNS_GATEWAY_UPSTREAM_AUTH")]
+    #[arg(long)]
     upstream_auth: Option<String>,
 
     /// A header of every upstream request, `Name: value`, whatever a caller's metadata says. May be
     /// given more than once (in the environment: separated by `;`).
     #[arg(
         long = "upstream-header",
-        env = "RUNS_GATEWAY_UPSTREAM_HEADERS",
         hide_env_values = true,
         value_delimiter = ';'
     )]
     upstream_headers: Vec<SecretString>,
 
     /// A query parameter of every upstream request, `name=value`. May be given more than once.
-    #[arg(
-        long = "upstream-query",
-        env = "RUNS_GATEWAY_UPSTREAM_QUERY",
-        value_delimiter = '&'
-    )]
+    #[arg(long = "upstream-query", value_delimiter = '&')]
     upstream_query: Vec<String>,
 }
 
@@ -124,13 +106,29 @@ impl UpstreamArgs {
                 "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
             ));
         }
-        let pairs: Vec<(&str, &str)> = self
+        if base.fragment().is_some() {
+            return Err(Invalid(
+                "--upstream-url must not hold a fragment (#…): no server sees it".to_owned(),
+            ));
+        }
+        let last = base.path().trim_end_matches('/').rsplit('/').next();
+        if let Some(last @ ("threads" | "assistants" | "runs")) = last {
+            return Err(Invalid(format!(
+                "--upstream-url is the URL before /threads and /assistants: leave out /{last}"
+            )));
+        }
+        let pair = |pair: &'_ String| match pair.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+            // It may be a key.
+            _ => Err(Invalid("--upstream-query must be `name=value`".to_owned())),
+        };
+        let pairs: Vec<(String, String)> = self
             .upstream_query
             .iter()
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .collect();
+            .map(pair)
+            .collect::<Result<_, _>>()?;
         let has_version = base.query_pairs().any(|(name, _)| name == "api-version")
-            || pairs.iter().any(|(name, _)| *name == "api-version");
+            || pairs.iter().any(|(name, _)| name == "api-version");
         if self.upstream_profile == Profile::Azure && !has_version {
             base.query_pairs_mut()
                 .append_pair("api-version", "2024-05-01-preview");

@@ -21,13 +21,13 @@ const FAST: &[&str] = &[
     "10ms",
     "--poll-ceiling",
     "20ms",
-    "--stream-linger",
+    "--done-timeout",
     "50ms",
     "--stream-idle-timeout",
     "200ms",
     "--answer-timeout",
     "300ms",
-    "--poll-patience",
+    "--poll-failure-timeout",
     "300ms",
 ];
 

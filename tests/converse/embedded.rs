@@ -354,7 +354,7 @@ async fn a_conversation_that_cannot_be_taken_up_ends_with_its_error() {
     let script = Script::new([(asks(&["a"]), serde_json::json!("no run"))]).await;
     let gateway = spawn_gateway(
         &script.upstream.url(),
-        &["--poll-floor", "10ms", "--poll-patience", "50ms"],
+        &["--poll-floor", "10ms", "--poll-failure-timeout", "50ms"],
     )
     .await;
     let mut conversation = Conversation::new(gateway.runs()).tool("f", |_| std::future::pending());

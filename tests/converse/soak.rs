@@ -35,8 +35,8 @@ use crate::{
 const AT_ONCE: usize = 200;
 
 /// Short times, so that much breaks in a short soak.
-const FLAGS: &str = "--poll-floor 20ms --poll-ceiling 500ms --poll-rate 2000 --poll-patience 100ms \
-    --answer-timeout 1s --stream-idle-timeout 700ms --stream-linger 300ms";
+const FLAGS: &str = "--poll-floor 20ms --poll-ceiling 500ms --poll-rate 2000 --poll-failure-timeout 100ms \
+    --answer-timeout 1s --stream-idle-timeout 700ms --done-timeout 300ms";
 
 /// What became of the conversations.
 #[derive(Debug, Default)]

@@ -214,7 +214,7 @@ fn cuts() -> Vec<Ending> {
         Ending {
             given: "a cut between events, and the upstream does not recover",
             then: Answer::cut,
-            flags: &["--poll-patience", "0s"],
+            flags: &["--poll-failure-timeout", "0s"],
             polls: vec![Answer::new(503)],
             status: (Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
             ..Ending::default()

@@ -23,7 +23,7 @@ pub(crate) const FAST: [&str; 6] = [
     "2ms",
     "--poll-ceiling",
     "5ms",
-    "--stream-linger",
+    "--done-timeout",
     "100ms",
 ];
 

@@ -564,7 +564,7 @@ async fn what_cannot_pass_ends_the_watch_and_what_can_is_borne_for_a_time() {
     let upstream = Upstream::answering(|_| Answer::json(500, error("server_error"))).await;
     let gateway = spawn_gateway(
         &upstream.url(),
-        &[&FAST[..], &["--poll-patience", "200ms"]].concat(),
+        &[&FAST[..], &["--poll-failure-timeout", "200ms"]].concat(),
     )
     .await;
     let began = Instant::now();

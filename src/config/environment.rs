@@ -1,0 +1,166 @@
+//! Flags as variables of the environment, and names that flags had before.
+//!
+//! Must hold: the variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`, derived here and written
+//! nowhere else. A `RUNS_GATEWAY_…` variable that no command has is refused: a misspelt one would
+//! leave a restriction out without a word. An old name works for one release, hidden from
+//! `--help`; the log names the new one.
+//!
+//! Why not clap's `env = "…"` at each flag: a name written twice differs one day.
+
+use std::{
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
+};
+
+use clap::{Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
+
+use super::{Cli, Invalid};
+
+const PREFIX: &str = "RUNS_GATEWAY_";
+
+/// Variables of this project's own tests, which start the program with them in its environment.
+const TESTS: [&str; 4] = [
+    "RUNS_GATEWAY_BIN",
+    "RUNS_GATEWAY_SOAK_SECONDS",
+    "RUNS_GATEWAY_SOAK_SEED",
+    "RUNS_GATEWAY_TEST_CHILD",
+];
+
+/// Flags that had another name: the old one, the new one.
+const RENAMED: [(&str, &str); 6] = [
+    // These two were names of variables only.
+    ("allowed-clients", "allowed-client"),
+    ("upstream-headers", "upstream-header"),
+    ("farewell-timeout", "cancel-timeout"),
+    ("left-write-hold", "abandoned-write-hold"),
+    ("poll-patience", "poll-failure-timeout"),
+    ("stream-linger", "done-timeout"),
+];
+
+impl Cli {
+    /// Reads the process's arguments and environment.
+    pub fn from_process() -> Result<Self, clap::Error> {
+        let mut matches: ArgMatches = command().try_get_matches()?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// The command line, each flag with its variable and its old name.
+fn command() -> Command {
+    Cli::command().mut_subcommands(|command| command.mut_args(with_variable))
+}
+
+fn with_variable(arg: Arg) -> Arg {
+    let Some(flag) = arg.get_long().map(str::to_owned) else {
+        return arg;
+    };
+    let old = RENAMED.iter().find(|(_, new)| *new == flag);
+    let arg = old.map_or(arg.clone(), |(old, _)| arg.alias(*old));
+    if arg.get_env().is_some() {
+        return arg;
+    }
+    let new = variable(&flag);
+    let name = old
+        .map(|(old, _)| variable(old))
+        .filter(|old| std::env::var_os(&new).is_none() && std::env::var_os(old).is_some())
+        .unwrap_or(new);
+    arg.env(name)
+}
+
+fn variable(flag: &str) -> String {
+    format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// Refuses a variable of this program's that no command has.
+pub fn check_environment() -> Result<(), Invalid> {
+    check(std::env::vars_os())
+}
+
+fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Invalid> {
+    let known: BTreeSet<String> = Cli::command()
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .filter_map(Arg::get_long)
+        .chain(RENAMED.iter().map(|(old, _)| *old))
+        .map(variable)
+        .collect();
+    let mut unknown: Vec<String> = variables
+        .filter(|(name, value)| !is_service_link(&name.to_string_lossy(), value))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .filter(|name| is_ours(name) && !known.contains(name) && !TESTS.contains(&&**name))
+        .collect();
+    unknown.sort();
+    let Some(name) = unknown.first() else {
+        return Ok(());
+    };
+    let upper = name.to_ascii_uppercase();
+    let nearest = known
+        .iter()
+        .min_by_key(|known| strsim::levenshtein(known, &upper));
+    Err(Invalid(format!(
+        "the variable {name} is unknown: did you mean {}? Correct it or unset it",
+        nearest.map_or("", String::as_str)
+    )))
+}
+
+fn is_ours(name: &str) -> bool {
+    name.get(..PREFIX.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Kubernetes gives each container variables of the services in its namespace. Those of a service
+/// called `runs-gateway`, or `runs-gateway-…`, begin like this program's.
+fn is_service_link(name: &str, value: &OsStr) -> bool {
+    let Some(rest) = name.strip_prefix("RUNS_GATEWAY") else {
+        return false;
+    };
+    let protocols = ["tcp", "udp", "sctp"];
+    let is_url = value
+        .to_str()
+        .and_then(|value| value.split_once("://"))
+        .is_some_and(|(scheme, _)| protocols.contains(&scheme));
+    let is_port = |port: &str| {
+        let mut words = port.split('_');
+        words
+            .next()
+            .is_some_and(|number| number.parse::<u16>().is_ok())
+            && words
+                .next()
+                .is_some_and(|word| protocols.contains(&&*word.to_ascii_lowercase()))
+            && words
+                .next()
+                .is_none_or(|word| ["PROTO", "PORT", "ADDR"].contains(&word))
+            && words.next().is_none()
+    };
+    rest.ends_with("_SERVICE_HOST")
+        || rest.ends_with("_SERVICE_PORT")
+        || rest.contains("_SERVICE_PORT_")
+        || (rest.ends_with("_PORT") && is_url)
+        || rest
+            .match_indices("_PORT_")
+            .any(|(at, word)| is_port(&rest[at + word.len()..]))
+}
+
+/// Logs which old names are in use, each with its new one.
+pub fn log_old_names() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    for (old, new) in RENAMED {
+        let flag = format!("--{old}");
+        let is_flag = |word: &OsString| {
+            word.to_str()
+                .and_then(|word| word.strip_prefix(&flag))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+        };
+        if words.iter().any(is_flag) {
+            tracing::warn!("{flag} is now called --{new}: the next release takes that name only");
+        }
+        let (old, new) = (variable(old), variable(new));
+        if std::env::var_os(&old).is_some() {
+            let ignored = std::env::var_os(&new).is_some();
+            tracing::warn!(
+                ignored,
+                "the variable {old} is now called {new}: the next release takes that name only"
+            );
+        }
+    }
+}
