@@ -67,6 +67,33 @@ impl App {
         })
     }
 
+    /// What was configured, for a person, in one line without secrets: the upstream, who may call,
+    /// TLS.
+    pub fn describe(&self, config: &config::Serve) -> String {
+        let base = &config.upstream.base;
+        let host = base.host_str().unwrap_or_default();
+        let tokens = self.access.tokens.as_ref().map(|tokens| {
+            let callers = tokens.get().callers();
+            format!("{callers} callers by token")
+        });
+        let clients = self.access.clients.as_ref().map(|names| {
+            if names.is_empty() {
+                "every client certificate of the CA".to_owned()
+            } else {
+                format!("client certificates of {}", names.join(", "))
+            }
+        });
+        let known: Vec<_> = tokens.into_iter().chain(clients).collect();
+        let callers = match (known.is_empty(), config.upstream.has_own_key()) {
+            (false, _) => known.join(" and "),
+            (true, true) => "anybody, with the gateway's key".to_owned(),
+            (true, false) => "anybody, with a key of their own".to_owned(),
+        };
+        let tls = if self.tls.is_some() { "TLS" } else { "no TLS" };
+        let scheme = base.scheme();
+        format!("upstream {scheme}://{host}; admitted: {callers}; {tls}")
+    }
+
     /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is
     /// served meanwhile.
     pub async fn serve(

@@ -46,6 +46,8 @@ pub async fn run() -> Result<(), Failure> {
         "127.0.0.1:0",
         "--rest-listen",
         "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
     ])?;
     let Command::Dev(args) = cli.command else {
         return Err("the command is dev".into());

@@ -87,6 +87,8 @@ pub enum Error {
         cause: String,
         /// The upstream was silent for longer than the gateway waits.
         timed_out: bool,
+        /// Whoever runs the gateway has to mend it: calling again cannot help.
+        mendable: bool,
         /// The upstream's id of the request, if the answer came so far.
         request_id: Option<String>,
     },
@@ -368,6 +370,11 @@ impl Error {
                 delivery: Delivery::Unknown,
                 ..
             } => Verdict::new(Code::DeadlineExceeded, R::UpstreamTimeout, cause.clone()),
+            Self::Lost {
+                cause,
+                mendable: true,
+                ..
+            } => Verdict::new(Code::Unavailable, R::UpstreamUnavailable, cause.clone()),
             Self::Lost { cause, .. } => Verdict::new(
                 Code::Unavailable,
                 R::UpstreamUnavailable,

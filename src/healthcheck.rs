@@ -1,7 +1,12 @@
 //! A question to a running gateway: does it serve? For container probes where there is no shell and
 //! no other client.
 
-use std::{error::Error, fs, time::Duration};
+use std::{
+    error::Error,
+    fs,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use tonic_health::pb::{
@@ -13,43 +18,75 @@ use crate::config::HealthcheckArgs;
 /// How long the answer may take.
 const TIME: Duration = Duration::from_secs(3);
 
-/// Asks. Fails, in words for a person, if there is no answer or another one than SERVING.
+/// Asks. Fails, in words for a person, if there is no answer or another one than that it serves.
+///
+/// The admin port is asked where it is known and nothing was said of gRPC's TLS: it needs no
+/// certificate, and strangers cannot fill it.
 pub async fn run(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut address = args.addr;
+    match args.admin_addr {
+        Some(admin) if args.tls_ca_file.is_none() => ask_admin(here(admin)).await,
+        _ => ask_grpc(args).await,
+    }
+}
+
+/// Whoever listens everywhere listens here, too.
+fn here(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
-        // Whoever listens everywhere listens here, too.
         address.set_ip(if address.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
+            Ipv4Addr::LOCALHOST.into()
         } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
+            Ipv6Addr::LOCALHOST.into()
         });
     }
-    let scheme = if args.tls_ca_file.is_some() {
-        "https"
+    address
+}
+
+async fn ask_admin(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(TIME)
+        .build()?;
+    let answer = client.get(format!("http://{address}/readyz")).send().await;
+    let answer = answer.map_err(|error| format!("{address}: {}", innermost(&error)))?;
+    if answer.status().is_success() {
+        Ok(())
     } else {
-        "http"
-    };
+        Err(format!("{address}: {}", answer.status()).into())
+    }
+}
+
+async fn ask_grpc(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let address = here(args.addr);
+    let tls = args.tls_ca_file.is_some();
+    let scheme = if tls { "https" } else { "http" };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
         .connect_timeout(TIME)
         .timeout(TIME);
     if let Some(ca) = &args.tls_ca_file {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let pem = fs::read(ca).map_err(|error| format!("{}: {error}", ca.display()))?;
+        let pem =
+            fs::read(ca).map_err(|error| format!("--tls-ca-file {}: {error}", ca.display()))?;
         endpoint = endpoint.tls_config(
             ClientTlsConfig::new()
                 .ca_certificate(Certificate::from_pem(pem))
                 .domain_name(args.tls_name),
         )?;
     }
+    let hint = if tls {
+        ""
+    } else {
+        " (if it speaks TLS: ask its admin port by --admin-addr, or give --tls-ca-file)"
+    };
     let channel = endpoint
         .connect()
         .await
-        .map_err(|error| format!("{address}: {}", innermost(&error)))?;
+        .map_err(|error| format!("{address}: {}{hint}", innermost(&error)))?;
     let answer = HealthClient::new(channel)
         .check(HealthCheckRequest::default())
         .await;
     let status = answer
-        .map_err(|status| format!("{address}: {:?}: {}", status.code(), status.message()))?
+        .map_err(|status| format!("{address}: {:?}: {}{hint}", status.code(), status.message()))?
         .into_inner()
         .status();
     if status == ServingStatus::Serving {

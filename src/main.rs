@@ -63,17 +63,22 @@ fn main() -> ExitCode {
         return bad_usage(&error.to_string());
     }
     let done = match cli.command {
-        Command::Serve(args) => match Serve::try_from(*args) {
-            Ok(config) => {
+        Command::Serve(args) => match (args.check, Serve::try_from(*args)) {
+            (true, Ok(config)) => start("error", LogFormat::Auto, Some(1), check(config)),
+            (false, Ok(config)) => {
                 let (telemetry, threads) = (config.telemetry.clone(), config.worker_threads);
                 start(&telemetry.log, telemetry.log_format, threads, serve(config))
             }
-            Err(error) => return bad_usage(&error.to_string()),
+            (_, Err(error)) => return bad_usage(&error.to_string()),
         },
         Command::Dev(args) => {
             let config = Dev::from(*args);
-            let (telemetry, threads) = (config.telemetry(), config.worker_threads());
-            start(&telemetry.log, telemetry.log_format, threads, dev(config))
+            match (config.telemetry(), config.worker_threads()) {
+                (Ok(telemetry), threads) => {
+                    start(&telemetry.log, telemetry.log_format, threads, dev(config))
+                }
+                (Err(error), _) => return bad_usage(&error.to_string()),
+            }
         }
         Command::Demo => start("warn", LogFormat::Auto, None, demo::run()),
         Command::Healthcheck(args) => {
@@ -132,16 +137,32 @@ fn start(
     done
 }
 
+/// Says that the configuration and the files that it names can be run; nothing listens.
+async fn check(config: Serve) -> Result<(), Failure> {
+    let app = App::new(&config)?;
+    println!("ok: {}", app.describe(&config));
+    Ok(())
+}
+
 async fn serve(config: Serve) -> Result<(), Failure> {
     reload_on_hangup()?;
     let app = App::new(&config)?;
+    let described = app.describe(&config);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
     let admin = admin::listen(config.telemetry.admin).await?;
     // Whoever started the gateway on port 0 reads the port here.
     writeln!(io::stderr(), "grpc listening on {}", listener.local_addr()?)?;
-    say_admin(admin.as_ref().map(TcpListener::local_addr).transpose()?)?;
+    let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+    say_admin(admin_address)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        grpc = %listener.local_addr()?,
+        admin = admin_address.map(tracing::field::display),
+        "serving: {described}; set: {}",
+        config::settings()
+    );
     app.serve(listener, admin, shutdown()?).await;
     Ok(())
 }

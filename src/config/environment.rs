@@ -10,9 +10,12 @@
 use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
+    sync::OnceLock,
 };
 
-use clap::{Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
+use clap::{
+    Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _, parser::ValueSource,
+};
 
 use super::{Cli, Invalid};
 
@@ -37,10 +40,44 @@ const RENAMED: [(&str, &str); 6] = [
     ("stream-linger", "done-timeout"),
 ];
 
+/// What was set by flags and variables, as it was set, without secrets.
+static SETTINGS: OnceLock<String> = OnceLock::new();
+
+/// What was set by flags and variables, for the log: `--max-calls 100 …`. Values that may be
+/// secrets are left out.
+pub fn settings() -> &'static str {
+    SETTINGS.get().map_or("", String::as_str)
+}
+
+fn set(command: &Command, matches: &ArgMatches) -> String {
+    let is_set = |arg: &&Arg| {
+        let source = matches.value_source(arg.get_id().as_str());
+        source.is_some_and(|source| source != ValueSource::DefaultValue)
+    };
+    let words = command.get_arguments().filter(is_set).filter_map(|arg| {
+        let flag = arg.get_long()?;
+        let is_secret = arg.is_hide_env_values_set() || flag.starts_with("upstream-");
+        let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        Some(match values.join(",") {
+            _ if is_secret => format!("--{flag} …"),
+            values => format!("--{flag} {values}"),
+        })
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 impl Cli {
     /// Reads the process's arguments and environment.
     pub fn from_process() -> Result<Self, clap::Error> {
-        let mut matches: ArgMatches = command().try_get_matches()?;
+        let command = command();
+        let mut matches: ArgMatches = command.clone().try_get_matches()?;
+        if let Some((name, matches)) = matches.subcommand()
+            && let Some(command) = command.find_subcommand(name)
+        {
+            // Read once: a second reading says nothing new.
+            let _ = SETTINGS.set(set(command, matches));
+        }
         Self::from_arg_matches_mut(&mut matches)
     }
 }

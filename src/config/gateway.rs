@@ -7,7 +7,7 @@ use http::HeaderName;
 use humantime::Duration;
 
 use super::{
-    access::AccessArgs, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs,
+    access::AccessArgs, address, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs,
     telemetry::TelemetryArgs,
 };
 
@@ -31,7 +31,7 @@ pub(super) const FRAMING: [&str; 11] = [
 #[derive(Debug, Args)]
 pub(super) struct GatewayArgs {
     /// Address to listen on for gRPC. Port 0 takes a free port.
-    #[arg(long, default_value = "127.0.0.1:50051")]
+    #[arg(long, default_value = "127.0.0.1:50051", value_parser = address)]
     pub(super) listen: SocketAddr,
 
     /// Metadata of callers that is passed on to the upstream as headers, by name. All other

@@ -17,7 +17,12 @@ mod streams;
 mod telemetry;
 mod upstream;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    net::{SocketAddr, ToSocketAddrs as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -26,7 +31,7 @@ use url::Url;
 
 pub use self::{
     access::AccessConfig,
-    environment::{check_environment, log_old_names},
+    environment::{check_environment, log_old_names, settings},
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
 use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
@@ -70,6 +75,10 @@ pub enum Command {
 /// The flags of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    /// Say what is wrong with the configuration and its files, or that nothing is, and do not serve.
+    #[arg(long)]
+    pub check: bool,
+
     #[command(flatten)]
     gateway: GatewayArgs,
 
@@ -90,7 +99,7 @@ pub struct DevArgs {
 
     /// Address to open the embedded Runs API on for other clients, such as the official SDKs. Port
     /// 0 takes a free port.
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     rest_listen: SocketAddr,
 
     #[command(flatten)]
@@ -100,18 +109,36 @@ pub struct DevArgs {
 /// The flags of `healthcheck`.
 #[derive(Debug, Args)]
 pub struct HealthcheckArgs {
-    /// The gateway's address. By default the one that `serve` would listen on, from the same
-    /// variable.
-    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051")]
+    /// The gateway's address, to be asked by gRPC. By default the one that `serve` would listen on,
+    /// from the same variable.
+    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051", value_parser = address)]
     pub addr: SocketAddr,
 
-    /// CAs that sign the gateway's certificate, PEM: asks over TLS.
-    #[arg(long)]
+    /// The admin port's address, to be asked by HTTP whether the gateway takes calls, whatever the
+    /// listener asks of its callers. By default the one that `serve` was given by the same variable.
+    #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN", value_parser = address)]
+    pub admin_addr: Option<SocketAddr>,
+
+    /// CAs that sign the gateway's certificate, PEM: asks over TLS, by gRPC.
+    #[arg(long, env = "RUNS_GATEWAY_HEALTHCHECK_CA_FILE")]
     pub tls_ca_file: Option<PathBuf>,
 
     /// The name in the gateway's certificate.
-    #[arg(long, default_value = "localhost", requires = "tls_ca_file")]
+    #[arg(
+        long,
+        default_value = "localhost",
+        env = "RUNS_GATEWAY_HEALTHCHECK_TLS_NAME"
+    )]
     pub tls_name: String,
+}
+
+/// An address to listen on: numbers, or a name that is resolved now.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let resolved = text
+        .parse()
+        .ok()
+        .or_else(|| text.to_socket_addrs().ok()?.next());
+    resolved.ok_or_else(|| "not an address, such as 127.0.0.1:50051 or [::]:50051".to_owned())
 }
 
 /// A configuration that cannot be run: one line that says what to change.
@@ -173,7 +200,12 @@ struct Credentials {
 }
 
 impl Serve {
-    fn new(gateway: GatewayArgs, base: Url, headers: HeaderMap, credentials: Credentials) -> Self {
+    fn new(
+        gateway: GatewayArgs,
+        base: Url,
+        headers: HeaderMap,
+        credentials: Credentials,
+    ) -> Result<Self, Invalid> {
         let Credentials {
             auth,
             key,
@@ -181,7 +213,7 @@ impl Serve {
             renewal,
         } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
-        Self {
+        let serve = Self {
             listen: gateway.listen,
             upstream: Upstream {
                 base,
@@ -203,14 +235,38 @@ impl Serve {
             },
             forward_metadata: gateway.forward_metadata,
             worker_threads: gateway.worker_threads.map(usize::from),
-            telemetry: gateway.telemetry.into(),
+            telemetry: gateway.telemetry.try_into()?,
             limits: Limits {
                 request_bytes: gateway.max_request_bytes,
                 ..gateway.limits.into()
             },
             streams: gateway.streams.into(),
             access: gateway.access.into(),
+        };
+        serve.check()?;
+        Ok(serve)
+    }
+
+    /// Refuses what could serve nobody.
+    fn check(&self) -> Result<(), Invalid> {
+        let zero = [
+            ("--max-calls", self.limits.calls),
+            ("--max-connections", self.limits.connections),
+            ("--max-streams-per-connection", self.limits.streams as usize),
+            ("--max-metadata-bytes", self.limits.metadata as usize),
+            ("--max-answer-bytes", self.upstream.max_answer_bytes),
+            ("--max-event-bytes", self.upstream.max_event_bytes),
+        ];
+        if let Some((flag, _)) = zero.iter().find(|(_, limit)| *limit == 0) {
+            return Err(Invalid(format!("{flag} 0 could serve nobody")));
         }
+        if Admin::At(self.listen) == self.telemetry.admin && self.listen.port() != 0 {
+            let listen = self.listen;
+            return Err(Invalid(format!(
+                "--listen and --admin-listen are both {listen}: give each a port of its own"
+            )));
+        }
+        Ok(())
     }
 
     /// Metadata that is passed on to the upstream: what is configured, and the caller's credential
@@ -295,19 +351,19 @@ impl TryFrom<ServeArgs> for Serve {
             files: args.upstream.files(),
             renewal: args.upstream.renewal(),
         };
-        Ok(Self::new(
+        Self::new(
             args.gateway,
             args.upstream.base()?,
             args.upstream.headers()?,
             credentials,
-        ))
+        )
     }
 }
 
 impl Dev {
     /// Logs, metrics and traces.
-    pub fn telemetry(&self) -> TelemetryConfig {
-        self.gateway.telemetry.clone().into()
+    pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
+        self.gateway.telemetry.clone().try_into()
     }
 
     /// Threads that serve calls; `None` for one per core.
@@ -326,12 +382,7 @@ impl Dev {
             files: UpstreamFiles::default(),
             renewal: RENEWAL,
         };
-        Ok(Serve::new(
-            self.gateway,
-            base,
-            HeaderMap::new(),
-            credentials,
-        ))
+        Serve::new(self.gateway, base, HeaderMap::new(), credentials)
     }
 }
 

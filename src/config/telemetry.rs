@@ -4,12 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 
+use super::{Invalid, address};
+
 /// The flags.
 #[derive(Debug, Clone, Args)]
 pub(super) struct TelemetryArgs {
     /// Address of the admin port: /metrics, /healthz, /readyz, /version. Not for callers: it has no
     /// access control. By default 127.0.0.1:9090 if that is free; if one is given it has to be.
-    #[arg(long)]
+    #[arg(long, value_parser = address)]
     admin_listen: Option<SocketAddr>,
 
     /// What is logged: a level, or directives as of the `tracing` crates, such as
@@ -79,7 +81,7 @@ pub enum OtlpProtocol {
 impl Traces {
     /// What the `OTEL_*` variables ask for, by their specification: nothing is exported without an
     /// endpoint.
-    fn new(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+    fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Invalid> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let either = |what: &str| {
             variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"))
@@ -89,31 +91,74 @@ impl Traces {
             .is_some_and(|value| value.eq_ignore_ascii_case("true"))
             || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
         if off || either("ENDPOINT").is_none() {
-            return None;
+            return Ok(None);
         }
-        let grpc = either("PROTOCOL").is_some_and(|protocol| protocol == "grpc");
+        let protocol = match either("PROTOCOL").as_deref() {
+            Some("grpc") => OtlpProtocol::Grpc,
+            None | Some("http/protobuf") => OtlpProtocol::Http,
+            Some(other) => {
+                return Err(Invalid::new(format!(
+                    "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf, not {other:?}"
+                )));
+            }
+        };
         let named = variable("OTEL_RESOURCE_ATTRIBUTES")
             .is_some_and(|attributes| attributes.contains("service.name="));
-        Some(Self {
-            protocol: if grpc {
-                OtlpProtocol::Grpc
-            } else {
-                OtlpProtocol::Http
-            },
+        Ok(Some(Self {
+            protocol,
             is_named: named || variable("OTEL_SERVICE_NAME").is_some(),
-        })
+        }))
     }
 }
 
-impl From<TelemetryArgs> for TelemetryConfig {
-    fn from(args: TelemetryArgs) -> Self {
+/// Crates whose lines a bare word of `--log` may ask for.
+const TARGETS: [&str; 12] = [
+    "runs_gateway",
+    "h2",
+    "hyper",
+    "hyper_util",
+    "opentelemetry",
+    "opentelemetry_sdk",
+    "reqwest",
+    "rustls",
+    "tokio",
+    "tonic",
+    "tower",
+    "tracing",
+];
+
+/// Refuses directives that would silently turn the log off: a misspelt level is taken for a target.
+fn check_log(directives: &str) -> Result<(), Invalid> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in directives.split(',').map(str::trim) {
+        let is_level = LEVELS
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(directive))
+            || directive.parse::<u8>().is_ok_and(|level| level <= 5);
+        let target = directive.split("::").next().unwrap_or_default();
+        let is_more = directive.contains(['=', '[']) || TARGETS.contains(&target);
+        if !(directive.is_empty() || is_level || is_more) {
+            return Err(Invalid::new(format!(
+                "--log: {directive:?} is neither a level (off, error, warn, info, debug) nor \
+                 TARGET=LEVEL"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl TryFrom<TelemetryArgs> for TelemetryConfig {
+    type Error = Invalid;
+
+    fn try_from(args: TelemetryArgs) -> Result<Self, Invalid> {
+        check_log(&args.log)?;
         let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090));
-        Self {
+        Ok(Self {
             admin: args.admin_listen.map_or(Admin::IfFree(usual), Admin::At),
             log: args.log,
             log_format: args.log_format,
-            traces: Traces::new(|name| std::env::var(name).ok()),
-        }
+            traces: Traces::new(|name| std::env::var(name).ok())?,
+        })
     }
 }
 
@@ -163,6 +208,7 @@ mod tests {
                     .find(|(known, _)| *known == name)
                     .map(|(_, value)| value.to_owned())
             });
+            let traces = traces.expect(variables);
             assert_eq!(
                 traces.map(|traces| (traces.protocol, traces.is_named)),
                 expected,

@@ -257,6 +257,7 @@ pub(super) fn watch(reader: &Reader, interest: Interest) -> Result<Subscription,
             idempotency: Idempotency::NonIdempotent,
             cause,
             timed_out: false,
+            mendable: false,
             request_id: None,
         }));
     }

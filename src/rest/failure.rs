@@ -29,16 +29,26 @@ pub(super) fn lost(error: &reqwest::Error, idempotency: Idempotency) -> Error {
     };
     // The innermost cause is the operating system's, the TLS library's or the protocol's: it says
     // why and names no URL.
-    let cause = match chain().last() {
-        Some(why) if is_other_name(why) => format!("{what}: its certificate is for another name"),
-        Some(why) => format!("{what}: {why}"),
-        None => what.to_owned(),
+    let is_no_http = chain()
+        .filter_map(|error| error.downcast_ref::<hyper::Error>())
+        .any(hyper::Error::is_parse);
+    let mendable = chain()
+        .last()
+        .and_then(misconfigured)
+        .or(is_no_http.then_some(
+            "it does not answer in HTTP: is the scheme or the port of --upstream-url wrong?",
+        ));
+    let cause = match (mendable, chain().last()) {
+        (Some(why), _) => format!("{what}: {why}"),
+        (None, Some(why)) => format!("{what}: {why}"),
+        (None, None) => what.to_owned(),
     };
     Error::Lost {
         delivery,
         idempotency,
         cause,
         timed_out: error.is_timeout(),
+        mendable: mendable.is_some(),
         request_id: None,
     }
 }
@@ -51,6 +61,7 @@ pub(super) fn cut(error: &reqwest::Error, idempotency: Idempotency) -> Error {
         idempotency,
         cause: why(error),
         timed_out: false,
+        mendable: false,
         request_id: None,
     }
 }
@@ -75,23 +86,37 @@ pub(super) fn timed_out(limit: Duration, idempotency: Idempotency) -> Error {
         idempotency,
         cause,
         timed_out: true,
+        mendable: false,
         request_id: None,
     }
 }
 
-/// The TLS library's text would name both.
-fn is_other_name(why: &(dyn std::error::Error + 'static)) -> bool {
+/// What is wrong, where whoever runs the gateway has to mend it and calling again cannot help. The
+/// TLS library's own texts do not say what to do, and some name addresses.
+fn misconfigured(why: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     use rustls::{CertificateError as C, Error as E};
     // I/O errors that are made of others do not name them as their sources.
     if let Some(inner) = why.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        return is_other_name(inner);
+        return misconfigured(inner);
     }
-    matches!(
-        why.downcast_ref(),
-        Some(E::InvalidCertificate(
-            C::NotValidForName | C::NotValidForNameContext { .. }
-        ))
-    )
+    match why.downcast_ref()? {
+        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
+            Some("its certificate is for another name: is --upstream-url right?")
+        }
+        E::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => {
+            Some("its certificate has expired: whoever runs it has to renew it")
+        }
+        E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
+            Some("its certificate is not valid yet: is this machine's clock right?")
+        }
+        E::InvalidCertificate(C::UnknownIssuer) => {
+            Some("its certificate is of an unknown CA: name that by --upstream-ca-file")
+        }
+        E::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
+            Some("it does not speak TLS: is https in --upstream-url, or its port, wrong?")
+        }
+        _ => None,
+    }
 }
 
 /// The peer says that it did not process the request: it refused the stream, or went away before it

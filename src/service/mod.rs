@@ -145,6 +145,7 @@ fn ended(termination: Termination, idempotency: Idempotency) -> Error {
             idempotency,
             cause: "the gateway ended the call".to_owned(),
             timed_out: false,
+            mendable: false,
             request_id: None,
         },
         // Nobody is told that the caller left.

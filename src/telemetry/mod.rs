@@ -5,6 +5,7 @@
 //! | `metrics.rs` | every metric: its name, its labels, its buckets |
 //! | `call.rs` | one call, as its log line, its metrics and its span see it |
 //! | `upstream_request.rs` | one upstream request, likewise |
+//! | `trouble.rs` | what whoever runs the gateway has to mend |
 //! | `run_metrics.rs` | how runs end and what they used, each run once |
 //! | `trace.rs` | spans, and their export by OTLP |
 //! | `log.rs` | where log lines go, and in which form |
@@ -25,6 +26,7 @@ mod metrics;
 mod once;
 mod run_metrics;
 mod trace;
+mod trouble;
 mod upstream_request;
 
 use std::{fmt, sync::Arc};
@@ -46,6 +48,7 @@ struct Inner {
     metrics: Metrics,
     tracer: Tracer,
     outcomes: run_metrics::RunMetrics,
+    troubles: trouble::Troubles,
 }
 
 impl Telemetry {
@@ -55,6 +58,7 @@ impl Telemetry {
             metrics: Metrics::new(),
             tracer,
             outcomes: run_metrics::RunMetrics::default(),
+            troubles: trouble::Troubles::default(),
         }))
     }
 

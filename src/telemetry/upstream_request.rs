@@ -63,7 +63,10 @@ impl UpstreamRequest {
     /// duration, for the metrics, ends with the head. How long runs take says nothing of how fast
     /// the upstream answers.
     pub fn ended<T>(&mut self, result: &Result<T, Error>) {
-        self.error = result.as_ref().err().and_then(kind);
+        if let Err(error) = result {
+            self.error = kind(error);
+            self.telemetry.failed(error);
+        }
         self.time();
     }
 

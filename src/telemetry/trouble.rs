@@ -1,0 +1,44 @@
+//! What whoever runs the gateway has to mend: said as a warning, in words that say what to do, once
+//! a second at most, and counted each time.
+
+use super::{OncePerSecond, Telemetry};
+use crate::error::{Delivery, Error};
+
+/// Lines about each kind of trouble.
+#[derive(Debug, Default)]
+pub(super) struct Troubles {
+    key: OncePerSecond,
+    quota: OncePerSecond,
+    unreachable: OncePerSecond,
+}
+
+impl Telemetry {
+    /// A request to the upstream failed so. If somebody has to mend that, it is told.
+    pub(super) fn failed(&self, error: &Error) {
+        let troubles = &self.0.troubles;
+        let (what, line, advice) = match error {
+            Error::Rejected(it) if it.own_key && matches!(it.status, 401 | 403) => (
+                "gateway_key_rejected",
+                &troubles.key,
+                "the upstream rejects the gateway's own key: mend --upstream-api-key-file",
+            ),
+            Error::Rejected(it) if it.own_key && (it.is_quota() || it.status == 402) => (
+                "quota_used_up",
+                &troubles.quota,
+                "the quota of the gateway's own key is used up",
+            ),
+            Error::Lost {
+                mendable, delivery, ..
+            } if *mendable || *delivery == Delivery::Unsent => (
+                "upstream_unreachable",
+                &troubles.unreachable,
+                "the upstream cannot be reached: are --upstream-url, DNS and network right?",
+            ),
+            _ => return,
+        };
+        self.metrics().troubles.with_label_values(&[what]).inc();
+        if let Some(suppressed) = line.due() {
+            tracing::warn!(what, error = %error.log(), suppressed, "{advice}");
+        }
+    }
+}
