@@ -159,6 +159,9 @@ impl Client {
     }
 }
 
+/// No event stream begins with more white space, in bytes.
+const MAX_BLANK: usize = 64 << 10;
+
 /// Whether a body is an event stream: by its type or, since some upstreams give none or a wrong
 /// one, by how it begins. What is read of it for that is `begun`.
 async fn is_event_stream(
@@ -176,6 +179,7 @@ async fn is_event_stream(
             sse::begins_stream(begun)
         } {
             Some(is_stream) => return Ok(is_stream),
+            None if begun.len() > MAX_BLANK => return Ok(false),
             None => match response.chunk().await? {
                 Some(chunk) if begun.is_empty() => *begun = chunk,
                 Some(chunk) => *begun = [&begun[..], &chunk].concat().into(),

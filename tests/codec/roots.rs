@@ -50,7 +50,7 @@ macro_rules! roots {
 }
 
 /// Everything that is sent or received as a document of its own.
-pub(crate) const ROOTS: [Root; 12] = roots![
+pub(crate) const ROOTS: [Root; 22] = roots![
     Run,
     RunStep,
     ListRunsResponse,
@@ -62,7 +62,17 @@ pub(crate) const ROOTS: [Root; 12] = roots![
     RunSpec,
     ThreadAndRunSpec,
     RunUpdate,
-    ToolOutputs
+    ToolOutputs,
+    Assistant,
+    AssistantSpec,
+    AssistantUpdate,
+    DeleteAssistantResponse,
+    DeleteMessageResponse,
+    DeleteThreadResponse,
+    ListAssistantsResponse,
+    ListMessagesResponse,
+    MessageUpdate,
+    ThreadUpdate
 ];
 
 pub(crate) fn descriptor(root: &Root) -> MessageDescriptor {

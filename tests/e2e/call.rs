@@ -291,13 +291,9 @@ pub(crate) fn walk(
 /// An answer that suits any call: a list, and the resource that the target names.
 pub(crate) fn agreed(target: &str) -> Answer {
     let (path, _) = parts(target);
-    let behind = |name: &str| {
-        let at = path.iter().rposition(|segment| segment == name)?;
-        path.get(at + 1).filter(|_| at > 1)
-    };
-    let id = behind("steps")
-        .or_else(|| behind("runs"))
-        .map_or("x", String::as_str);
+    let threads = path.iter().position(|segment| segment == "threads");
+    let at = |behind: usize| threads.and_then(|threads| path.get(threads + behind));
+    let id = at(5).or_else(|| at(3)).map_or("x", String::as_str);
     Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
 }
 

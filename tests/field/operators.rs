@@ -137,9 +137,9 @@ async fn a_hangup_reads_the_files_again_and_ends_nothing() {
     let flags = [&flags[..], &[tokens.to_str().expect("text")]].concat();
     let program = Running::start(&flags).await;
     for (content, line) in [
-        (format!("{HASH} name"), "they are in use now"),
-        (String::new(), "nobody could call"),
-        (format!("{HASH} other"), "can be used again"),
+        (format!("{HASH} name"), "are in use"),
+        (String::new(), "the file is empty"),
+        ("# nobody".to_owned(), "nobody could call"),
     ] {
         fs::write(&tokens, content).expect("a file");
         program.signal("-HUP");

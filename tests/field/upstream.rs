@@ -927,7 +927,12 @@ async fn pages_of_steps_count_in_the_rate_and_in_bytes() {
     );
     gateway.drain().await;
 
-    let small = ["--max-polled-step-bytes", "200", "--poll-patience", "0s"];
+    let small = [
+        "--max-polled-step-bytes",
+        "200",
+        "--poll-failure-timeout",
+        "0s",
+    ];
     let gateway = spawn_gateway(&upstream.url(), &small).await;
     let stream = gateway.runs().watch_run(request).await;
     let (_, ended) = hear(stream.map(tonic::Response::into_inner)).await;

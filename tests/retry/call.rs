@@ -49,7 +49,7 @@ impl Call {
         timeout: Option<Duration>,
     ) -> Result<String, Status> {
         let mut runs = RunServiceClient::new(channel);
-        let (thread_id, run_id) = (thread.to_owned(), "run_1".to_owned());
+        let (thread_id, run_id) = (thread.to_owned(), thread.replace("thread_", "run_"));
         let run = Some(RunSpec {
             assistant_id: "asst_1".to_owned(),
             ..RunSpec::default()

@@ -97,7 +97,7 @@ fn answer(seed: u64, attempts: &Mutex<HashMap<usize, usize>>, request: &Recorded
         *attempt - 1
     };
     let run = format!(
-        r#"{{"id":"run_of_{thread}","object":"thread.run","thread_id":"{thread}","status":"completed"}}"#
+        r#"{{"id":"run_{number}","object":"thread.run","thread_id":"{thread}","status":"completed"}}"#
     );
     match fault(seed, number, attempt) {
         Fault::None => Answer::json(200, run),
@@ -124,7 +124,7 @@ async fn run(channel: &Channel, seed: u64, numbers: std::ops::Range<usize>) {
             "{call:?} number {number} of seed {seed}"
         );
         assert!(
-            id.is_empty() || id == format!("run_of_thread_{number}"),
+            id.is_empty() || id == format!("run_{number}"),
             "{call:?} number {number} got {id}"
         );
     };

@@ -41,11 +41,7 @@ async fn a_drain_is_announced_then_refuses_then_ends_what_is_left_as_unavailable
         soon(watched.message()).await.unwrap().unwrap().status(),
         ServingStatus::NotServing
     );
-    for service in [
-        "",
-        "runsgateway.v1.RunService",
-        "runsgateway.v1.RunStepService",
-    ] {
+    for service in ["", "test.Script"] {
         let check = health
             .check(HealthCheckRequest {
                 service: service.to_owned(),

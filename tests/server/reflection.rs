@@ -12,12 +12,15 @@ use tonic_health::pb::{
 
 use crate::harness::Gateway;
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 8] = [
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    "runsgateway.v1.AssistantService",
+    "runsgateway.v1.MessageService",
     "runsgateway.v1.RunService",
     "runsgateway.v1.RunStepService",
+    "runsgateway.v1.ThreadService",
 ];
 
 /// One version of reflection, as the two differ in nothing but their package.
@@ -112,14 +115,10 @@ reflection!(v1);
 reflection!(v1alpha);
 
 #[tokio::test]
-async fn health_says_serving_of_the_server_and_both_services_and_knows_no_other() {
+async fn health_says_serving_of_the_server_and_of_what_it_serves_and_knows_no_other() {
     let gateway = Gateway::start(Limits::default()).await;
     let mut health = HealthClient::new(gateway.channel().await);
-    for service in [
-        "",
-        "runsgateway.v1.RunService",
-        "runsgateway.v1.RunStepService",
-    ] {
+    for service in ["", "test.Script"] {
         let check = health
             .check(HealthCheckRequest {
                 service: service.to_owned(),
