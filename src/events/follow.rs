@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    v1::{Run, RunEvent, RunEventType, run_event::Payload},
+    v1::{Gap, Run, RunEvent, RunEventType, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -49,8 +49,8 @@ impl Follow {
         }
         let is_over = is_terminal(snapshot.run.status());
         let gap = match snapshot.steps {
-            // Something was missed, and nobody can say all of what.
-            Some(Err(_)) => Some(progress.gap(&[], is_over).unwrap_or_default()),
+            // Something was missed, and nobody can say what: a gap that names nothing says so.
+            Some(Err(_)) => Some(Gap::default()),
             _ => progress.gap(snapshot.steps(), is_over),
         };
         let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));

@@ -392,7 +392,8 @@ async fn a_cut_stream_that_cannot_be_followed_does_not_ask_its_caller_to_call_ag
         &[&NEVER[..], &["--max-polled-runs", "1"]].concat(),
     )
     .await;
-    upstream.push(polled("in_progress"));
+    let other_run = run("in_progress").replace("run_1", "run_2");
+    upstream.push(Answer::json(200, other_run));
     let other = WatchRunRequest {
         run_id: "run_2".to_owned(),
         ..watch()
@@ -477,7 +478,7 @@ async fn an_error_event_of_any_shape_ends_the_stream_with_its_status() {
             event("error", "it said so"),
             Code::Internal,
             "SERVER_ERROR",
-            "the upstream",
+            "it said so",
         ),
         (litellm.into(), Code::Internal, "SERVER_ERROR", "it said so"),
         (

@@ -166,8 +166,8 @@ async fn the_run_is_cancelled_if_its_reader_leaves_before_the_upstream_answers()
         // The gateway has seen the caller leave by the time it answers this.
         upstream.push(polled("in_progress"));
         soon(gateway.runs().get_run(GetRunRequest {
-            thread_id: "t".into(),
-            run_id: "r".into(),
+            thread_id: "thread_1".into(),
+            run_id: "run_1".into(),
         }))
         .await
         .expect("a run");
@@ -365,8 +365,8 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
     let other = spawn_gateway(&upstream.url(), &[]).await;
     upstream.push(polled("in_progress"));
     soon(other.runs().get_run(GetRunRequest {
-        thread_id: "t".into(),
-        run_id: "r".into(),
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
     }))
     .await
     .expect("a run");

@@ -15,7 +15,7 @@ use runs_gateway::{
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use crate::support::upstream::Answer;
+use crate::support::upstream::{Answer, Recorded};
 
 /// Polling fast enough for a test, and no long waits.
 pub(crate) const FAST: [&str; 6] = [
@@ -82,6 +82,12 @@ pub(crate) fn done() -> Bytes {
 /// The answer to a poll of the run.
 pub(crate) fn polled(status: &str) -> Answer {
     Answer::json(200, run(status))
+}
+
+/// The answer to a poll of whichever run is asked for.
+pub(crate) fn polled_any(request: &Recorded, status: &str) -> Answer {
+    let id = request.target.rsplit('/').next().expect("a run");
+    Answer::json(200, run(status).replace("run_1", id))
 }
 
 /// An error as the upstream says it in a body or an event.

@@ -172,8 +172,8 @@ async fn after_outputs_were_submitted_it_never_answers_the_old_state() {
     // By the time the gateway answers this it knows of the call before it.
     upstream.push(polled("queued"));
     soon(gateway.runs().get_run(GetRunRequest {
-        thread_id: "t".into(),
-        run_id: "r".into(),
+        thread_id: "thread_1".into(),
+        run_id: "run_1".into(),
     }))
     .await
     .expect("a run");

@@ -26,8 +26,8 @@ use tonic::{Code, Request, Streaming};
 
 use crate::{
     script::{
-        FAST, NEVER, cancel, error, hear, list, millis, name, next, polled, resume, resume_after,
-        run, run_of, soon, step, verdict, watch,
+        FAST, NEVER, cancel, error, hear, list, millis, name, next, polled, polled_any, resume,
+        resume_after, run, run_of, soon, step, verdict, watch,
     },
     support::{
         gateway::{Gateway, spawn_gateway},
@@ -444,11 +444,8 @@ async fn a_429_slows_all_pollers_of_its_credential_and_no_others() {
             return Answer::json(429, error("rate_limit_exceeded"))
                 .header("retry-after-ms", "1000");
         }
-        polled(if ended.load(Ordering::Relaxed) {
-            "completed"
-        } else {
-            "in_progress"
-        })
+        let over = ended.load(Ordering::Relaxed);
+        polled_any(request, if over { "completed" } else { "in_progress" })
     })
     .await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
@@ -610,7 +607,7 @@ async fn what_a_caller_writes_slows_nobody_though_the_upstream_repeats_it() {
 /// the forty-first.
 #[tokio::test]
 async fn a_new_watcher_waits_for_one_routine_poll_at_most_however_many_runs_are_watched() {
-    let upstream = Upstream::answering(|_| polled("in_progress")).await;
+    let upstream = Upstream::answering(|request| polled_any(request, "in_progress")).await;
     let moment = millis(1);
     let streams = streams(
         &upstream,
@@ -707,7 +704,7 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
 
 #[tokio::test]
 async fn only_so_many_runs_are_polled_and_who_leaves_before_its_turn_takes_none() {
-    let upstream = Upstream::answering(|_| polled("in_progress")).await;
+    let upstream = Upstream::answering(|request| polled_any(request, "in_progress")).await;
     let streams = streams(
         &upstream,
         PollLimits {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use http::HeaderMap;
 use runs_gateway::{
     telemetry::Telemetry,
-    v1::{RunEvent, RunEventType},
+    v1::{GetRunRequest, RunEvent, RunEventType},
 };
 use tokio::sync::Notify;
 
@@ -70,8 +70,12 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
     client.get_run(get()).await.expect("the same run once more");
     let old = r#"{"id":"run_old","object":"thread.run","thread_id":"thread_1","status":"expired","created_at":1700000000}"#;
     upstream.push(Answer::json(200, old));
+    let get_old = GetRunRequest {
+        run_id: "run_old".into(),
+        ..get()
+    };
     client
-        .get_run(get())
+        .get_run(get_old)
         .await
         .expect("a run that expired before the gateway began");
     upstream.push(Answer::json(404, r#"{"error":{"message":"No run"}}"#));
