@@ -86,7 +86,10 @@ fn rpcs(pool: &DescriptorPool) -> Result<Vec<(MethodDescriptor, Route)>, Box<dyn
 fn idempotency(rpc: &MethodDescriptor) -> &'static str {
     use prost_reflect::prost_types::method_options::IdempotencyLevel as Level;
     let options = rpc.method_descriptor_proto().options.as_ref();
-    match options.map_or(Level::IdempotencyUnknown, |it| it.idempotency_level()) {
+    match options.map_or(
+        Level::IdempotencyUnknown,
+        prost_reflect::prost_types::MethodOptions::idempotency_level,
+    ) {
         Level::IdempotencyUnknown => "NonIdempotent",
         Level::NoSideEffects | Level::Idempotent => "Idempotent",
     }

@@ -64,7 +64,9 @@ fn main() -> ExitCode {
     }
     let done = match cli.command {
         Command::Serve(args) => match (args.check, Serve::try_from(*args)) {
-            (true, Ok(config)) => start("error", LogFormat::Auto, Some(1), check(config)),
+            (true, Ok(config)) => {
+                start("error", LogFormat::Auto, Some(1), async { check(&config) })
+            }
             (false, Ok(config)) => {
                 let (telemetry, threads) = (config.telemetry.clone(), config.worker_threads);
                 start(&telemetry.log, telemetry.log_format, threads, serve(config))
@@ -138,9 +140,8 @@ fn start(
 }
 
 /// Says that the configuration and the files that it names can be run; nothing listens.
-async fn check(config: Serve) -> Result<(), Failure> {
-    let app = App::new(&config)?;
-    println!("ok: {}", app.describe(&config));
+fn check(config: &Serve) -> Result<(), Failure> {
+    println!("ok: {}", App::new(config)?.describe(config));
     Ok(())
 }
 

@@ -445,7 +445,7 @@ impl Poller {
         let (mut seen, mut bytes) = (HashSet::new(), 0);
         for page in 0.. {
             if page == MAX_STEP_PAGES {
-                return Err(self.too_many_steps(format!("{MAX_STEP_PAGES} pages")));
+                return Err(Self::too_many_steps(&format!("{MAX_STEP_PAGES} pages")));
             }
             if page > 0 {
                 self.slot().await;
@@ -480,7 +480,9 @@ impl Poller {
                 .sum::<usize>();
             if bytes > self.shared.limits.step_bytes {
                 let limit = self.shared.limits.step_bytes;
-                return Err(self.too_many_steps(format!("{limit} bytes (--max-polled-step-bytes)")));
+                return Err(Self::too_many_steps(&format!(
+                    "{limit} bytes (--max-polled-step-bytes)"
+                )));
             }
             if more && steps.len() == before {
                 if !self.is_stuck.swap(true, Ordering::Relaxed) {
@@ -500,7 +502,7 @@ impl Poller {
         Ok(steps)
     }
 
-    fn too_many_steps(&self, limit: String) -> Error {
+    fn too_many_steps(limit: &str) -> Error {
         Error::Unusable {
             what: format!("the run has steps of more than {limit}"),
             request_id: None,

@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_delay_is_read_from_headers() {
-        let cases: [(&[(&str, &str)], Option<u64>); 10] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], Option<u64>);
+        let cases: [Row<'_>; 10] = [
             (
                 &[("retry-after-ms", "1500"), ("retry-after", "9")],
                 Some(1500),

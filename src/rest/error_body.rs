@@ -3,9 +3,9 @@
 //!
 //! | who | shape |
 //! |---|---|
-//! | OpenAI, Azure | `{"error":{"message","type","param","code"}}`; `code` may be the status |
+//! | `OpenAI`, Azure | `{"error":{"message","type","param","code"}}`; `code` may be the status |
 //! | AI/ML API, Nest | `{"message","statusCode",…}`; `message` may embed another service's JSON |
-//! | FastAPI | `{"detail":"words"}`, `{"detail":[{"loc","msg","type"}]}` |
+//! | `FastAPI` | `{"detail":"words"}`, `{"detail":[{"loc","msg","type"}]}` |
 //! | RFC 9457 | `{"title","detail","status"}` |
 //! | Google | `{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message"}}`, also in a list |
 //! | others | `{"error":"words"}`, `{"error","error_description"}`, `{"errors":[…]}`, `"words"` |
@@ -287,7 +287,7 @@ fn location(loc: Option<&Value>) -> String {
         .enumerate()
     {
         match part {
-            Value::Number(index) => path.push_str(&format!("[{index}]")),
+            Value::Number(index) => path.extend(["[", &index.to_string(), "]"]),
             Value::String(name)
                 if at == 0 && matches!(&**name, "body" | "query" | "path" | "header") => {}
             Value::String(name) => {

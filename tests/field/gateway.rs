@@ -78,6 +78,14 @@ enum End {
     Deadline,
 }
 
+fn request<M>(end: End, message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    if end == End::Deadline {
+        request.set_timeout(Duration::from_millis(500));
+    }
+    request
+}
+
 /// Calls, and ends in the error that comes.
 async fn call(mut runs: Runs, name: &'static str, cancels: bool, end: End) -> Status {
     let options = Some(StreamOptions {
@@ -87,13 +95,6 @@ async fn call(mut runs: Runs, name: &'static str, cancels: bool, end: End) -> St
     let (thread_id, run_id) = ("thread_1".to_owned(), "run_1".to_owned());
     let (say, inbound) = mpsc::unbounded_channel();
     let inbound = UnboundedReceiverStream::new(inbound);
-    fn request<M>(end: End, message: M) -> Request<M> {
-        let mut request = Request::new(message);
-        if end == End::Deadline {
-            request.set_timeout(Duration::from_millis(500));
-        }
-        request
-    }
     let answered: Result<tonic::Response<Streaming<RunEvent>>, Status> = match name {
         "WatchRun" => {
             let message = WatchRunRequest {

@@ -20,6 +20,9 @@ fn serve(flags: &[&str], variables: &[(&str, &str)]) -> Output {
         .expect("the program runs")
 }
 
+/// What is tried, flags, variables, and what the line says.
+type Row<'a> = (&'a str, Vec<&'a str>, &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_to_change() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -28,7 +31,6 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
     let empty = empty.to_str().expect("text");
     let key = ["--upstream-api-key", "k", "--tokens-file"];
     let with_key = |file| [&key[..], &[file]].concat();
-    type Row<'a> = (&'a str, Vec<&'a str>, &'a [(&'a str, &'a str)], &'a str);
     let table: &[Row] = &[
         (
             "O1",
