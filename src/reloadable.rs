@@ -6,7 +6,7 @@
 //!   still being written), or at once after [`reload`], without a restart.
 //! - What cannot be read whole, is empty, still changes, or cannot be understood changes nothing.
 //!   It is logged once, and again when the reason is another; a gauge is 1 meanwhile.
-//! - Nothing blocks: only regular files are read, up to [`MAX_BYTES`], by threads of their own.
+//! - Nothing blocks: only regular files are read, up to a MiB, by threads of their own.
 //!
 //! Contents are compared, not times: mounted secrets are swapped as links, and some tools keep
 //! times. Why not notifications: they miss swapped links and network volumes.

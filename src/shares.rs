@@ -7,7 +7,7 @@
 //!   callers that hold anything, by two), and at least one, is not refused because of others: what
 //!   a caller takes beyond its own guaranteed share leaves those of all others free, and one for a
 //!   caller that is not there yet. Alone a caller gets two thirds, of two things one.
-//! - Beyond its guaranteed share, a caller takes only while it holds less than [`HEADROOM`] times
+//! - Beyond its guaranteed share, a caller takes only while it holds less than eight times
 //!   what is then left to spare. So shares become equal as permits come back.
 //! - A permit knows its owner and its weight, and is given back by its drop.
 //!
