@@ -42,6 +42,9 @@ const MAX_MESSAGE: usize = 600;
 /// The longest code, type, parameter name or request id of an upstream that is passed on, in bytes.
 const MAX_WORD: usize = 128;
 
+/// What an answer about something else is. It will not be another the next time.
+pub(crate) const ANOTHER_RESOURCE: &str = "another resource than the one asked for";
+
 /// How long to wait where the upstream asks to wait and does not say how long.
 const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -174,9 +177,8 @@ impl Error {
             Self::Rejected(rejection) => {
                 matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota()
             }
-            Self::Lost { .. } | Self::Unusable { .. } | Self::Overloaded(_) | Self::Draining => {
-                true
-            }
+            Self::Unusable { what, .. } => what != ANOTHER_RESOURCE,
+            Self::Lost { .. } | Self::Overloaded(_) | Self::Draining => true,
             Self::Interrupted { error, .. } => error.is_transient(),
             Self::Invalid { .. }
             | Self::TooLarge { .. }

@@ -101,7 +101,8 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
             make: Arc::new(make),
             source,
         };
-        tokio::spawn(keeper.keep());
+        // From now on, and not from when the task begins: a signal may come before.
+        tokio::spawn(keeper.keep(RELOADS.subscribe()));
         Ok(value)
     }
 
@@ -136,8 +137,7 @@ where
     T: Send + Sync + 'static,
     F: Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
 {
-    async fn keep(mut self) {
-        let mut reloads = RELOADS.subscribe();
+    async fn keep(mut self, mut reloads: watch::Receiver<u64>) {
         let never = |time: Duration| if time.is_zero() { Duration::MAX } else { time };
         let renewal = never(self.source.renewal);
         // Without files there is nothing to look at before the renewal.

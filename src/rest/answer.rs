@@ -16,7 +16,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    error::{Error, Idempotency, Rejection},
+    error::{ANOTHER_RESOURCE, Error, Idempotency, Rejection},
     json,
     v1::Run,
 };
@@ -116,9 +116,7 @@ pub(super) async fn read<M: Answerable>(
         .id()
         .is_some_and(|(name, id)| !reading.target.names(name, id))
     {
-        Err(unusable(
-            "another resource than the one asked for".to_owned(),
-        ))
+        Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
         Ok(Answer { message, headers })
     }

@@ -63,8 +63,9 @@ impl UpstreamRequest {
     /// duration, for the metrics, ends with the head. How long runs take says nothing of how fast
     /// the upstream answers.
     pub fn ended<T>(&mut self, result: &Result<T, Error>) {
-        if let Err(error) = result {
-            self.error = kind(error);
+        let failed = result.as_ref().err();
+        self.error = failed.and_then(kind);
+        if let Some(error) = failed {
             self.telemetry.failed(error);
         }
         self.time();
