@@ -36,7 +36,7 @@ pub async fn read_answer(
     own_key: bool,
 ) -> Result<Answer<Run>, Error> {
     let reading = answer::Reading {
-        target: &target("/threads/{thread_id}/runs", &["thread_1"])?,
+        target: &target("/threads/{thread_id}/runs", &[("thread_id", "thread_1")])?,
         idempotency,
         own_key,
         limit: usize::MAX,
