@@ -124,9 +124,9 @@ async fn wait_with_a_deadline(runs: &mut Runs) -> Result<()> {
         request
     };
     match runs.wait_run(wait(Duration::from_millis(300))).await.map_err(|status| status.code()) {
-        // tonic's client ends the call itself, a moment before the gateway's answer is there, and
+        // tonic's client mostly ends the call itself, a moment before the gateway's answer is there, and
         // gives it this code.
-        Err(Code::Cancelled) => println!("  DEADLINE_EXCEEDED"),
+        Err(Code::Cancelled | Code::DeadlineExceeded) => println!("  DEADLINE_EXCEEDED"),
         other => println!("  {other:?}"),
     }
     runs.cancel_run(CancelRunRequest { thread_id: run.thread_id.clone(), run_id: run.id.clone() }).await?;
