@@ -59,6 +59,13 @@ const RUN_ERRORS: [&str; 3] = ["server_error", "rate_limit_exceeded", "invalid_p
 /// Types of events have numbers below this one.
 const EVENT_TYPES: i32 = 128;
 
+/// What somebody has to mend (`trouble.rs`).
+pub(super) const TROUBLES: [&str; 3] = [
+    "gateway_key_rejected",
+    "quota_used_up",
+    "upstream_unreachable",
+];
+
 /// What stands for all that is not known.
 const OTHER: &str = "other";
 
@@ -177,6 +184,15 @@ impl Metrics {
             &["type"],
         );
         new.process();
+        let troubles = new.counters(
+            "runs_gateway_troubles_total",
+            "What somebody has to mend, each as often as it was met.",
+            &["what"],
+        );
+        // There from the start, so that an increase from nothing is seen.
+        for what in TROUBLES {
+            troubles.with_label_values(&[what]);
+        }
         Self {
             methods,
             other: method(OTHER, OTHER, true),
@@ -205,11 +221,7 @@ impl Metrics {
             pollers: new.gauge("runs_gateway_pollers", "Runs that are polled."),
             watchers: new
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
-            troubles: new.counters(
-                "runs_gateway_troubles_total",
-                "What somebody has to mend, each as often as it was met.",
-                &["what"],
-            ),
+            troubles,
             reload_failing: new.gauges(
                 "runs_gateway_reload_failing",
                 "1 while files cannot be used and what was read before stays.",
