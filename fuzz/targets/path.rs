@@ -99,7 +99,9 @@ fuzz_target!(|input: Input| {
     let includes = include.iter().map(|it| encoded(it)).sum::<usize>();
     let refused = no_segment || no_page || too_long || includes > TOO_LONG;
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let fields = route.split('/').filter_map(|it| it.strip_prefix('{')?.strip_suffix('}'));
+    let fields = route
+        .split('/')
+        .filter_map(|it| it.strip_prefix('{')?.strip_suffix('}'));
     let named: Vec<_> = fields.zip(ids.iter().copied()).collect();
     let url = match url(base, route, &named, &query) {
         Ok(url) => url,

@@ -71,15 +71,15 @@ async fn serve(mut stream: TcpStream, bodies: &Bodies) -> Done {
                 ["bulk", deltas, ..] => {
                     stream
                         .write_all(&bulk(bodies, deltas.parse()?).await)
-                        .await?
+                        .await?;
                 }
                 ["paced", pause, deltas, ..] => {
-                    paced(&mut stream, pause.parse()?, deltas.parse()?).await?
+                    paced(&mut stream, pause.parse()?, deltas.parse()?).await?;
                 }
                 _ => return Err("no such plan".into()),
             },
             ["threads", thread, "runs", run] => {
-                stream.write_all(found(thread, run).as_bytes()).await?
+                stream.write_all(found(thread, run).as_bytes()).await?;
             }
             _ => return Err("no such path".into()),
         }
