@@ -33,10 +33,10 @@ const BODIES: [(&str, &str, Code); 3] = [
 fn errors(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("error");
     for (name, body, code) in BODIES {
-        let error: Error = error_event(body.as_bytes());
+        let error: Error = error_event(body.as_bytes(), false);
         assert_eq!(error.status().code(), code, "{name}");
         group.bench_function(format!("{name}/read"), |bencher| {
-            bencher.iter(|| error_event(black_box(body.as_bytes())));
+            bencher.iter(|| error_event(black_box(body.as_bytes()), false));
         });
         group.bench_function(format!("{name}/status"), |bencher| {
             bencher.iter(|| black_box(&error).status());

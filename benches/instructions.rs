@@ -68,8 +68,11 @@ const CASES: [Case; 6] = [
         }
     }),
     ("error to status", |rounds| {
-        (0..rounds)
-            .for_each(|_| drop(black_box(error_event(black_box(ERROR.as_bytes())).status())));
+        (0..rounds).for_each(|_| {
+            drop(black_box(
+                error_event(black_box(ERROR.as_bytes()), false).status(),
+            ))
+        });
     }),
 ];
 

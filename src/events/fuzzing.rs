@@ -12,6 +12,6 @@ pub fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Error> {
     match received(frame) {
         Received::Event(event) => Ok(Some(event)),
         Received::Done => Ok(None),
-        Received::Error(data) => Err(rest::error_event(&data)),
+        Received::Error(data) => Err(rest::error_event(&data, false)),
     }
 }

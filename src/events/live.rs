@@ -206,7 +206,10 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
             };
             Ok(told.then_some(event))
         }
-        Received::Error(data) => Err(reader.interrupted(error_event(&data))),
+        Received::Error(data) => {
+            let own_key = reader.streams.client.has_own_key();
+            Err(reader.interrupted(error_event(&data, own_key)))
+        }
     }
 }
 

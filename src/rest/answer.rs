@@ -225,8 +225,9 @@ async fn rejection(
 }
 
 /// The error that an `error` event stands for. It ends a stream that began with a write, which may
-/// have taken effect.
-pub fn error_event(data: &[u8]) -> Error {
+/// have taken effect. `own_key`: the credential was the gateway's own, of which the words may hold a
+/// part.
+pub fn error_event(data: &[u8], own_key: bool) -> Error {
     let said = error_body::read(data, "");
     let status = error_body::event_status(&said);
     let in_words = || delay::from_words(&said.error.as_ref()?.message);
@@ -238,7 +239,7 @@ pub fn error_event(data: &[u8]) -> Error {
         missing_route: false,
         body: said.error,
         idempotency: Idempotency::NonIdempotent,
-        own_key: false,
+        own_key,
         headers: HeaderMap::new(),
     }))
 }

@@ -1096,3 +1096,21 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
     assert!(upstream.requests().is_empty());
     gateway.drain().await;
 }
+
+/// U1: an `error` event about the gateway's own key is not the caller's to read.
+#[tokio::test]
+async fn an_error_event_about_the_gateways_own_key_keeps_its_words() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &["--upstream-api-key", "sk-own"]).await;
+    let error = r#"{"error":{"message":"Incorrect key: sk-o**n","code":"401"}}"#;
+    upstream.push(Answer::sse([run_event("queued"), event("error", error)]));
+    let stream = gateway.runs().stream_create_run(create()).await;
+    let (_, ended) = hear(stream.map(tonic::Response::into_inner)).await;
+    let ended = ended.expect("an error");
+    assert_eq!(
+        (ended.code, &*ended.reason),
+        (C::Internal, "GATEWAY_KEY_REJECTED")
+    );
+    assert!(!ended.message.contains("sk-o"), "{ended:?}");
+    gateway.drain().await;
+}
