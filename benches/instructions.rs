@@ -71,7 +71,7 @@ const CASES: [Case; 6] = [
         (0..rounds).for_each(|_| {
             drop(black_box(
                 error_event(black_box(ERROR.as_bytes()), false).status(),
-            ))
+            ));
         });
     }),
 ];
