@@ -7,7 +7,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use runs_gateway::{error::Error, rest::error_event};
+use runs_gateway::{error::Error, upstream::error_event};
 use tonic::Code;
 
 /// Bodies as services send them, and what becomes of them.

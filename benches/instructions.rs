@@ -11,8 +11,8 @@ use http::{HeaderMap, Method, StatusCode};
 use runs_gateway::{
     error::Error,
     json::{decode, encode},
-    rest::{error_event, sse::Parser},
     telemetry::Telemetry,
+    upstream::{error_event, sse::Parser},
     v1::{MessageDelta, Run},
 };
 use tonic::Code;

@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use runs_gateway::rest::sse::Parser;
+use runs_gateway::upstream::sse::Parser;
 
 const EVENTS: usize = 4096;
 

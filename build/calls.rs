@@ -1,5 +1,5 @@
 //! Writes what a REST call needs, from its RPC in the contract: how its request is made and what
-//! makes its answer whole (for `src/rest/calls.rs`), the method of the client, and the gRPC
+//! makes its answer whole (for `src/upstream/calls.rs`), the method of the client, and the gRPC
 //! services (for `src/service/calls.rs`).
 //!
 //! Must hold: a call is its RPC's options (`rest.proto`, `idempotency_level`) and nothing else. A
@@ -15,7 +15,7 @@ use prost_reflect::{
 
 use crate::wire::snake;
 
-/// Calls whose method of the client is written by hand (`src/rest/endpoints.rs`).
+/// Calls whose method of the client is written by hand (`src/upstream/endpoints.rs`).
 const OWN_METHODS: [&str; 2] = ["SubmitToolOutputs", "CancelRun"];
 
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).

@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin, config,
     reloadable::Reloadable,
-    rest, server,
+    server,
     service::Gateway,
     shares::Accepted,
     telemetry::{Telemetry, Tracer},
+    upstream,
 };
 
 /// A gateway that is ready to serve. Made apart from [`App::serve`], so that what is wrong with the
@@ -44,7 +45,7 @@ impl App {
                 .unwrap_or_else(Tracer::off),
         );
         let client =
-            rest::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+            upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
         let forwarded = config.forwarded();
         let mut access = config.access.open(&telemetry)?;
         if !config.upstream.has_own_key() {
@@ -57,7 +58,7 @@ impl App {
             web: server::Web::new(
                 config.access.web_origins.clone(),
                 &forwarded,
-                &rest::SHOWN_HEADERS,
+                &upstream::SHOWN_HEADERS,
             ),
             telemetry,
             gateway: Gateway::new(client, config.streams.clone(), forwarded),

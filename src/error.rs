@@ -22,8 +22,8 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    events::Resume,
     json::Violation,
+    runs::Resume,
     shares::Limit,
     v1::{ErrorReason, RunEventType},
 };

@@ -5,8 +5,8 @@
 //! | [`v1`] | the contract, generated from `proto/` |
 //! | [`json`] | the codec: how a message looks as JSON (`codec` has its generated lines) |
 //! | [`wire`] | how a message is written as protobuf |
-//! | [`rest`] | the REST side: HTTP as a client, and the framing of server-sent events |
-//! | [`events`] | runs as streams: from the upstream's events, from polling |
+//! | [`upstream`] | the REST side: HTTP as a client, and the framing of server-sent events |
+//! | [`runs`] | runs as streams: from the upstream's events, from polling |
 //! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`shares`] | how much of what is limited one caller may hold |
@@ -41,16 +41,16 @@ pub mod demo;
 pub mod dev;
 pub mod embedded;
 pub mod error;
-pub mod events;
 pub mod healthcheck;
 pub mod json;
 mod pem;
 mod registered_waker;
 pub mod reloadable;
-pub mod rest;
+pub mod runs;
 pub mod server;
 pub mod service;
 pub mod shares;
 pub mod telemetry;
+pub mod upstream;
 pub mod v1;
 pub mod wire;

@@ -14,7 +14,7 @@ use http::{HeaderValue, Response, StatusCode};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use runs_gateway::{
     error::{Error, Idempotency},
-    rest::fuzzing::read_answer,
+    upstream::fuzzing::read_answer,
 };
 use tokio::runtime::{Builder, Runtime};
 

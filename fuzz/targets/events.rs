@@ -12,8 +12,8 @@ mod status;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use runs_gateway::{
-    events::fuzzing::event,
-    rest::sse::{Frame, Parser},
+    runs::fuzzing::event,
+    upstream::sse::{Frame, Parser},
     v1::run_event::Payload,
 };
 use standard::Event;

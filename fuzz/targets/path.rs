@@ -9,7 +9,7 @@ use http::Uri;
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 use runs_gateway::{
-    rest::fuzzing::url,
+    upstream::fuzzing::url,
     v1::{FILES, ListRunStepsRequest},
 };
 use url::Url;

@@ -37,9 +37,9 @@ pub use self::{
 use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
     embedded,
-    events::StreamLimits,
-    rest::{AuthStyle, RENEWAL, Upstream, UpstreamFiles},
+    runs::StreamLimits,
     server::Limits,
+    upstream::{AuthStyle, RENEWAL, Upstream, UpstreamFiles},
 };
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).

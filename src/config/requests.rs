@@ -4,7 +4,7 @@
 use clap::{Args, ValueEnum};
 use humantime::Duration;
 
-use crate::rest::{HttpVersion, RequestLimits, RetryLimits};
+use crate::upstream::{HttpVersion, RequestLimits, RetryLimits};
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@
 use clap::Args;
 use humantime::Duration;
 
-use crate::events::{PollLimits, StreamLimits};
+use crate::runs::{PollLimits, StreamLimits};
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]

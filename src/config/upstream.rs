@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::{Invalid, gateway::FRAMING};
-use crate::rest::{AuthStyle, RENEWAL, UpstreamFiles};
+use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles};
 
 /// The flags.
 #[derive(Debug, Args)]

@@ -23,10 +23,10 @@ pub(crate) use codec::BoundedCodec;
 
 use crate::{
     error::{Delivery, Error, Idempotency},
-    events::{Events, SharedResume, Started, StreamLimits, Streams},
-    rest::{Answer, Caller, Client},
+    runs::{Events, SharedResume, Started, StreamLimits, Streams},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
+    upstream::{Answer, Caller, Client},
     v1::{RunEvent, RunEventType},
 };
 

@@ -6,7 +6,7 @@ use std::{env, fs};
 
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
-use runs_gateway::rest::sse::{Frame, Parser, TooLong};
+use runs_gateway::upstream::sse::{Frame, Parser, TooLong};
 use standard::{by_the_standard, cut, parse};
 
 const ENOUGH: usize = 1 << 20;

@@ -2,7 +2,7 @@
 //! the fuzz targets.
 
 use bytes::Bytes;
-use runs_gateway::rest::sse::{Frame, Parser, TooLong};
+use runs_gateway::upstream::sse::{Frame, Parser, TooLong};
 
 /// A frame that outlives its parser.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,12 +12,12 @@ use std::{
 
 use http::HeaderMap;
 use runs_gateway::{
-    events::{PollLimits, SharedResume, StreamLimits, Streams},
-    rest::{
+    runs::{PollLimits, SharedResume, StreamLimits, Streams},
+    telemetry::Telemetry,
+    upstream::{
         AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits,
         Upstream as Target, UpstreamFiles,
     },
-    telemetry::Telemetry,
     v1::{RunEvent, RunStatus, WatchRunRequest, run_event::Payload},
 };
 use tokio::{sync::Notify, time::Instant};

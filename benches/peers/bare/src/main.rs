@@ -10,7 +10,7 @@ use std::{env, error::Error, pin::Pin};
 use reqwest::{Client, RequestBuilder};
 use runs_gateway::{
     json::{decode, encode},
-    rest::sse::{Frame, Parser},
+    upstream::sse::{Frame, Parser},
     v1::{
         CreateRunRequest, GetRunRequest, MessageDelta, Run, RunEvent, RunEventType, RunSpec,
         StreamCreateRunRequest, run_event::Payload,

@@ -33,8 +33,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::is_terminal;
 use crate::{
     error::Error,
-    rest::{Caller, Client, Identity},
     shares::{Limit, Owner, Permit, Shares},
+    upstream::{Caller, Client, Identity},
     v1::{GetRunRequest, ListRunStepsRequest, Run, RunStep, SortOrder},
 };
 

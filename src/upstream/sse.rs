@@ -87,7 +87,7 @@ impl Error for TooLong {}
 /// Frames one event stream.
 ///
 /// ```
-/// # use runs_gateway::rest::sse::Parser;
+/// # use runs_gateway::upstream::sse::Parser;
 /// let mut parser = Parser::new(1 << 20);
 /// parser.push("event: thread.run.created\ndata: {\"id\":\"ru".into());
 /// assert_eq!(parser.next_frame(), Ok(None));

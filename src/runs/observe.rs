@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    rest::Caller,
+    upstream::Caller,
     v1::{Run, WaitRunRequest, WatchRunRequest},
 };
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::{
     json::{self, Names as _},
-    rest::sse::Frame,
+    upstream::sse::Frame,
     v1::{RunEvent, RunEventType, UnknownEvent, run_event::Payload},
 };
 

@@ -46,8 +46,8 @@ pub use watch::PollLimits;
 
 use crate::{
     error::Error,
-    rest::{Caller, Client},
     shares::{Limit, Permit, Shares},
+    upstream::{Caller, Client},
     v1::{RunEvent, RunStatus, StreamOptions},
 };
 

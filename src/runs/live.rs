@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Delivery, Error, Idempotency},
-    rest::{Caller, UpstreamReply, error_event},
+    upstream::{Caller, UpstreamReply, error_event},
     v1::{
         RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
         StreamSubmitToolOutputsRequest,

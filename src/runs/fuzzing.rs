@@ -3,7 +3,7 @@
 use super::received::{Received, received};
 use crate::{
     error::Error,
-    rest::{self, sse::Frame},
+    upstream::{self, sse::Frame},
     v1::RunEvent,
 };
 
@@ -12,6 +12,6 @@ pub fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Error> {
     match received(frame) {
         Received::Event(event) => Ok(Some(event)),
         Received::Done => Ok(None),
-        Received::Error(data) => Err(rest::error_event(&data, false)),
+        Received::Error(data) => Err(upstream::error_event(&data, false)),
     }
 }

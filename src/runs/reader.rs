@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     error::Error,
-    rest::{Caller, EventStream, IDEMPOTENCY_KEY},
     shares::Permit,
+    upstream::{Caller, EventStream, IDEMPOTENCY_KEY},
     v1::{CancelRunRequest, RunEvent},
 };
 

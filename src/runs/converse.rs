@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     error::Error,
-    rest::{Caller, IDEMPOTENCY_KEY, UpstreamReply},
     shares::Permit,
+    upstream::{Caller, IDEMPOTENCY_KEY, UpstreamReply},
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus,
         StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
