@@ -1,33 +1,79 @@
-//! States of a run as events: one for each change of the run and of its steps.
+//! States of a run as events: one for each change of the run and of its steps, and one for each
+//! message that is whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::progress::{run_event, step_event};
-use crate::v1::{Run, RunEvent, RunStep};
+use super::{
+    fetch::{Messages, Snapshot, message_id},
+    is_terminal,
+    progress::{gap_event, message_event, run_event, step_event},
+};
+use crate::v1::{Gap, Run, RunEvent, RunStep};
 
 /// What was told last.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     run: Option<Box<Run>>,
     steps: HashMap<String, RunStep>,
+    messages: HashSet<String>,
 }
 
 impl Changes {
-    /// The events that tell of a new state: steps, oldest first, then the run, so that a run's last
-    /// event is the last.
-    pub(super) fn to(&mut self, run: &Run, steps: &[RunStep]) -> Vec<RunEvent> {
+    /// The events that tell of a new state: steps, oldest first, each with its message behind it,
+    /// then the run, so that a run's last event is the last. Other watchers of the run may have
+    /// asked for more than this one.
+    pub(super) fn to(
+        &mut self,
+        snapshot: &Snapshot,
+        include_steps: bool,
+        include_messages: bool,
+    ) -> Vec<RunEvent> {
         let mut events = Vec::new();
-        for step in steps {
-            if self.steps.get(&step.id) != Some(step) {
+        let none = Messages::default();
+        let messages = match &snapshot.messages {
+            Some(messages) if include_messages => messages,
+            _ => &none,
+        };
+        for step in snapshot.steps() {
+            if include_steps && self.steps.get(&step.id) != Some(step) {
                 self.steps.insert(step.id.clone(), step.clone());
                 events.push(step_event(step.clone()));
             }
+            if let Some(id) = message_id(step) {
+                self.tell(messages, |message| message == id, &mut events);
+            }
         }
-        if self.run.as_deref() != Some(run) {
-            let run = Box::new(run.clone());
-            self.run = Some(run.clone());
-            events.push(run_event(run));
+        self.tell(messages, |_| true, &mut events);
+        if self.run.as_ref() != Some(&snapshot.run) {
+            if is_terminal(snapshot.run.status()) {
+                events.extend(unread(messages).map(gap_event));
+            }
+            self.run = Some(snapshot.run.clone());
+            events.push(run_event(snapshot.run.clone()));
         }
         events
     }
+
+    /// Tells of the messages whose id is `wanted`, once each.
+    fn tell(
+        &mut self,
+        messages: &Messages,
+        wanted: impl Fn(&str) -> bool,
+        events: &mut Vec<RunEvent>,
+    ) {
+        for message in messages.read.iter().filter(|it| wanted(&it.id)) {
+            if self.messages.insert(message.id.clone()) {
+                events.push(message_event((**message).clone()));
+            }
+        }
+    }
+}
+
+/// What cannot be told of a run that is over. A gap that names nothing: nobody knows what it is.
+fn unread(messages: &Messages) -> Option<Gap> {
+    let is_missing = messages.failed.is_some() || !messages.unread.is_empty();
+    is_missing.then(|| Gap {
+        message_ids: messages.unread.clone(),
+        ..Gap::default()
+    })
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::{
     changes::Changes,
-    is_settled, is_terminal,
-    progress::{Progress, run_event, synthesized},
+    is_settled,
+    progress::{Progress, gap_event, message_event, run_event},
     watch::Subscription,
 };
 use crate::{
     error::Error,
-    v1::{Gap, Run, RunEvent, RunEventType, run_event::Payload},
+    v1::{Gap, Run, RunEvent},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -30,7 +30,7 @@ pub(super) enum Followed {
 }
 
 impl Follow {
-    /// Follows the run of a watch that was joined with steps.
+    /// Follows the run of a watch that was joined with steps, or with messages, which are then sent as far as they were missed.
     pub(super) fn new(watch: Subscription) -> Self {
         Self {
             watch,
@@ -42,22 +42,25 @@ impl Follow {
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
         let snapshot = self.watch.next().await?;
         if !is_settled(snapshot.run.status()) {
-            let changes = self.changes.to(&snapshot.run, snapshot.steps()).into_iter();
+            let changes = self.changes.to(&snapshot, true, false).into_iter();
             return Ok(Followed::On(
                 changes.filter(|event| !progress.has(event)).collect(),
             ));
         }
-        let is_over = is_terminal(snapshot.run.status());
-        let gap = match snapshot.steps {
-            // Something was missed, and nobody can say what: a gap that names nothing says so.
-            Some(Err(_)) => Some(Gap::default()),
-            _ => progress.gap(snapshot.steps(), is_over),
+        let gap = match (&snapshot.steps, progress.gap(&snapshot)) {
+            // Something was missed, and nobody can say what: a gap that names no step says so.
+            (Some(Err(_)), None) => Some(Gap::default()),
+            (_, gap) => gap,
         };
-        let gap = gap.map(|gap| synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap))));
-        let events = gap
-            .into_iter()
-            .chain([run_event(snapshot.run.clone())])
-            .collect();
+        let mut events = Vec::new();
+        if let Some(gap) = gap {
+            let messages = snapshot.messages.iter().flat_map(|it| &it.read);
+            let missed = messages.filter(|message| gap.message_ids.contains(&message.id));
+            let missed: Vec<_> = missed.map(|it| message_event((**it).clone())).collect();
+            events.push(gap_event(gap));
+            events.extend(missed);
+        }
+        events.push(run_event(snapshot.run.clone()));
         Ok(Followed::Settled(events, snapshot.run.clone()))
     }
 }

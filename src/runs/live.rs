@@ -247,7 +247,7 @@ pub(super) fn cut(reader: &Reader) {
 
 /// Begins to follow the run.
 pub(super) fn follow(reader: &Reader) -> Result<Follow, Error> {
-    watch(reader, Interest::Steps).map(Follow::new)
+    watch(reader, Interest::Now(reader.parts)).map(Follow::new)
 }
 
 /// Joins the run's watchers.

@@ -11,6 +11,7 @@
 //! | `inbox.rs` | what a conversation's caller says: outputs, held until they are asked for |
 //! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
 //! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
+//! | `fetch.rs` | what a poll reads: the run, its steps, its messages |
 //! | `changes.rs` | states of a run as events |
 //! | `heartbeat.rs` | signs of life in quiet streams |
 //!
@@ -21,6 +22,7 @@
 
 mod changes;
 mod converse;
+mod fetch;
 mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -174,6 +176,7 @@ fn is_settled(status: RunStatus) -> bool {
 struct Options {
     cancel_on_disconnect: bool,
     heartbeat: Option<Duration>,
+    include_missed_messages: bool,
 }
 
 impl Options {
@@ -189,6 +192,7 @@ impl Options {
         Ok(Self {
             cancel_on_disconnect: options.cancel_on_disconnect,
             heartbeat,
+            include_missed_messages: options.include_missed_messages,
         })
     }
 }

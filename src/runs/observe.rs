@@ -10,6 +10,7 @@ use super::{
     Options, Resume, Started, Streams,
     changes::Changes,
     duration,
+    fetch::Parts,
     heartbeat::with_heartbeat,
     is_settled, is_terminal,
     progress::{Progress, SharedResume},
@@ -34,15 +35,17 @@ impl Streams {
     ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
+        let include_messages = request.include_messages || options.include_missed_messages;
+        let parts = match (include_messages, request.include_steps) {
+            (true, _) => Parts::Messages,
+            (false, true) => Parts::Steps,
+            (false, false) => Parts::Run,
+        };
         let mut watch = self.watches.join(
             caller,
             &request.thread_id,
             &request.run_id,
-            if request.include_steps {
-                Interest::Steps
-            } else {
-                Interest::Run
-            },
+            Interest::Now(parts),
         )?;
         let mut reader = Reader::new(self, caller, progress, options);
         // The first state is awaited, so that a run that is not there is an answer and not a
@@ -56,12 +59,10 @@ impl Streams {
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
-                // They may be there because another watcher of the run asked for them.
-                let steps = match &snapshot.steps {
-                    Some(steps) if include_steps => steps.as_deref().map_err(|error| reader.interrupted(Arc::clone(error)))?,
-                    _ => &[],
-                };
-                for event in changes.to(&snapshot.run, steps) {
+                if include_steps && let Some(Err(error)) = &snapshot.steps {
+                    Err(reader.interrupted(Arc::clone(error)))?;
+                }
+                for event in changes.to(&snapshot, include_steps, include_messages) {
                     reader.progress.sent(&event);
                     yield event;
                 }
@@ -92,9 +93,12 @@ impl Streams {
         } else {
             is_terminal
         };
-        let mut watch =
-            self.watches
-                .join(caller, &request.thread_id, &request.run_id, Interest::Run)?;
+        let mut watch = self.watches.join(
+            caller,
+            &request.thread_id,
+            &request.run_id,
+            Interest::Now(Parts::Run),
+        )?;
         // Errors are every watcher's; here there is nothing to resume.
         let own = |error| Error::Interrupted {
             error,

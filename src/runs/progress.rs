@@ -9,9 +9,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{is_settled, is_terminal};
+use super::{
+    fetch::{Messages, Snapshot, has_ended, message_id},
+    is_settled, is_terminal,
+};
 use crate::v1::{
-    Gap, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus, run_event::Payload,
+    Gap, MessageStatus, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus,
+    ThreadMessage, run_event::Payload,
 };
 
 /// How to resume a stream: watch this run.
@@ -198,37 +202,23 @@ impl Progress {
         }
     }
 
-    /// What of a run was not sent whole, by its steps and by what was begun, since some services
-    /// list no steps; `None` if nothing is missing. A step that is open while the run waits for
-    /// outputs (not `is_over`) is not missing.
-    pub(super) fn gap(&self, steps: &[RunStep], is_over: bool) -> Option<Gap> {
+    /// What of a run was not sent whole, by its steps, by its messages if they were read, and by
+    /// what was begun, since some services list no steps; `None` if nothing is missing. A step that
+    /// is open while the run waits for outputs is not missing.
+    pub(super) fn gap(&self, snapshot: &Snapshot) -> Option<Gap> {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
-        let ended = |step: &&RunStep| {
-            !matches!(
-                step.status(),
-                RunStepStatus::Unspecified | RunStepStatus::InProgress
-            )
-        };
-        let message = |step: &RunStep| {
-            Some(
-                step.step_details
-                    .as_ref()?
-                    .message_creation
-                    .as_ref()?
-                    .message_id
-                    .clone(),
-            )
-        };
+        let is_over = is_terminal(snapshot.run.status());
+        let steps = snapshot.steps();
         let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
-        let run_step_ids = steps.iter().filter(ended).map(|step| step.id.clone());
-        let message_ids = steps.iter().filter_map(message);
+        let run_step_ids = steps.iter().filter(|step| has_ended(step));
+        let run_step_ids = run_step_ids.map(|step| step.id.clone());
+        let message_ids = steps.iter().filter_map(message_id).map(str::to_owned);
+        let listed = snapshot.messages.iter().flat_map(Messages::ids);
+        let begun_messages = self.begun_messages.iter().cloned();
+        let message_ids = message_ids.chain(listed).chain(begun_messages);
         let gap = Gap {
             run_step_ids: once(run_step_ids.chain(begun_steps).filter(missing)),
-            message_ids: once(
-                message_ids
-                    .chain(self.begun_messages.iter().cloned())
-                    .filter(missing),
-            ),
+            message_ids: once(message_ids.filter(missing)),
         };
         (gap != Gap::default()).then_some(gap)
     }
@@ -277,6 +267,21 @@ pub(super) fn step_event(step: RunStep) -> RunEvent {
         S::Expired => T::ThreadRunStepExpired,
     };
     synthesized(kind, Payload::RunStep(Box::new(step)))
+}
+
+/// The event that tells of a message that is whole.
+pub(super) fn message_event(message: ThreadMessage) -> RunEvent {
+    let kind = if message.status() == MessageStatus::Incomplete {
+        RunEventType::ThreadMessageIncomplete
+    } else {
+        RunEventType::ThreadMessageCompleted
+    };
+    synthesized(kind, Payload::Message(Box::new(message)))
+}
+
+/// The event that names what was missed.
+pub(super) fn gap_event(gap: Gap) -> RunEvent {
+    synthesized(RunEventType::Gap, Payload::Gap(Box::new(gap)))
 }
 
 /// An event of the gateway's own making.

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     Options, Resume, Streams,
+    fetch::Parts,
     progress::{Progress, SharedResume},
     received::{Received, received},
 };
@@ -40,6 +41,8 @@ pub(super) struct Reader {
     pub(super) progress: Progress,
     /// The upstream's stream, while there is one.
     pub(super) source: Option<Source>,
+    /// What is read of the run when it has to be polled.
+    pub(super) parts: Parts,
     /// The run is to be cancelled if this is dropped.
     cancel: bool,
 }
@@ -62,6 +65,11 @@ impl Reader {
             caller: caller.clone(),
             progress,
             source: None,
+            parts: if options.include_missed_messages {
+                Parts::Messages
+            } else {
+                Parts::Steps
+            },
             cancel: options.cancel_on_disconnect,
         }
     }

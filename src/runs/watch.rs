@@ -14,28 +14,26 @@
 //!   (401, 403, 404) ends all watches.
 
 use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use prost::Message as _;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::is_terminal;
+use super::{
+    fetch::{Fetch, Pace, Parts, Snapshot},
+    is_terminal,
+};
 use crate::{
     error::Error,
     shares::{Limit, Owner, Permit, Shares},
     upstream::{Caller, Client, Identity},
-    v1::{GetRunRequest, ListRunStepsRequest, Run, RunStep, SortOrder},
 };
 
 /// Limits of polling. [`Default`] suits most upstreams.
@@ -51,7 +49,7 @@ pub struct PollLimits {
     pub runs: usize,
     /// How long fetches may fail before watches end.
     pub patience: Duration,
-    /// The most that the steps of one run may take, in bytes.
+    /// The most that the steps of one run may take, in bytes; its messages, the same.
     pub step_bytes: usize,
 }
 
@@ -71,38 +69,14 @@ impl Default for PollLimits {
 /// The time to the second fetch of a run in the same status, where the upstream does not say.
 const FIRST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The most pages of steps that are read of a run: a hundred on each.
-const MAX_STEP_PAGES: usize = 100;
-
-/// A state of a run.
-#[derive(Debug, Clone)]
-pub(super) struct Snapshot {
-    pub(super) run: Box<Run>,
-    /// Its steps, oldest first, if anybody asked for them and they could be read; or why they
-    /// cannot be had. Neither is a reason to keep the run from those who asked for the run alone.
-    pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
-}
-
-impl Snapshot {
-    /// The steps, as far as they are known.
-    pub(super) fn steps(&self) -> &[RunStep] {
-        self.steps
-            .as_ref()
-            .and_then(|steps| steps.as_deref().ok())
-            .unwrap_or_default()
-    }
-}
-
 /// What a watcher wants of a run, and how soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Interest {
-    /// The run and its steps, now and as they change.
-    Steps,
-    /// The run, now and as it changes.
-    Run,
     /// The run, at the ceiling's pace and after each write through this gateway: it waits for
     /// something else, and only must not wait in vain.
     Seldom,
+    /// These parts, now and as they change.
+    Now(Parts),
 }
 
 /// All pollers of one gateway.
@@ -115,9 +89,7 @@ struct Shared {
     limits: PollLimits,
     runs: Shares,
     polls: Mutex<HashMap<Key, Poll>>,
-    /// When the next fetch may begin, of all. Held by the poller whose turn it is; the others wait
-    /// in the order of asking.
-    next_slot: tokio::sync::Mutex<Instant>,
+    pace: Pace,
     /// Held by the one poller that waits for a slot without anybody having asked for this fetch.
     /// However many runs are watched, a new watcher, or a run that was changed, has one of those
     /// before it at most.
@@ -139,11 +111,7 @@ struct Key {
 /// [`Shared::polls`].
 #[derive(Debug)]
 struct Poll {
-    watchers: usize,
-    /// Those of them that want steps.
-    step_watchers: usize,
-    /// Those of them that are in no hurry.
-    seldom_watchers: usize,
+    watchers: Watchers,
     /// Fetches that have begun.
     begun: u64,
     /// The first fetch that somebody waits for; the poller does not sleep before it.
@@ -152,6 +120,40 @@ struct Poll {
     published: watch::Receiver<Option<Published>>,
     _permit: Permit,
     _task: AbortOnDropHandle<()>,
+}
+
+/// How many watch a run, by what they want of it.
+#[derive(Debug, Default)]
+struct Watchers {
+    seldom: usize,
+    run: usize,
+    steps: usize,
+    messages: usize,
+}
+
+impl Watchers {
+    fn of(&mut self, interest: Interest) -> &mut usize {
+        match interest {
+            Interest::Seldom => &mut self.seldom,
+            Interest::Now(Parts::Run) => &mut self.run,
+            Interest::Now(Parts::Steps) => &mut self.steps,
+            Interest::Now(Parts::Messages) => &mut self.messages,
+        }
+    }
+
+    /// Those that want to know now.
+    fn now(&self) -> usize {
+        self.run + self.steps + self.messages
+    }
+
+    /// What has to be read for all of them.
+    fn parts(&self) -> Parts {
+        match self {
+            Self { messages: 1.., .. } => Parts::Messages,
+            Self { steps: 1.., .. } => Parts::Steps,
+            _ => Parts::Run,
+        }
+    }
 }
 
 /// What a fetch gave.
@@ -182,9 +184,9 @@ impl PollerRegistry {
                 max: limits.runs,
                 flag: "--max-polled-runs",
             }),
+            pace: Pace::new(limits.rate),
             limits,
             polls: Mutex::default(),
-            next_slot: tokio::sync::Mutex::new(Instant::now()),
             routine: tokio::sync::Mutex::default(),
             slowed: Mutex::default(),
             hasher: RandomState::new(),
@@ -216,11 +218,8 @@ impl PollerRegistry {
             }
         };
         metrics.watchers.inc();
-        poll.watchers += 1;
-        poll.step_watchers += usize::from(interest == Interest::Steps);
-        if interest == Interest::Seldom {
-            poll.seldom_watchers += 1;
-        } else {
+        *poll.watchers.of(interest) += 1;
+        if interest != Interest::Seldom {
             poll.wanted = poll.begun + 1;
         }
         poll.wake.notify_one();
@@ -252,21 +251,23 @@ impl PollerRegistry {
         let poller = Poller {
             shared: Arc::clone(&self.0),
             key: key.clone(),
-            caller: Caller {
-                owner,
-                ..key.identity.caller()
-            },
+            fetch: Fetch::new(
+                self.0.client.clone(),
+                Caller {
+                    owner,
+                    ..key.identity.caller()
+                },
+                (key.thread_id.clone(), key.run_id.clone()),
+                self.0.limits.step_bytes,
+            ),
             wake: Arc::clone(&wake),
             publish,
             interval: self.0.limits.floor,
             failing_since: None,
-            is_stuck: AtomicBool::new(false),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(poller.run()));
         Poll {
-            watchers: 0,
-            step_watchers: 0,
-            seldom_watchers: 0,
+            watchers: Watchers::default(),
             begun: 0,
             wanted: 0,
             wake,
@@ -295,11 +296,11 @@ impl Subscription {
                 continue;
             };
             self.seen = number;
-            let lacks_steps = self.interest == Interest::Steps
-                && result
-                    .as_ref()
-                    .is_ok_and(|snapshot| snapshot.steps.is_none());
-            if !lacks_steps {
+            let lacks = match (&result, self.interest) {
+                (Ok(snapshot), Interest::Now(parts)) => snapshot.parts() < parts,
+                _ => false,
+            };
+            if !lacks {
                 return result;
             }
         }
@@ -312,10 +313,8 @@ impl Drop for Subscription {
         metrics.watchers.dec();
         let mut polls = lock(&self.watches.0.polls);
         if let Some(poll) = polls.get_mut(&self.key) {
-            poll.watchers -= 1;
-            poll.step_watchers -= usize::from(self.interest == Interest::Steps);
-            poll.seldom_watchers -= usize::from(self.interest == Interest::Seldom);
-            if poll.watchers == 0 {
+            *poll.watchers.of(self.interest) -= 1;
+            if poll.watchers.now() + poll.watchers.seldom == 0 {
                 polls.remove(&self.key);
                 metrics.pollers.dec();
             }
@@ -327,14 +326,12 @@ impl Drop for Subscription {
 struct Poller {
     shared: Arc<Shared>,
     key: Key,
-    caller: Caller,
+    fetch: Fetch,
     wake: Arc<Notify>,
     publish: watch::Sender<Option<Published>>,
     /// The time to the next fetch, where the upstream does not say.
     interval: Duration,
     failing_since: Option<Instant>,
-    /// Its pages of steps do not advance, which was logged.
-    is_stuck: AtomicBool,
 }
 
 impl Poller {
@@ -343,12 +340,11 @@ impl Poller {
         loop {
             self.rest(number, pause).await;
             self.turn(number).await;
-            let Some((begun, steps)) = self.begin() else {
+            let Some((begun, parts)) = self.begin() else {
                 return;
             };
             number = begun;
-            let fetched = self.fetch(steps).await;
-            pause = match fetched {
+            pause = match self.fetch.fetch(parts, &self.shared.pace).await {
                 Ok((snapshot, asked)) => self.succeeded(number, snapshot, asked),
                 Err(error) => self.failed(number, error),
             };
@@ -364,149 +360,30 @@ impl Poller {
                 () = self.wanted(number) => None,
                 routine = self.shared.routine.lock() => Some(routine),
             };
-            let mut next = self.shared.next_slot.lock().await;
-            let now = Instant::now();
-            if *next > now {
-                sleep_until(*next).await;
-            }
+            let turn = self.shared.pace.turn().await;
             let slowed = lock(&self.shared.slowed)
                 .get(&self.identity_hash())
                 .copied();
             let Some(until) = slowed.filter(|until| *until > Instant::now()) else {
-                // Taken only now: a poller that is aborted while it waits takes nothing from the
-                // others.
-                *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
+                turn.take();
                 return;
             };
-            drop((next, routine));
+            drop((turn, routine));
             sleep_until(until).await;
         }
-    }
-
-    /// Waits for the turn of one more request, by the rate of all.
-    async fn slot(&self) {
-        let mut next = self.shared.next_slot.lock().await;
-        let now = Instant::now();
-        sleep_until(*next).await;
-        *next = now.max(*next) + Duration::from_secs(1) / self.shared.limits.rate.max(1);
     }
 
     fn identity_hash(&self) -> u64 {
         self.shared.hasher.hash_one(&self.key.identity)
     }
 
-    /// Numbers the fetch that begins now; `None` if nobody watches any more.
-    fn begin(&self) -> Option<(u64, bool)> {
+    /// Numbers the fetch that begins now, and says what it is to read; `None` if nobody watches any
+    /// more.
+    fn begin(&self) -> Option<(u64, Parts)> {
         let mut polls = lock(&self.shared.polls);
         let poll = polls.get_mut(&self.key)?;
         poll.begun += 1;
-        Some((poll.begun, poll.step_watchers > 0))
-    }
-
-    /// The run, then its steps: those of a terminal run are read after it was seen to be terminal.
-    /// With what the upstream asks to wait.
-    async fn fetch(&self, steps: bool) -> Result<(Snapshot, Option<Duration>), Error> {
-        let Key {
-            thread_id, run_id, ..
-        } = &self.key;
-        let request = GetRunRequest {
-            thread_id: thread_id.clone(),
-            run_id: run_id.clone(),
-        };
-        let answer = self.shared.client.get_run(&self.caller, &request).await?;
-        let asked = answer
-            .headers
-            .get("openai-poll-after-ms")
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        let steps = if steps {
-            Some(self.steps().await.map_err(Arc::new))
-        } else {
-            None
-        };
-        Ok((
-            Snapshot {
-                run: answer.message,
-                steps,
-            },
-            asked.map(Duration::from_millis),
-        ))
-    }
-
-    /// All steps of the run, each once.
-    async fn steps(&self) -> Result<Vec<RunStep>, Error> {
-        let mut request = ListRunStepsRequest {
-            thread_id: self.key.thread_id.clone(),
-            run_id: self.key.run_id.clone(),
-            limit: Some(100),
-            order: SortOrder::Asc.into(),
-            ..ListRunStepsRequest::default()
-        };
-        let mut steps = Vec::new();
-        let (mut seen, mut bytes) = (HashSet::new(), 0);
-        for page in 0.. {
-            if page == MAX_STEP_PAGES {
-                return Err(Self::too_many_steps(&format!("{MAX_STEP_PAGES} pages")));
-            }
-            if page > 0 {
-                self.slot().await;
-            }
-            let page = self
-                .shared
-                .client
-                .list_run_steps(&self.caller, &request)
-                .await?
-                .message;
-            let more = page.has_more == Some(true) && !page.data.is_empty();
-            // An upstream that names no last id is asked by the last one's own.
-            let last = page
-                .data
-                .last()
-                .map(|step| step.id.clone())
-                .unwrap_or_default();
-            request.after = if page.last_id.is_empty() {
-                last
-            } else {
-                page.last_id
-            };
-            let before = steps.len();
-            let new = page
-                .data
-                .into_iter()
-                .filter(|step| seen.insert(step.id.clone()));
-            steps.extend(new);
-            bytes += steps[before..]
-                .iter()
-                .map(RunStep::encoded_len)
-                .sum::<usize>();
-            if bytes > self.shared.limits.step_bytes {
-                let limit = self.shared.limits.step_bytes;
-                return Err(Self::too_many_steps(&format!(
-                    "{limit} bytes (--max-polled-step-bytes)"
-                )));
-            }
-            if more && steps.len() == before {
-                if !self.is_stuck.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        thread_id = self.key.thread_id,
-                        run_id = self.key.run_id,
-                        after = request.after,
-                        "the upstream's pages of steps do not advance: what is behind them is not read"
-                    );
-                }
-                break;
-            }
-            if !more {
-                break;
-            }
-        }
-        Ok(steps)
-    }
-
-    fn too_many_steps(limit: &str) -> Error {
-        Error::Unusable {
-            what: format!("the run has steps of more than {limit}"),
-            request_id: None,
-        }
+        Some((poll.begun, poll.watchers.parts()))
     }
 
     /// Publishes a state, and says how long to rest; `None` for until somebody wants more.
@@ -516,12 +393,10 @@ impl Poller {
         mut snapshot: Snapshot,
         asked: Option<Duration>,
     ) -> Option<Duration> {
-        let borne = match &snapshot.steps {
-            Some(Err(error)) => self.bear(number, error),
-            _ => None,
-        };
+        let failed = snapshot.failed().cloned();
+        let borne = failed.and_then(|error| self.bear(number, &error));
         if borne.is_some() {
-            snapshot.steps = None;
+            snapshot.forget_failed();
         } else {
             self.failing_since = None;
         }
@@ -599,11 +474,11 @@ impl Poller {
     async fn rest(&self, number: u64, pause: Option<Duration>) {
         let (began, ceiling) = (Instant::now(), self.shared.limits.ceiling);
         loop {
-            let (seldom, watchers) = match lock(&self.shared.polls).get(&self.key) {
-                Some(poll) if poll.wanted <= number => (poll.seldom_watchers, poll.watchers),
+            let (seldom, now) = match lock(&self.shared.polls).get(&self.key) {
+                Some(poll) if poll.wanted <= number => (poll.watchers.seldom, poll.watchers.now()),
                 _ => return,
             };
-            let pause = if seldom == watchers {
+            let pause = if now == 0 {
                 Some(ceiling)
             } else {
                 pause.or((seldom > 0).then_some(ceiling))

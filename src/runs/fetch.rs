@@ -1,0 +1,478 @@
+//! What a poll reads of a run: the run, and as far as somebody wants them its steps and messages.
+//!
+//! Must hold:
+//!
+//! - The steps of a terminal run are read after it was seen to be terminal, and its messages after
+//!   its steps.
+//! - A message is read once it is whole, and once only: it does not change any more.
+//! - That steps or messages cannot be had is no reason to keep the run from whoever asked for the
+//!   run alone.
+//! - However many pages there are, what is read is bounded in bytes and in requests.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use prost::Message as _;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::{Instant, sleep_until},
+};
+
+use super::{is_settled, is_terminal};
+use crate::{
+    error::Error,
+    upstream::{Caller, Client},
+    v1::{
+        GetMessageRequest, GetRunRequest, ListMessagesRequest, ListRunStepsRequest, MessageStatus,
+        Run, RunStep, RunStepStatus, SortOrder, ThreadMessage,
+    },
+};
+
+/// The most pages that are read of a list: a hundred entries on each.
+const MAX_PAGES: usize = 100;
+
+/// How much of a run is read. Each has what those before it have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Parts {
+    /// The run.
+    Run,
+    /// The run and its steps.
+    Steps,
+    /// The run, its steps, and its messages that are whole.
+    Messages,
+}
+
+/// A state of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub(super) run: Box<Run>,
+    /// Its steps, oldest first, if anybody asked for them and they could be read; or why they
+    /// cannot be had.
+    pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
+    /// Its messages, if anybody asked for them.
+    pub(super) messages: Option<Messages>,
+}
+
+/// Messages of a run.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Messages {
+    /// Those that are whole, oldest first.
+    pub(super) read: Vec<Arc<ThreadMessage>>,
+    /// Ids of those that could not be read.
+    pub(super) unread: Vec<String>,
+    /// Why one of them, or the list of them, could not be read.
+    pub(super) failed: Option<Arc<Error>>,
+}
+
+impl Messages {
+    /// The ids of all.
+    pub(super) fn ids(&self) -> impl Iterator<Item = String> {
+        let read = self.read.iter().map(|message| message.id.clone());
+        read.chain(self.unread.iter().cloned())
+    }
+}
+
+impl Snapshot {
+    /// How much of the run this is.
+    pub(super) fn parts(&self) -> Parts {
+        match self {
+            Self {
+                messages: Some(_), ..
+            } => Parts::Messages,
+            Self { steps: Some(_), .. } => Parts::Steps,
+            _ => Parts::Run,
+        }
+    }
+
+    /// The steps, as far as they are known.
+    pub(super) fn steps(&self) -> &[RunStep] {
+        self.steps
+            .as_ref()
+            .and_then(|steps| steps.as_deref().ok())
+            .unwrap_or_default()
+    }
+
+    /// Why something cannot be had. A message of a run that goes on is read again anyway.
+    pub(super) fn failed(&self) -> Option<&Arc<Error>> {
+        let steps = self.steps.as_ref().and_then(|steps| steps.as_ref().err());
+        let messages = self.messages.as_ref().and_then(|it| it.failed.as_ref());
+        steps.or(messages.filter(|_| is_settled(self.run.status())))
+    }
+
+    /// Leaves out what cannot be had: whoever wants it waits for the next state.
+    pub(super) fn forget_failed(&mut self) {
+        self.messages = None;
+        if matches!(self.steps, Some(Err(_))) {
+            self.steps = None;
+        }
+    }
+}
+
+/// The rate of polling: whose turn it is, of all pollers.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// When the next request may begin. Held by the poller whose turn it is; the others wait in the
+    /// order of asking.
+    next: Mutex<Instant>,
+    interval: Duration,
+}
+
+/// A turn that has come. If it is dropped, it is the next one's.
+pub(super) struct Turn<'a> {
+    next: MutexGuard<'a, Instant>,
+    following: Instant,
+}
+
+impl Pace {
+    /// `rate` requests a second.
+    pub(super) fn new(rate: u32) -> Self {
+        Self {
+            next: Mutex::new(Instant::now()),
+            interval: Duration::from_secs(1) / rate.max(1),
+        }
+    }
+
+    /// Waits for a turn.
+    pub(super) async fn turn(&self) -> Turn<'_> {
+        let next = self.next.lock().await;
+        // Not when the timer fired: that is later, and would slow everybody down.
+        let began = next.max(Instant::now());
+        sleep_until(began).await;
+        Turn {
+            next,
+            following: began + self.interval,
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Takes the turn: the next one comes an interval later.
+    pub(super) fn take(mut self) {
+        *self.next = self.following;
+    }
+}
+
+/// Reads one run, again and again.
+pub(super) struct Fetch {
+    client: Client,
+    caller: Caller,
+    thread_id: String,
+    run_id: String,
+    /// The most that steps may take, and messages as well.
+    max_bytes: usize,
+    /// The messages that were read.
+    read: HashMap<String, Arc<ThreadMessage>>,
+    /// Its pages do not advance, which was logged.
+    is_stuck: bool,
+}
+
+impl Fetch {
+    /// For the run `(thread_id, run_id)`, as `caller`.
+    pub(super) fn new(
+        client: Client,
+        caller: Caller,
+        (thread_id, run_id): (String, String),
+        max_bytes: usize,
+    ) -> Self {
+        Self {
+            client,
+            caller,
+            thread_id,
+            run_id,
+            max_bytes,
+            read: HashMap::new(),
+            is_stuck: false,
+        }
+    }
+
+    /// The run as it is, with what the upstream asks to wait until the next time. The turn of the
+    /// first request has come; further ones wait for theirs.
+    pub(super) async fn fetch(
+        &mut self,
+        parts: Parts,
+        pace: &Pace,
+    ) -> Result<(Snapshot, Option<Duration>), Error> {
+        let request = GetRunRequest {
+            thread_id: self.thread_id.clone(),
+            run_id: self.run_id.clone(),
+        };
+        let answer = self.client.get_run(&self.caller, &request).await?;
+        let asked = answer
+            .headers
+            .get("openai-poll-after-ms")
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let run = answer.message;
+        let steps = match parts {
+            Parts::Run => None,
+            Parts::Steps | Parts::Messages => Some(self.steps(pace).await.map_err(Arc::new)),
+        };
+        let messages = match &steps {
+            Some(steps) if parts == Parts::Messages => Some(
+                self.messages(&run, steps.as_deref().unwrap_or_default(), pace)
+                    .await,
+            ),
+            _ => None,
+        };
+        let snapshot = Snapshot {
+            run,
+            steps,
+            messages,
+        };
+        Ok((snapshot, asked.map(Duration::from_millis)))
+    }
+
+    /// All steps of the run, each once.
+    async fn steps(&mut self, pace: &Pace) -> Result<Vec<RunStep>, Error> {
+        let request = ListRunStepsRequest {
+            thread_id: self.thread_id.clone(),
+            run_id: self.run_id.clone(),
+            limit: Some(100),
+            order: SortOrder::Asc.into(),
+            ..ListRunStepsRequest::default()
+        };
+        self.all("steps", &request, pace).await
+    }
+
+    /// The run's messages: those that its steps made; where there are no steps, those that the
+    /// thread has of it once it is settled.
+    async fn messages(&mut self, run: &Run, steps: &[RunStep], pace: &Pace) -> Messages {
+        if steps.is_empty() {
+            if !is_settled(run.status()) {
+                return Messages::default();
+            }
+            let listed = self.list_messages(pace).await;
+            return listed.unwrap_or_else(|error| Messages {
+                failed: Some(Arc::new(error)),
+                ..Messages::default()
+            });
+        }
+        let is_over = is_terminal(run.status());
+        let ids = steps
+            .iter()
+            .filter(|step| is_over || has_ended(step))
+            .filter_map(message_id);
+        let mut messages = Messages::default();
+        for id in ids {
+            match self.message(id, pace).await {
+                Ok(Some(message)) => messages.read.push(message),
+                Ok(None) => messages.unread.push(id.to_owned()),
+                Err(error) => {
+                    messages.unread.push(id.to_owned());
+                    messages.failed = Some(Arc::new(error));
+                }
+            }
+        }
+        messages
+    }
+
+    /// A message; `None` if it is not whole.
+    async fn message(
+        &mut self,
+        id: &str,
+        pace: &Pace,
+    ) -> Result<Option<Arc<ThreadMessage>>, Error> {
+        if let Some(message) = self.read.get(id) {
+            return Ok(Some(Arc::clone(message)));
+        }
+        pace.turn().await.take();
+        let request = GetMessageRequest {
+            thread_id: self.thread_id.clone(),
+            message_id: id.to_owned(),
+        };
+        let message = self.client.get_message(&self.caller, &request).await?;
+        if !is_whole(&message.message) {
+            return Ok(None);
+        }
+        let message = Arc::new(*message.message);
+        let held: usize = self.read.values().map(|it| it.encoded_len()).sum();
+        if held + message.encoded_len() > self.max_bytes {
+            return Err(self.too_large("messages"));
+        }
+        self.read.insert(id.to_owned(), Arc::clone(&message));
+        Ok(Some(message))
+    }
+
+    async fn list_messages(&mut self, pace: &Pace) -> Result<Messages, Error> {
+        let request = ListMessagesRequest {
+            thread_id: self.thread_id.clone(),
+            run_id: self.run_id.clone(),
+            limit: Some(100),
+            order: SortOrder::Asc.into(),
+            ..ListMessagesRequest::default()
+        };
+        pace.turn().await.take();
+        let listed = self.all("messages", &request, pace).await?;
+        // Some services do not know the filter.
+        let own = listed.into_iter().filter(|it| it.run_id == self.run_id);
+        let (read, unread): (Vec<_>, Vec<_>) = own.partition(is_whole);
+        Ok(Messages {
+            read: read.into_iter().map(Arc::new).collect(),
+            unread: unread.into_iter().map(|message| message.id).collect(),
+            failed: None,
+        })
+    }
+
+    /// All entries of a list, each once. The turn of the first page has come.
+    async fn all<L: List>(
+        &mut self,
+        what: &str,
+        list: &L,
+        pace: &Pace,
+    ) -> Result<Vec<L::Entry>, Error> {
+        let mut entries = Vec::new();
+        let (mut seen, mut bytes, mut after) = (HashSet::new(), 0, String::new());
+        for number in 0..MAX_PAGES {
+            if number > 0 {
+                pace.turn().await.take();
+            }
+            let page = list.page(&self.client, &self.caller, after).await?;
+            // An upstream that names no last id is asked by the last one's own.
+            let last = page.entries.last().map(L::id).unwrap_or_default();
+            let last = last.to_owned();
+            let has_more = page.has_more && !page.entries.is_empty();
+            after = if page.last_id.is_empty() {
+                last
+            } else {
+                page.last_id
+            };
+            let before = entries.len();
+            let new = page.entries.into_iter();
+            entries.extend(new.filter(|entry| seen.insert(L::id(entry).to_owned())));
+            bytes += entries[before..]
+                .iter()
+                .map(L::Entry::encoded_len)
+                .sum::<usize>();
+            if bytes > self.max_bytes {
+                return Err(self.too_large(what));
+            }
+            if !has_more {
+                return Ok(entries);
+            }
+            if entries.len() == before {
+                self.warn_stuck(what, &after);
+                return Ok(entries);
+            }
+        }
+        Err(too_much(what, &format!("{MAX_PAGES} pages")))
+    }
+
+    fn too_large(&self, what: &str) -> Error {
+        let limit = self.max_bytes;
+        too_much(what, &format!("{limit} bytes (--max-polled-step-bytes)"))
+    }
+
+    fn warn_stuck(&mut self, what: &str, after: &str) {
+        if !std::mem::replace(&mut self.is_stuck, true) {
+            tracing::warn!(
+                thread_id = self.thread_id,
+                run_id = self.run_id,
+                after,
+                "the upstream's pages of {what} do not advance: what is behind them is not read"
+            );
+        }
+    }
+}
+
+fn too_much(what: &str, limit: &str) -> Error {
+    Error::Unusable {
+        what: format!("the run has {what} of more than {limit}"),
+        request_id: None,
+    }
+}
+
+/// The step will not change any more.
+pub(super) fn has_ended(step: &RunStep) -> bool {
+    !matches!(
+        step.status(),
+        RunStepStatus::Unspecified | RunStepStatus::InProgress
+    )
+}
+
+/// The message that a step makes.
+pub(super) fn message_id(step: &RunStep) -> Option<&str> {
+    let creation = step.step_details.as_ref()?.message_creation.as_ref()?;
+    Some(&creation.message_id)
+}
+
+/// The message will not change any more. Some services tell no status.
+fn is_whole(message: &ThreadMessage) -> bool {
+    message.status() != MessageStatus::InProgress
+}
+
+/// A list that is read page by page: a request for any of its pages.
+trait List: Sync {
+    type Entry: prost::Message + Default;
+
+    /// The page that begins after an id; the first one, if that is empty.
+    fn page(
+        &self,
+        client: &Client,
+        caller: &Caller,
+        after: String,
+    ) -> impl Future<Output = Result<Page<Self::Entry>, Error>> + Send;
+
+    fn id(entry: &Self::Entry) -> &str;
+}
+
+/// A page of a list.
+struct Page<T> {
+    entries: Vec<T>,
+    /// What the next page begins after; empty if the upstream does not say.
+    last_id: String,
+    has_more: bool,
+}
+
+impl List for ListRunStepsRequest {
+    type Entry = RunStep;
+
+    async fn page(
+        &self,
+        client: &Client,
+        caller: &Caller,
+        after: String,
+    ) -> Result<Page<RunStep>, Error> {
+        let request = Self {
+            after,
+            ..self.clone()
+        };
+        let page = client.list_run_steps(caller, &request).await?.message;
+        Ok(Page {
+            entries: page.data,
+            last_id: page.last_id,
+            has_more: page.has_more == Some(true),
+        })
+    }
+
+    fn id(entry: &RunStep) -> &str {
+        &entry.id
+    }
+}
+
+impl List for ListMessagesRequest {
+    type Entry = ThreadMessage;
+
+    async fn page(
+        &self,
+        client: &Client,
+        caller: &Caller,
+        after: String,
+    ) -> Result<Page<ThreadMessage>, Error> {
+        let request = Self {
+            after,
+            ..self.clone()
+        };
+        let page = client.list_messages(caller, &request).await?.message;
+        Ok(Page {
+            entries: page.data,
+            last_id: page.last_id,
+            has_more: page.has_more == Some(true),
+        })
+    }
+
+    fn id(entry: &ThreadMessage) -> &str {
+        &entry.id
+    }
+}
