@@ -95,6 +95,12 @@ impl Snapshot {
             .unwrap_or_default()
     }
 
+    /// Neither the steps nor a list of the messages says what there is of the run.
+    pub(super) fn is_unknown(&self) -> bool {
+        let listed = self.messages.as_ref().is_some_and(|it| it.failed.is_none());
+        matches!(self.steps, Some(Err(_))) && !listed
+    }
+
     /// Why something cannot be had. A message of a run that goes on is read again anyway.
     pub(super) fn failed(&self) -> Option<&Arc<Error>> {
         let steps = self.steps.as_ref().and_then(|steps| steps.as_ref().err());

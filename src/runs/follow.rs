@@ -47,10 +47,11 @@ impl Follow {
                 changes.filter(|event| !progress.has(event)).collect(),
             ));
         }
-        let gap = match (&snapshot.steps, progress.gap(&snapshot)) {
-            // Something was missed, and nobody can say what: a gap that names no step says so.
-            (Some(Err(_)), None) => Some(Gap::default()),
-            (_, gap) => gap,
+        // Something was missed, and nobody can say what: a gap that names nothing says so.
+        let gap = if snapshot.is_unknown() {
+            Some(Gap::default())
+        } else {
+            progress.gap(&snapshot)
         };
         let mut events = Vec::new();
         if let Some(gap) = gap {

@@ -12,5 +12,6 @@ mod pressure;
 mod process;
 mod recordings;
 mod script;
+mod texts;
 mod waiting;
 mod watching;
