@@ -61,7 +61,8 @@ impl App {
                 &upstream::SHOWN_HEADERS,
             ),
             telemetry,
-            gateway: Gateway::new(client, config.streams.clone(), forwarded),
+            gateway: Gateway::new(client, config.streams.clone(), forwarded)
+                .map_err(config::Invalid::new)?,
             limits: config.limits.clone(),
             access,
             tls,
@@ -126,6 +127,7 @@ impl App {
             () = server::serve(listener, served, self.limits, shutdown.clone()) => {}
             never = administer => match never {},
         }
+        self.gateway.close().await;
         // Exporting blocks, for a few seconds at most.
         drop(tokio::task::spawn_blocking(move || telemetry.flush()).await);
     }

@@ -440,7 +440,7 @@ impl Error {
                 );
                 let resumable = !resume.run_id.is_empty() && (over || error.is_transient());
                 let hint = if resumable {
-                    "; resume by WatchRun or ConverseRun.attach"
+                    "; resume by ResumeRun or ConverseRun.attach"
                 } else {
                     ""
                 };
@@ -472,6 +472,7 @@ impl Resume {
             ("thread_id", &*self.thread_id),
             ("run_id", &*self.run_id),
             ("last_event", last_event),
+            ("position", &*self.position),
         ];
         pairs
             .into_iter()

@@ -10,6 +10,7 @@
 mod access;
 mod embedded_args;
 mod environment;
+mod event_log;
 mod gateway;
 mod limits;
 mod requests;
@@ -240,7 +241,7 @@ impl Serve {
                 request_bytes: gateway.max_request_bytes,
                 ..gateway.limits.into()
             },
-            streams: gateway.streams.into(),
+            streams: gateway.streams.try_into()?,
             access: gateway.access.into(),
         };
         serve.check()?;

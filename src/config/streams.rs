@@ -4,6 +4,7 @@
 use clap::Args;
 use humantime::Duration;
 
+use super::{Invalid, event_log::EventLogArgs};
 use crate::runs::{PollLimits, StreamLimits};
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
@@ -58,11 +59,16 @@ pub(super) struct StreamArgs {
     /// The most that the steps of one polled run may take, in bytes.
     #[arg(long, default_value_t = PollLimits::default().step_bytes)]
     max_polled_step_bytes: usize,
+
+    #[command(flatten)]
+    event_log: EventLogArgs,
 }
 
-impl From<StreamArgs> for StreamLimits {
-    fn from(args: StreamArgs) -> Self {
-        Self {
+impl TryFrom<StreamArgs> for StreamLimits {
+    type Error = Invalid;
+
+    fn try_from(args: StreamArgs) -> Result<Self, Invalid> {
+        Ok(Self {
             live: args.max_live_streams,
             idle: *args.stream_idle_timeout,
             linger: *args.done_timeout,
@@ -77,6 +83,8 @@ impl From<StreamArgs> for StreamLimits {
                 step_bytes: args.max_polled_step_bytes,
                 patience: *args.poll_failure_timeout,
             },
-        }
+            store: args.event_log.store()?,
+            log: args.event_log.limits(),
+        })
     }
 }

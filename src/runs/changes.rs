@@ -19,6 +19,11 @@ pub(super) struct Changes {
 }
 
 impl Changes {
+    /// Messages that were told in another way.
+    pub(super) fn skip<'a>(&mut self, messages: impl Iterator<Item = &'a String>) {
+        self.messages.extend(messages.cloned());
+    }
+
     /// The events that tell of a new state: steps, oldest first, each with its message behind it,
     /// then the run, so that a run's last event is the last. Other watchers of the run may have
     /// asked for more than this one.

@@ -5,19 +5,35 @@ use std::sync::Arc;
 
 use super::{
     changes::Changes,
+    fetch::Snapshot,
     is_settled,
     progress::{Progress, gap_event, message_event, run_event},
     watch::Subscription,
 };
 use crate::{
     error::Error,
-    v1::{Gap, Run, RunEvent},
+    v1::{Gap, Run, RunEvent, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
 pub(super) struct Follow {
     watch: Subscription,
     changes: Changes,
+    mode: Mode,
+    /// The first state, if it was awaited before anybody asked for it.
+    first: Option<Arc<Snapshot>>,
+}
+
+/// What a run is followed for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// The rest of a stream: what was missed is said once the run is settled.
+    Rest,
+    /// A stream that is resumed, and nothing was told yet: what was missed is said first, and what
+    /// is found later comes as events of its own.
+    Resumed,
+    /// The same, after the first state.
+    On,
 }
 
 /// What following a run gives next.
@@ -35,12 +51,35 @@ impl Follow {
         Self {
             watch,
             changes: Changes::default(),
+            mode: Mode::Rest,
+            first: None,
         }
+    }
+
+    /// Follows the run of a watch that was joined with messages, for a stream that is resumed: the
+    /// first event is a gap.
+    pub(super) fn resumed(watch: Subscription) -> Self {
+        Self {
+            mode: Mode::Resumed,
+            ..Self::new(watch)
+        }
+    }
+
+    /// Waits for the first state: its error is that of a run that cannot be had.
+    pub(super) async fn begin(&mut self) -> Result<(), Arc<Error>> {
+        self.first = Some(self.watch.next().await?);
+        Ok(())
     }
 
     /// What comes next, given what was sent. May be dropped while it waits: nothing is lost.
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
-        let snapshot = self.watch.next().await?;
+        let snapshot = match self.first.take() {
+            Some(first) => first,
+            None => self.watch.next().await?,
+        };
+        if self.mode != Mode::Rest {
+            return Ok(self.resume(&snapshot, progress));
+        }
         if !is_settled(snapshot.run.status()) {
             let changes = self.changes.to(&snapshot, true, false).into_iter();
             return Ok(Followed::On(
@@ -63,5 +102,37 @@ impl Follow {
         }
         events.push(run_event(snapshot.run.clone()));
         Ok(Followed::Settled(events, snapshot.run.clone()))
+    }
+
+    /// The next events of a stream that is resumed.
+    fn resume(&mut self, snapshot: &Snapshot, progress: &Progress) -> Followed {
+        let mut events = Vec::new();
+        let mut gap = Gap::default();
+        let is_first = self.mode == Mode::Resumed;
+        if is_first {
+            self.mode = Mode::On;
+            if progress.terminal_sent() && progress.has(&run_event(snapshot.run.clone())) {
+                // Nothing has happened since the run began to wait.
+                return Followed::Settled(events, snapshot.run.clone());
+            }
+            self.changes.skip(progress.whole());
+            if !snapshot.is_unknown() {
+                gap = progress.missed(snapshot);
+            }
+            events.push(gap_event(gap.clone()));
+        }
+        let changes = self.changes.to(snapshot, true, true).into_iter();
+        events.extend(changes.filter(|event| match &event.payload {
+            Some(Payload::RunStep(step)) => {
+                !progress.has(event) && !gap.run_step_ids.contains(&step.id)
+            }
+            Some(Payload::Run(_)) => is_first || !progress.has(event),
+            _ => true,
+        }));
+        if is_settled(snapshot.run.status()) {
+            Followed::Settled(events, snapshot.run.clone())
+        } else {
+            Followed::On(events)
+        }
     }
 }

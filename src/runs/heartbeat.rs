@@ -24,7 +24,7 @@ pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> 
                     None => break,
                 },
                 () = sleep(interval) => {
-                    yield Ok(RunEvent { r#type: RunEventType::Heartbeat.into(), payload: None, synthesized: true });
+                    yield Ok(RunEvent { r#type: RunEventType::Heartbeat.into(), payload: None, synthesized: true, position: String::new() });
                 }
             }
         }

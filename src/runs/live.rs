@@ -5,14 +5,17 @@
 //! run is watched from here on, what was missed is named in a `gap`, and its last state is
 //! synthesized. Before any run id is known there is nothing to look at, and the outcome is unknown.
 
+use std::sync::Arc;
+
 use async_stream::try_stream;
 use tokio::time::timeout;
 use tokio_stream::Stream;
 
 use super::{
-    Options, Started, Streams,
+    Events, Options, Started, Streams, delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
+    log::EventLog,
     progress::{Progress, SharedResume, run_event},
     reader::{Reader, Source},
     received::{Received, received},
@@ -34,12 +37,14 @@ impl Streams {
         caller: Caller,
         request: StreamCreateRunRequest,
         resume: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
-        let progress = Progress::new(resume, &request.thread_id, "");
+        let record = self.recorded(&caller, options, &resume)?;
+        let progress = record.progress(&resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
         let client = self.client.clone();
-        self.start(reader, options, async move {
+        self.start(reader, options, record, leave, async move {
             client.stream_create_run(&caller, &request).await
         })
         .await
@@ -52,11 +57,13 @@ impl Streams {
         caller: Caller,
         request: StreamCreateThreadAndRunRequest,
         resume: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
-        let reader = Reader::new(self, &caller, Progress::new(resume, "", ""), options);
+        let record = self.recorded(&caller, options, &resume)?;
+        let reader = Reader::new(self, &caller, record.progress(&resume, "", ""), options);
         let client = self.client.clone();
-        self.start(reader, options, async move {
+        self.start(reader, options, record, leave, async move {
             client.stream_create_thread_and_run(&caller, &request).await
         })
         .await
@@ -69,9 +76,11 @@ impl Streams {
         caller: Caller,
         request: StreamSubmitToolOutputsRequest,
         resume: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
         let options = Options::new(request.options.as_ref())?;
-        let progress = Progress::new(resume, &request.thread_id, &request.run_id);
+        let record = self.recorded(&caller, options, &resume)?;
+        let progress = record.progress(&resume, &request.thread_id, &request.run_id);
         let reader = Reader::new(self, &caller, progress, options);
         let streams = self.clone();
         let opening = async move {
@@ -82,12 +91,19 @@ impl Streams {
             streams.touched(&request.thread_id, &request.run_id);
             opened
         };
-        self.start(reader, options, opening).await
+        self.start(reader, options, record, leave, opening).await
     }
 
     /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening
     /// goes on when it leaves meanwhile: without the answer nobody would know which run to cancel.
-    async fn start<F>(&self, reader: Reader, options: Options, opening: F) -> Result<Started, Error>
+    async fn start<F>(
+        &self,
+        reader: Reader,
+        options: Options,
+        record: Record,
+        leave: impl Future<Output = ()> + Send + 'static,
+        opening: F,
+    ) -> Result<Started, Error>
     where
         F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
     {
@@ -129,8 +145,58 @@ impl Streams {
             opened.await
         };
         let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
-        let events = with_heartbeat(Box::pin(events(reader, first)), options.heartbeat);
-        Ok(Started { headers, events })
+        let resume = reader.progress.shared();
+        let events: Events = Box::pin(events(reader, first));
+        let events = match record.0 {
+            None => events,
+            Some(recorded) => {
+                let Recorded { log, caller, call } = *recorded;
+                let recording = self.record(&log, &caller, resume, events);
+                delivery::Delivery::of(self, &log, caller, call, options, recording).events(leave)
+            }
+        };
+        Ok(Started {
+            headers,
+            events: with_heartbeat(events, options.heartbeat),
+        })
+    }
+
+    /// How a stream with these options is recorded.
+    fn recorded(
+        &self,
+        caller: &Caller,
+        options: Options,
+        resume: &SharedResume,
+    ) -> Result<Record, Error> {
+        let log = self.log_for(options)?;
+        Ok(Record(log.map(|log| {
+            Box::new(Recorded {
+                log,
+                caller: caller.clone(),
+                call: resume.clone(),
+            })
+        })))
+    }
+}
+
+/// How a stream is recorded, if it is.
+struct Record(Option<Box<Recorded>>);
+
+struct Recorded {
+    log: Arc<dyn EventLog>,
+    caller: Caller,
+    /// How its call is resumed.
+    call: SharedResume,
+}
+
+impl Record {
+    /// What the stream's source has sent: what is recorded runs ahead of the call.
+    fn progress(&self, resume: &SharedResume, thread_id: &str, run_id: &str) -> Progress {
+        let own = match self.0 {
+            Some(_) => resume.ahead(),
+            None => resume.clone(),
+        };
+        Progress::new(own, thread_id, run_id)
     }
 }
 
@@ -203,6 +269,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
                 r#type: RunEventType::Done.into(),
                 payload: None,
                 synthesized: false,
+                position: String::new(),
             };
             Ok(told.then_some(event))
         }

@@ -9,6 +9,10 @@
 //! | `follow.rs` | a run by polling, for a stream that lost its upstream |
 //! | `converse.rs` | a conversation: all rounds of a run on one stream |
 //! | `inbox.rs` | what a conversation's caller says: outputs, held until they are asked for |
+//! | `record.rs` | a source: a run's events, recorded as they come, whoever reads them |
+//! | `log/` | the event log: what was recorded, in memory or shared by replicas |
+//! | `delivery.rs` | from the log to one caller |
+//! | `resume.rs` | `ResumeRun`: a delivery of a run that somebody else began |
 //! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
 //! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
 //! | `fetch.rs` | what a poll reads: the run, its steps, its messages |
@@ -22,6 +26,7 @@
 
 mod changes;
 mod converse;
+mod delivery;
 mod fetch;
 mod follow;
 #[cfg(feature = "fuzzing")]
@@ -30,25 +35,32 @@ pub mod fuzzing;
 mod heartbeat;
 mod inbox;
 mod live;
+mod log;
 mod observe;
 mod progress;
 mod reader;
 mod received;
+mod record;
+mod resume;
 mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tokio_stream::Stream;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use converse::Inbound;
+pub use log::{LogLimits, RedisStore};
 pub use progress::{Resume, SharedResume};
 pub use watch::PollLimits;
+
+use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 
 use crate::{
     error::Error,
     shares::{Limit, Permit, Shares},
+    telemetry::OncePerSecond,
     upstream::{Caller, Client},
     v1::{RunEvent, RunStatus, StreamOptions},
 };
@@ -95,6 +107,22 @@ pub struct StreamLimits {
     pub held_output_bytes: usize,
     /// Polling.
     pub poll: PollLimits,
+    /// Where resumable streams are recorded.
+    pub store: LogStore,
+    /// The event log.
+    pub log: LogLimits,
+}
+
+/// Where resumable streams are recorded.
+#[derive(Debug, Clone, Default)]
+pub enum LogStore {
+    /// Nowhere: no stream is resumable.
+    Off,
+    /// In the memory of this replica.
+    #[default]
+    Memory,
+    /// In a store that replicas share.
+    Redis(RedisStore),
 }
 
 impl Default for StreamLimits {
@@ -107,6 +135,8 @@ impl Default for StreamLimits {
             cancel_timeout: Duration::from_secs(30),
             held_output_bytes: 16 << 20,
             poll: PollLimits::default(),
+            store: LogStore::default(),
+            log: LogLimits::default(),
         }
     }
 }
@@ -119,13 +149,22 @@ pub struct Streams {
     live: Shares,
     /// What goes on after its caller has left.
     detached: TaskTracker,
+    /// The event log, if there is one, and what makes its keys.
+    log: Option<(Arc<dyn EventLog>, Keys)>,
+    /// Cancelled when nothing is recorded any longer.
+    sources_end: CancellationToken,
+    log_failures: Arc<OncePerSecond>,
     limits: Arc<StreamLimits>,
 }
 
 impl Streams {
-    /// Streams of the runs of one upstream.
-    pub fn new(client: Client, limits: StreamLimits) -> Self {
-        Self {
+    /// Streams of the runs of one upstream. Has to be called in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the event log's store. It need not be there.
+    pub fn new(client: Client, limits: StreamLimits) -> Result<Self, String> {
+        Ok(Self {
             watches: watch::PollerRegistry::new(client.clone(), limits.poll.clone()),
             client,
             live: Shares::new(Limit {
@@ -134,7 +173,52 @@ impl Streams {
                 flag: "--max-live-streams",
             }),
             detached: TaskTracker::new(),
+            log: open_log(&limits)?,
+            sources_end: CancellationToken::new(),
+            log_failures: Arc::default(),
             limits: Arc::new(limits),
+        })
+    }
+
+    /// Ends all recording, and gives the runs to other replicas. Waits no longer than for the store
+    /// ([`LogLimits::timeout`]).
+    pub async fn close(&self) {
+        self.sources_end.cancel();
+        if let Some((log, _)) = &self.log {
+            log.close().await;
+        }
+    }
+
+    /// The event log, if a stream with these options needs it.
+    fn log_for(&self, options: Options) -> Result<Option<Arc<dyn EventLog>>, Error> {
+        if !options.resumable {
+            return Ok(None);
+        }
+        let (log, _) = self.log.as_ref().ok_or_else(|| {
+            Error::invalid(
+                "options.resumable",
+                "must not be set: this gateway keeps no event log",
+            )
+        })?;
+        Ok(Some(Arc::clone(log)))
+    }
+
+    /// The key of a run's log, as this caller records it; `None` if there is no log.
+    fn key(&self, caller: &Caller, resume: &Resume) -> Option<Key> {
+        let (_, keys) = self.log.as_ref()?;
+        Some(keys.key(caller, &resume.thread_id, &resume.run_id))
+    }
+
+    fn log_limits(&self) -> &LogLimits {
+        &self.limits.log
+    }
+
+    /// The log did not do what a stream needed: the stream goes on without it.
+    fn log_failed(&self, error: &LogError) {
+        let metrics = self.client.telemetry().metrics();
+        metrics.event_log.failed.inc();
+        if let Some(suppressed) = self.log_failures.due() {
+            tracing::warn!(?error, suppressed, "a stream goes on without the event log");
         }
     }
 
@@ -154,6 +238,18 @@ impl Streams {
     pub fn touched(&self, thread_id: &str, run_id: &str) {
         self.watches.touched(thread_id, run_id);
     }
+}
+
+fn open_log(limits: &StreamLimits) -> Result<Option<(Arc<dyn EventLog>, Keys)>, String> {
+    let log_limits = Arc::new(limits.log.clone());
+    Ok(match &limits.store {
+        LogStore::Off => None,
+        LogStore::Memory => Some((Arc::new(MemoryLog::new(log_limits)), Keys::random())),
+        LogStore::Redis(store) => {
+            let log = RedisLog::new(store, log_limits)?;
+            Some((Arc::new(log), Keys::new(store.secret())))
+        }
+    })
 }
 
 /// The run will not change any more.
@@ -177,6 +273,7 @@ struct Options {
     cancel_on_disconnect: bool,
     heartbeat: Option<Duration>,
     include_missed_messages: bool,
+    resumable: bool,
 }
 
 impl Options {
@@ -193,7 +290,20 @@ impl Options {
             cancel_on_disconnect: options.cancel_on_disconnect,
             heartbeat,
             include_missed_messages: options.include_missed_messages,
+            resumable: options.resumable,
         })
+    }
+}
+
+impl Options {
+    /// The options of a stream that records nothing of its own.
+    fn of_reading(options: Option<&StreamOptions>) -> Result<Self, Error> {
+        let options = Self::new(options)?;
+        if options.resumable {
+            let description = "must not be set: this stream records nothing of its own";
+            return Err(Error::invalid("options.resumable", description));
+        }
+        Ok(options)
     }
 }
 

@@ -33,7 +33,7 @@ impl Streams {
         resume: SharedResume,
         leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
-        let options = Options::new(request.options.as_ref())?;
+        let options = Options::of_reading(request.options.as_ref())?;
         let progress = Progress::new(resume, &request.thread_id, &request.run_id);
         let include_messages = request.include_messages || options.include_missed_messages;
         let parts = match (include_messages, request.include_steps) {

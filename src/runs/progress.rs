@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use super::{
@@ -27,23 +27,23 @@ pub struct Resume {
     pub run_id: String,
     /// The type of the last event that was sent; `Unspecified` if none was.
     pub last_event: RunEventType,
+    /// The position of the last event that was sent and recorded; empty if none was.
+    pub position: String,
 }
 
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]
-pub struct SharedResume(Arc<Mutex<Shared>>);
-
-#[derive(Debug, Default)]
-struct Shared {
-    resume: Resume,
-    /// Once the call was ended for its stream: whether the run is left without a reader.
-    abandoned: Option<bool>,
+pub struct SharedResume {
+    resume: Arc<Mutex<Resume>>,
+    /// Once the call was ended for its stream: whether the run is left without a reader. The first
+    /// word counts: what is dropped later is dropped for the same reason.
+    abandoned: Arc<OnceLock<bool>>,
 }
 
 impl SharedResume {
     /// How to resume the stream as far as it has come.
     pub fn get(&self) -> Resume {
-        self.lock().resume.clone()
+        self.lock().clone()
     }
 
     /// The reader left, or its own deadline passed: nobody goes on with the run.
@@ -57,21 +57,31 @@ impl SharedResume {
         self.end(|resume| resume.run_id.is_empty())
     }
 
-    /// The first word counts: what is dropped later is dropped for the same reason.
     fn end(&self, abandoned: impl FnOnce(&Resume) -> bool) -> Resume {
-        let shared = &mut *self.lock();
-        shared
-            .abandoned
-            .get_or_insert_with(|| abandoned(&shared.resume));
-        shared.resume.clone()
+        let resume = self.get();
+        self.abandoned.get_or_init(|| abandoned(&resume));
+        resume
+    }
+
+    /// Of the same call, with a progress of its own: what is recorded runs ahead of its reader.
+    pub(super) fn ahead(&self) -> Self {
+        Self {
+            resume: Arc::default(),
+            abandoned: Arc::clone(&self.abandoned),
+        }
+    }
+
+    /// It is known which run this is about.
+    pub(super) fn names_run(&self) -> bool {
+        !self.lock().run_id.is_empty()
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
-        self.lock().abandoned == Some(true)
+        self.abandoned.get() == Some(&true)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Resume> {
+        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,7 +104,7 @@ pub(super) struct Progress {
 impl Progress {
     /// Nothing was sent. Of `thread_id` and `run_id` either may be empty, if it is not known yet.
     pub(super) fn new(resume: SharedResume, thread_id: &str, run_id: &str) -> Self {
-        let last_event = resume.lock().resume.last_event;
+        let last_event = resume.lock().last_event;
         let progress = Self {
             resume,
             last_event,
@@ -185,13 +195,16 @@ impl Progress {
         }
         if self.last_event != kind {
             self.last_event = kind;
-            self.resume.lock().resume.last_event = kind;
+            self.resume.lock().last_event = kind;
+        }
+        if !event.position.is_empty() {
+            event.position.clone_into(&mut self.resume.lock().position);
         }
     }
 
     /// Notes which run this is about, as far as is known.
     pub(super) fn knows(&self, thread_id: &str, run_id: &str) {
-        let resume = &mut self.resume.lock().resume;
+        let resume = &mut *self.resume.lock();
         for (known, id) in [
             (&mut resume.thread_id, thread_id),
             (&mut resume.run_id, run_id),
@@ -199,6 +212,32 @@ impl Progress {
             if known != id && !id.is_empty() {
                 id.clone_into(known);
             }
+        }
+    }
+
+    /// Steps and messages that were sent whole, or named as missed.
+    pub(super) fn whole(&self) -> impl Iterator<Item = &String> {
+        self.whole.iter()
+    }
+
+    /// What was missed of a run that may go on: steps and messages that have ended, and what was
+    /// begun. What is at work and was not begun here comes later, as it ends.
+    pub(super) fn missed(&self, snapshot: &Snapshot) -> Gap {
+        let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
+        let ended: Vec<_> = snapshot.steps().iter().filter(|it| has_ended(it)).collect();
+        let is_over = is_terminal(snapshot.run.status());
+        let run_step_ids = ended.iter().map(|step| step.id.clone());
+        let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
+        let message_ids = ended.iter().filter_map(|step| message_id(step));
+        let listed = snapshot.messages.iter().flat_map(Messages::ids);
+        let message_ids = message_ids.map(str::to_owned).chain(listed);
+        Gap {
+            run_step_ids: once(run_step_ids.chain(begun_steps).filter(missing)),
+            message_ids: once(
+                message_ids
+                    .chain(self.begun_messages.iter().cloned())
+                    .filter(missing),
+            ),
         }
     }
 
@@ -290,5 +329,6 @@ pub(super) fn synthesized(kind: RunEventType, payload: Payload) -> RunEvent {
         r#type: kind.into(),
         payload: Some(payload),
         synthesized: true,
+        position: String::new(),
     }
 }

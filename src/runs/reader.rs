@@ -65,7 +65,8 @@ impl Reader {
             caller: caller.clone(),
             progress,
             source: None,
-            parts: if options.include_missed_messages {
+            // Of what is recorded, some reader may want them.
+            parts: if options.include_missed_messages || options.resumable {
                 Parts::Messages
             } else {
                 Parts::Steps

@@ -50,6 +50,7 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
         r#type: kind.into(),
         payload: Some(payload),
         synthesized: false,
+        position: String::new(),
     })
 }
 

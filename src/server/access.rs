@@ -44,6 +44,8 @@ pub struct Account {
     /// The caller's own credential, if it has one: what becomes of it upstream decides about its
     /// share.
     pub credential: Option<Credential>,
+    /// The caller's name, if callers are told apart.
+    pub name: Option<Arc<str>>,
 }
 
 /// The name of an admitted caller, if callers are told apart. It stands beside the token in its
@@ -218,6 +220,7 @@ impl Access {
             return Account {
                 owner,
                 credential: None,
+                name: Some(Arc::clone(name)),
             };
         }
         let Some((header, accepted)) = &self.credentials else {
@@ -232,6 +235,7 @@ impl Access {
                 .map(Credential::owner)
                 .unwrap_or_default(),
             credential,
+            name: None,
         }
     }
 }
@@ -242,6 +246,7 @@ impl Peer {
         Account {
             owner: Owner::of(&self.address),
             credential: None,
+            name: None,
         }
     }
 }

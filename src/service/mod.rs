@@ -41,16 +41,25 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway to `upstream` that passes on the metadata named in `forwarded`, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the event log's store.
     pub fn new(
         upstream: Client,
         limits: StreamLimits,
         forwarded: impl Into<Arc<[HeaderName]>>,
-    ) -> Self {
-        Self {
-            streams: Streams::new(upstream.clone(), limits),
+    ) -> Result<Self, String> {
+        Ok(Self {
+            streams: Streams::new(upstream.clone(), limits)?,
             upstream,
             forwarded: forwarded.into(),
-        }
+        })
+    }
+
+    /// Gives what is recorded to other replicas, within the time that a store may take.
+    pub async fn close(&self) {
+        self.streams.close().await;
     }
 
     /// What goes on after its caller has left.
@@ -127,6 +136,7 @@ impl Gateway {
                 retries: retries(&metadata),
                 owner: account.owner,
                 credential: account.credential,
+                name: account.name,
                 call: record,
             },
             termination_status,

@@ -8,8 +8,9 @@ use crate::{
     error::Idempotency,
     server::CallContext,
     v1::{
-        ConverseRunRequest, Run, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
-        StreamSubmitToolOutputsRequest, WaitRunRequest, WatchRunRequest,
+        ConverseRunRequest, ResumeRunRequest, Run, StreamCreateRunRequest,
+        StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, WaitRunRequest,
+        WatchRunRequest,
     },
 };
 
@@ -17,10 +18,14 @@ pub(super) async fn stream_create_run(
     gateway: &Gateway,
     request: Request<StreamCreateRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
+    let leave = leave(&request);
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
-        gateway.streams.create_run(caller, request, resume).await,
+        gateway
+            .streams
+            .create_run(caller, request, resume, leave)
+            .await,
     )
 }
 
@@ -28,12 +33,13 @@ pub(super) async fn stream_create_thread_and_run(
     gateway: &Gateway,
     request: Request<StreamCreateThreadAndRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
+    let leave = leave(&request);
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
         gateway
             .streams
-            .create_thread_and_run(caller, request, resume)
+            .create_thread_and_run(caller, request, resume, leave)
             .await,
     )
 }
@@ -42,12 +48,13 @@ pub(super) async fn stream_submit_tool_outputs(
     gateway: &Gateway,
     request: Request<StreamSubmitToolOutputsRequest>,
 ) -> Result<Response<RunEvents>, Status> {
+    let leave = leave(&request);
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
         gateway
             .streams
-            .submit_tool_outputs(caller, request, resume)
+            .submit_tool_outputs(caller, request, resume, leave)
             .await,
     )
 }
@@ -70,17 +77,28 @@ pub(super) async fn watch_run(
     gateway: &Gateway,
     request: Request<WatchRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let drain = request
-        .extensions()
-        .get::<CallContext>()
-        .map(|context| context.drain.clone())
-        .unwrap_or_default();
+    let leave = leave(&request);
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::Idempotent);
     stream(
         caller.call.clone(),
         gateway
             .streams
-            .watch_run(&caller, &request, resume, drain.turn())
+            .watch_run(&caller, &request, resume, leave)
+            .await,
+    )
+}
+
+pub(super) async fn resume_run(
+    gateway: &Gateway,
+    request: Request<ResumeRunRequest>,
+) -> Result<Response<RunEvents>, Status> {
+    let leave = leave(&request);
+    let (caller, resume, request) = gateway.open_stream(request, Idempotency::Idempotent);
+    stream(
+        caller.call.clone(),
+        gateway
+            .streams
+            .resume_run(caller, &request, resume, leave)
             .await,
     )
 }
@@ -96,4 +114,11 @@ pub(super) async fn wait_run(
         .await
         .map(Response::new)
         .map_err(|error| status(&caller.call, &error))
+}
+
+/// Ready when a stream that can be resumed elsewhere has to leave.
+fn leave<M>(request: &Request<M>) -> impl Future<Output = ()> + Send + use<M> {
+    let context = request.extensions().get::<CallContext>();
+    let drain = context.map(|context| context.drain.clone());
+    drain.unwrap_or_default().turn()
 }

@@ -107,6 +107,8 @@ pub struct Metrics {
     pub pollers: IntGauge,
     /// Those who watch them.
     pub watchers: IntGauge,
+    /// The event log.
+    pub event_log: EventLogMetrics,
     /// Troubles that somebody has to mend, by what they are.
     pub(super) troubles: IntCounterVec,
     reload_failing: IntGaugeVec,
@@ -114,6 +116,49 @@ pub struct Metrics {
     runs_ended: IntCounterVec,
     tokens: HistogramVec,
     models: Models,
+}
+
+/// What the event log does.
+#[derive(Debug)]
+pub struct EventLogMetrics {
+    /// Events that were recorded.
+    pub appended: IntCounter,
+    /// Events that were read from the log for a caller.
+    pub delivered: IntCounter,
+    /// Runs that this replica went on with after their writer was gone.
+    pub takeovers: IntCounter,
+    /// Streams that went on without the log.
+    pub failed: IntCounter,
+    /// Time of an append.
+    pub append_seconds: Histogram,
+}
+
+impl EventLogMetrics {
+    fn new(new: &Make<'_>) -> Self {
+        Self {
+            appended: new.counter(
+                "runs_gateway_event_log_appended_total",
+                "Events that were recorded.",
+            ),
+            delivered: new.counter(
+                "runs_gateway_event_log_delivered_total",
+                "Events that were sent to callers from the event log.",
+            ),
+            takeovers: new.counter(
+                "runs_gateway_event_log_takeovers_total",
+                "Runs that this replica went on with after their writer was gone.",
+            ),
+            failed: new.counter(
+                "runs_gateway_event_log_failures_total",
+                "Times that a stream went on without the event log.",
+            ),
+            append_seconds: new.histogram(
+                "runs_gateway_event_log_append_seconds",
+                "Time of an append to the event log.",
+                SECONDS,
+            ),
+        }
+    }
 }
 
 /// One method, with its metrics.
@@ -221,6 +266,7 @@ impl Metrics {
             pollers: new.gauge("runs_gateway_pollers", "Runs that are polled."),
             watchers: new
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
+            event_log: EventLogMetrics::new(&new),
             troubles,
             reload_failing: new.gauges(
                 "runs_gateway_reload_failing",
@@ -416,6 +462,11 @@ impl Make<'_> {
             HistogramOpts::new(name, help).buckets(buckets.to_vec()),
             labels,
         ))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(options))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

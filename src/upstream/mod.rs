@@ -159,6 +159,8 @@ pub struct Caller {
     pub owner: Owner,
     /// Its own credential, whose share depends on what the upstream says to it.
     pub credential: Option<Credential>,
+    /// Its name, if callers are told apart.
+    pub name: Option<Arc<str>>,
 }
 
 /// The header that names one write, for services that know it.
@@ -205,6 +207,11 @@ impl Caller {
 pub struct Identity(Vec<(HeaderName, HeaderValue)>);
 
 impl Identity {
+    /// The headers that decide what the caller may see, in a fixed order.
+    pub fn headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
     /// A caller with this identity, no deadline, and a patience of its own.
     pub fn caller(&self) -> Caller {
         Caller {
@@ -214,6 +221,7 @@ impl Identity {
             call: telemetry::Call::default(),
             owner: Owner::default(),
             credential: None,
+            name: None,
         }
     }
 }

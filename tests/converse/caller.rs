@@ -29,6 +29,8 @@ const FAST: &[&str] = &[
 ];
 
 const CANCEL_ON_DISCONNECT: StreamOptions = StreamOptions {
+    include_missed_messages: false,
+    resumable: false,
     cancel_on_disconnect: true,
     heartbeat_interval: None,
 };

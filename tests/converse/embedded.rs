@@ -270,6 +270,7 @@ async fn functions_answer_the_calls_of_all_rounds_side_by_side() {
         thread_id: run.thread_id.clone(),
         run_id: run.id.clone(),
         options: None,
+        ..ConverseAttach::default()
     };
     assert_eq!(
         conversation.attach(attach, |_| ()).await.expect("a run"),

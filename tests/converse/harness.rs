@@ -215,6 +215,7 @@ pub(crate) fn attach(options: Option<StreamOptions>) -> Message {
         thread_id: "thread_1".into(),
         run_id: "run_1".into(),
         options,
+        ..ConverseAttach::default()
     })
 }
 

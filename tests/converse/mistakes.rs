@@ -248,6 +248,7 @@ async fn a_first_message_that_cannot_be_is_an_answer_without_a_stream_and_withou
             thread_id: thread_id.into(),
             run_id: run_id.into(),
             options: None,
+            ..ConverseAttach::default()
         })]
     };
     let rows = [

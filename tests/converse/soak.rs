@@ -191,6 +191,7 @@ impl World {
                 thread_id: thread.to_owned(),
                 run_id: run_id.to_owned(),
                 options: None,
+                ..ConverseAttach::default()
             })
         };
         if let Some(run_id) = info.get("run_id") {

@@ -149,6 +149,7 @@ async fn call(mut runs: Runs, name: &'static str, cancels: bool, end: End) -> St
                 thread_id,
                 run_id,
                 options,
+                ..ConverseAttach::default()
             };
             say.send(said(Message::Attach(attach))).expect("a reader");
             runs.converse_run(request(end, inbound)).await

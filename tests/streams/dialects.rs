@@ -132,6 +132,7 @@ async fn what_is_not_known_or_does_not_fit_arrives_whole() {
             r#type: 0,
             payload: Some(Payload::Unknown(Box::new(unknown))),
             synthesized: false,
+            position: String::new(),
         };
         assert_eq!(heard.events[0], expected);
     }

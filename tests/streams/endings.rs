@@ -422,7 +422,7 @@ async fn a_cut_stream_that_cannot_be_followed_does_not_ask_its_caller_to_call_ag
         heard
             .status
             .message()
-            .ends_with("; resume by WatchRun or ConverseRun.attach"),
+            .ends_with("; resume by ResumeRun or ConverseRun.attach"),
         "{:?}",
         heard.status
     );

@@ -357,7 +357,7 @@ async fn a_drain_ends_the_stream_says_how_to_resume_and_cancels_nothing() {
         // Calling again would be another run.
         assert_eq!(
             heard.status.message(),
-            "the gateway ends this call; resume by WatchRun or ConverseRun.attach"
+            "the gateway ends this call; resume by ResumeRun or ConverseRun.attach"
         );
     }
     // Whatever the gateway had still to ask, it has asked by the time that another one has got an
@@ -479,7 +479,7 @@ async fn a_stream_of_age_ends_says_how_to_resume_and_cancels_nothing() {
         assert_eq!(resume(&heard.status), resume_after(last));
         assert_eq!(
             heard.status.message(),
-            "the gateway ends this call; resume by WatchRun or ConverseRun.attach"
+            "the gateway ends this call; resume by ResumeRun or ConverseRun.attach"
         );
     }
     assert!(upstream.closed(0).await.by_client);

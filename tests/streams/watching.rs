@@ -86,6 +86,7 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
             ..StreamLimits::default()
         },
     )
+    .expect("a log in memory")
 }
 
 fn never() -> PollLimits {

@@ -138,6 +138,7 @@ fn event(frame: Frame<'_>) -> Result<Option<RunEvent>, Status> {
         r#type: kind.into(),
         payload: Some(payload),
         synthesized: false,
+        position: String::new(),
     }))
 }
 

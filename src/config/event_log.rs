@@ -1,0 +1,134 @@
+//! The flags of the event log. What each means, and why its default is right for most, stands with
+//! [`LogLimits`].
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use humantime::Duration;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::Invalid;
+use crate::runs::{LogLimits, LogStore, RedisStore};
+
+/// The fewest bytes of the secret of the logs' names.
+const MIN_SECRET: usize = 32;
+
+/// The flags. A duration is written `500ms`, `30s`, `10m`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Event log")]
+pub(super) struct EventLogArgs {
+    /// Where resumable streams are recorded: `memory` (of this replica), `off`, or the URL of a
+    /// Redis or Valkey that all replicas share: `redis://HOST:PORT/DB`, `rediss://` for TLS.
+    #[arg(long, default_value = "memory")]
+    event_log: String,
+
+    /// A file with the secret of the logs' names, the same on all replicas: at least 32 bytes.
+    /// Required with Redis.
+    #[arg(long, value_name = "FILE")]
+    event_log_key_file: Option<PathBuf>,
+
+    /// A file with the password of the store.
+    #[arg(long, value_name = "FILE")]
+    event_log_password_file: Option<PathBuf>,
+
+    /// A file with the CA certificates (PEM) that the store is trusted by. Not set: the system's.
+    #[arg(long, value_name = "FILE")]
+    event_log_ca_file: Option<PathBuf>,
+
+    /// The most that all logs take in memory, in bytes; the oldest are dropped.
+    #[arg(long, default_value_t = LogLimits::default().bytes)]
+    event_log_bytes: usize,
+
+    /// The most that the log of one run takes, in bytes; its oldest entries are dropped.
+    #[arg(long, default_value_t = LogLimits::default().run_bytes)]
+    event_log_run_bytes: usize,
+
+    /// The most entries in the log of one run; its oldest are dropped.
+    #[arg(long, default_value_t = LogLimits::default().run_entries)]
+    event_log_run_entries: usize,
+
+    /// How long a log is kept after its run has ended.
+    #[arg(long, default_value_t = LogLimits::default().ttl.into())]
+    event_log_ttl: Duration,
+
+    /// How long a log is kept without a new entry while its run has not ended.
+    #[arg(long, default_value_t = LogLimits::default().live_ttl.into())]
+    event_log_live_ttl: Duration,
+
+    /// How long a live stream waits for the store before it goes on without being recorded.
+    #[arg(long, default_value_t = LogLimits::default().timeout.into())]
+    event_log_timeout: Duration,
+
+    /// How long nobody else may write to a log after its writer was last heard of.
+    #[arg(long, default_value_t = LogLimits::default().lease.into())]
+    event_log_lease: Duration,
+
+    /// How long a run is recorded at the longest, whoever reads it.
+    #[arg(long, default_value_t = LogLimits::default().source_age.into())]
+    max_source_age: Duration,
+}
+
+impl EventLogArgs {
+    /// Where logs are kept.
+    pub(super) fn store(&self) -> Result<LogStore, Invalid> {
+        match &*self.event_log {
+            "off" => Ok(LogStore::Off),
+            "memory" => Ok(LogStore::Memory),
+            url => self.redis(url).map(LogStore::Redis),
+        }
+    }
+
+    fn redis(&self, url: &str) -> Result<RedisStore, Invalid> {
+        if !url.starts_with("redis://") && !url.starts_with("rediss://") {
+            let wrong = "--event-log must be memory, off, redis://… or rediss://…";
+            return Err(Invalid::new(wrong));
+        }
+        let Some(key_file) = &self.event_log_key_file else {
+            let missing = "--event-log redis://… needs --event-log-key-file: a secret of at least 32 bytes, the same on all replicas";
+            return Err(Invalid::new(missing));
+        };
+        let secret = read_secret("--event-log-key-file", key_file)?;
+        if secret.expose_secret().len() < MIN_SECRET {
+            return Err(Invalid::new(format!(
+                "--event-log-key-file: the secret must have at least {MIN_SECRET} bytes"
+            )));
+        }
+        let password = self.event_log_password_file.as_ref();
+        let password = password.map(|file| read_secret("--event-log-password-file", file));
+        let certificates = self.event_log_ca_file.as_ref().map(|file| {
+            fs::read(file).map_err(|error| {
+                Invalid::new(format!("--event-log-ca-file {}: {error}", file.display()))
+            })
+        });
+        RedisStore::new(
+            url,
+            password.transpose()?.as_ref(),
+            certificates.transpose()?,
+            secret,
+        )
+        .map_err(|error| Invalid::new(format!("--event-log: {error}")))
+    }
+
+    /// How much of them, and how long.
+    pub(super) fn limits(&self) -> LogLimits {
+        LogLimits {
+            bytes: self.event_log_bytes,
+            run_bytes: self.event_log_run_bytes,
+            run_entries: self.event_log_run_entries,
+            ttl: *self.event_log_ttl,
+            live_ttl: *self.event_log_live_ttl,
+            timeout: *self.event_log_timeout,
+            lease: *self.event_log_lease,
+            source_age: *self.max_source_age,
+        }
+    }
+}
+
+fn read_secret(flag: &str, file: &Path) -> Result<SecretString, Invalid> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| Invalid::new(format!("{flag} {}: {error}", file.display())))?;
+    Ok(SecretString::from(text.trim_end().to_owned()))
+}

@@ -1,0 +1,138 @@
+//! Which log, and places in it.
+//!
+//! Must hold: a log belongs to who made it. Its key is a keyed hash of the caller's name, of all
+//! that decides what it may see upstream, and of the run: for anybody else there is no such log, and
+//! who reads the store learns no credential.
+
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+use ring::{
+    hmac,
+    rand::{SecureRandom as _, SystemRandom},
+};
+
+use crate::upstream::Caller;
+
+/// The log of one run, as one caller recorded it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::runs) struct Key(Arc<str>);
+
+impl Key {
+    /// As part of the name of a key in a store: 32 hexadecimal digits.
+    pub(in crate::runs) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What binds a position to this log. It gives nothing away.
+    fn tag(&self) -> &str {
+        &self.0[..8]
+    }
+
+    #[cfg(test)]
+    pub(in crate::runs) fn new(key: &str) -> Self {
+        Self(format!("{key:0>32}").into())
+    }
+}
+
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Makes keys, under a secret that all replicas share.
+#[derive(Debug, Clone)]
+pub(in crate::runs) struct Keys(hmac::Key);
+
+impl Keys {
+    /// Under this secret.
+    pub(in crate::runs) fn new(secret: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+    }
+
+    /// Under a secret that nobody else knows.
+    pub(in crate::runs) fn random() -> Self {
+        let mut secret = [0; 32];
+        SystemRandom::new()
+            .fill(&mut secret)
+            .expect("the system has random numbers: TLS needs them, too");
+        Self::new(&secret)
+    }
+
+    /// The key of a run's log, as `caller` records it.
+    pub(in crate::runs) fn key(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
+        let mut context = hmac::Context::with_key(&self.0);
+        // With its length, no part can pose as two.
+        let mut add = |part: &[u8]| {
+            context.update(&part.len().to_be_bytes());
+            context.update(part);
+        };
+        add(caller.name.as_deref().unwrap_or_default().as_bytes());
+        for (name, value) in caller.identity().headers() {
+            add(name.as_str().as_bytes());
+            add(value.as_bytes());
+        }
+        add(b"");
+        add(thread_id.as_bytes());
+        add(run_id.as_bytes());
+        let hash = context.sign();
+        let digits = hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}"));
+        Key(digits.collect::<String>().into())
+    }
+}
+
+/// A place in a log: the epoch of its writer, and the number of the entry in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::runs) struct Position {
+    pub(in crate::runs) epoch: u64,
+    pub(in crate::runs) sequence: u64,
+}
+
+impl Position {
+    /// Before all entries.
+    pub(in crate::runs) const START: Self = Self::new(0, 0);
+
+    pub(in crate::runs) const fn new(epoch: u64, sequence: u64) -> Self {
+        Self { epoch, sequence }
+    }
+
+    /// The entry of this position is the first of its epoch: it says which entry it follows, and
+    /// holds no event.
+    pub(in crate::runs) fn begins_epoch(self) -> bool {
+        self.sequence == 0
+    }
+
+    /// The next place in the same epoch.
+    pub(in crate::runs) fn next(self) -> Self {
+        Self::new(self.epoch, self.sequence + 1)
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub(in crate::runs) fn parse(text: &[u8]) -> Option<Self> {
+        let (epoch, sequence) = str::from_utf8(text).ok()?.split_once('-')?;
+        Some(Self::new(number(epoch)?, number(sequence)?))
+    }
+
+    /// As a caller sees it: bound to the log of `key`.
+    pub(in crate::runs) fn to_text(self, key: &Key) -> String {
+        format!("{self}-{}", key.tag())
+    }
+
+    /// Reads what [`to_text`](Self::to_text) gave; `None` if that is no position of this log.
+    pub(in crate::runs) fn from_text(text: &str, key: &Key) -> Option<Self> {
+        let (position, tag) = text.rsplit_once('-')?;
+        (tag == key.tag()).then(|| Self::parse(position.as_bytes()))?
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.sequence)
+    }
+}
+
+/// A number as it is written here: no sign, no zeros in front.
+fn number(text: &str) -> Option<u64> {
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
+}

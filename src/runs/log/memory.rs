@@ -1,0 +1,280 @@
+//! Logs in memory: of this replica, and gone with it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    Entry, EventLog, Followers, Following, Key, LogError, LogLimits, PAGE_BYTES, Page, Position,
+};
+
+/// What an entry takes beside its payload, in bytes.
+const ENTRY_OVERHEAD: usize = 96;
+
+/// Logs in memory.
+#[derive(Debug)]
+pub(in crate::runs) struct MemoryLog {
+    limits: Arc<LogLimits>,
+    followers: Followers,
+    logs: Mutex<Logs>,
+}
+
+#[derive(Debug, Default)]
+struct Logs {
+    runs: HashMap<Key, RunLog>,
+    bytes: usize,
+    /// Entries that were dropped for want of space.
+    trimmed: u64,
+}
+
+#[derive(Debug)]
+struct RunLog {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    last: Position,
+    /// Its writer, if there is one.
+    holder: Option<u64>,
+    /// When it is dropped, unless something is appended before.
+    expires: Instant,
+}
+
+impl MemoryLog {
+    pub(in crate::runs) fn new(limits: Arc<LogLimits>) -> Self {
+        Self::with(limits, Followers::default())
+    }
+
+    /// The same, which wakes these followers.
+    pub(super) fn with(limits: Arc<LogLimits>, followers: Followers) -> Self {
+        Self {
+            limits,
+            followers,
+            logs: Mutex::default(),
+        }
+    }
+
+    /// Begins an epoch that was claimed in a store. What there was before stays there.
+    pub(super) fn begin(&self, key: &Key, epoch: u64) {
+        let log = RunLog {
+            entries: VecDeque::new(),
+            bytes: 0,
+            last: Position::new(epoch, 0),
+            holder: Some(epoch),
+            expires: Instant::now() + self.limits.live_ttl,
+        };
+        let mut logs = self.lock();
+        if let Some(before) = logs.runs.insert(key.clone(), log) {
+            logs.bytes -= before.bytes;
+        }
+    }
+
+    /// Drops a log.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut logs = self.lock();
+        if let Some(log) = logs.runs.remove(key) {
+            logs.bytes -= log.bytes;
+        }
+    }
+
+    /// The entries after a position, if none of them has to be read elsewhere.
+    pub(super) fn own_page(&self, key: &Key, after: Position) -> Option<Page> {
+        let logs = self.lock();
+        let log = logs.runs.get(key)?;
+        let first = log
+            .entries
+            .front()
+            .map_or(log.last.next(), |it| it.position);
+        (after.next() >= first && after.epoch == first.epoch).then(|| log.page(after))
+    }
+
+    /// What all logs take, in bytes.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Logs> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl EventLog for MemoryLog {
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError> {
+        let mut logs = self.lock();
+        logs.expire();
+        let expires = Instant::now() + self.limits.live_ttl;
+        let log = logs.runs.entry(key.clone()).or_insert_with(|| RunLog {
+            entries: VecDeque::new(),
+            bytes: 0,
+            last: Position::START,
+            holder: None,
+            expires,
+        });
+        if only_if_free && log.holder.is_some() {
+            return Err(LogError::Held);
+        }
+        let epoch = log.last.epoch + 1;
+        let before = Bytes::from(log.last.to_string());
+        log.holder = Some(epoch);
+        log.expires = expires;
+        let added = log.push(Position::new(epoch, 0), before);
+        logs.bytes += added;
+        drop(logs);
+        self.followers.wake(key.as_str());
+        Ok(epoch)
+    }
+
+    async fn append(
+        &self,
+        key: &Key,
+        first: Position,
+        payloads: &[Bytes],
+        is_over: bool,
+    ) -> Result<(), LogError> {
+        let mut logs = self.lock();
+        let log = logs.runs.get_mut(key).ok_or(LogError::Fenced)?;
+        if log.last.epoch != first.epoch {
+            return Err(LogError::Fenced);
+        }
+        let (mut position, mut added) = (first, 0);
+        for payload in payloads {
+            if position > log.last {
+                added += log.push(position, payload.clone());
+            }
+            position = position.next();
+        }
+        let ttl = if is_over {
+            self.limits.ttl
+        } else {
+            self.limits.live_ttl
+        };
+        log.expires = Instant::now() + ttl;
+        let (freed, trimmed) = log.trim(self.limits.run_bytes, self.limits.run_entries);
+        logs.trimmed += trimmed;
+        logs.bytes = logs.bytes + added - freed;
+        if logs.bytes > self.limits.bytes {
+            logs.evict(self.limits.bytes - self.limits.bytes / 16);
+        }
+        drop(logs);
+        self.followers.wake(key.as_str());
+        Ok(())
+    }
+
+    async fn read(&self, key: &Key, after: Position) -> Result<Option<Page>, LogError> {
+        let logs = self.lock();
+        let log = logs.runs.get(key);
+        let log = log.filter(|log| log.holder.is_some() || log.expires > Instant::now());
+        Ok(log.map(|log| log.page(after)))
+    }
+
+    fn follow(&self, key: &Key) -> Following {
+        self.followers.follow(key).0
+    }
+
+    fn release(&self, key: &Key, epoch: u64) {
+        let mut logs = self.lock();
+        if let Some(log) = logs.runs.get_mut(key)
+            && log.holder == Some(epoch)
+        {
+            log.holder = None;
+        }
+        drop(logs);
+        self.followers.wake(key.as_str());
+    }
+
+    async fn close(&self) {}
+}
+
+impl Logs {
+    /// Drops what is not kept any longer.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let bytes = &mut self.bytes;
+        self.runs.retain(|_, log| {
+            let keep = log.holder.is_some() || log.expires > now;
+            if !keep {
+                *bytes -= log.bytes;
+            }
+            keep
+        });
+    }
+
+    /// Makes room until no more than `bytes` are held: first what nobody writes to, the one that
+    /// expires first; then the oldest entries of the largest.
+    fn evict(&mut self, bytes: usize) {
+        self.expire();
+        while self.bytes > bytes {
+            let idle = self.runs.iter().filter(|(_, log)| log.holder.is_none());
+            if let Some(key) = idle.min_by_key(|(_, log)| log.expires).map(|(key, _)| key) {
+                let log = self.runs.remove(&key.clone()).expect("it was just found");
+                self.bytes -= log.bytes;
+                self.trimmed += log.entries.len() as u64;
+                continue;
+            }
+            let Some(largest) = self.runs.values_mut().max_by_key(|log| log.bytes) else {
+                return;
+            };
+            // Of the last entry of all there is left that it was there.
+            let (freed, trimmed) = match largest.entries.len() {
+                1 => largest.trim(0, 0),
+                _ => largest.trim(largest.bytes / 2, usize::MAX),
+            };
+            if trimmed == 0 {
+                return;
+            }
+            self.bytes -= freed;
+            self.trimmed += trimmed;
+        }
+    }
+}
+
+impl RunLog {
+    /// Appends, and says how many bytes that took.
+    fn push(&mut self, position: Position, payload: Bytes) -> usize {
+        let bytes = payload.len() + ENTRY_OVERHEAD;
+        self.last = position;
+        self.bytes += bytes;
+        self.entries.push_back(Entry { position, payload });
+        bytes
+    }
+
+    /// Drops the oldest entries that are too many; the last one only if none may stay. Gives the
+    /// bytes and the entries.
+    fn trim(&mut self, bytes: usize, entries: usize) -> (usize, u64) {
+        let (before, mut trimmed) = (self.bytes, 0);
+        let fewest = entries.min(1);
+        while self.entries.len() > fewest && (self.bytes > bytes || self.entries.len() > entries) {
+            if let Some(entry) = self.entries.pop_front() {
+                self.bytes -= entry.payload.len() + ENTRY_OVERHEAD;
+                trimmed += 1;
+            }
+        }
+        (before - self.bytes, trimmed)
+    }
+
+    fn page(&self, after: Position) -> Page {
+        let begin = self
+            .entries
+            .partition_point(|entry| entry.position <= after);
+        let mut bytes = 0;
+        let entries = self.entries.range(begin..).take_while(|entry| {
+            let fits = bytes == 0 || bytes + entry.payload.len() <= PAGE_BYTES;
+            bytes += entry.payload.len() + 1;
+            fits
+        });
+        Page {
+            entries: entries.cloned().collect(),
+            last: self.last,
+            is_held: self.holder.is_some(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The event log: what was sent of a run, for those who come later or from elsewhere.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `key.rs` | which log: of one run, as one caller recorded it; and places in it |
+//! | `followers.rs` | who waits for more entries |
+//! | `memory.rs` | logs in memory, of this replica only |
+//! | `redis.rs` | logs that replicas share |
+//!
+//! Must hold:
+//!
+//! - **One writer.** Whoever writes has claimed the log: that begins an epoch, with an entry of its
+//!   own. An append of an older epoch is refused ([`LogError::Fenced`]): two writers cannot mix.
+//! - **Nothing is missing unseen.** Entries are numbered without holes, and the entry that begins an
+//!   epoch names the one before it. So a reader sees from the entries alone that some were trimmed.
+//! - **Bounded**: each log in entries and bytes, each page in bytes, all of it in time.
+
+mod followers;
+mod key;
+mod memory;
+mod redis;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt::Debug, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub(super) use followers::{Followers, Following};
+pub(super) use key::{Key, Keys, Position};
+pub(super) use memory::MemoryLog;
+pub(super) use redis::RedisLog;
+pub use redis::RedisStore;
+
+/// The most that one page of a log has, in bytes, unless its first entry alone is larger.
+pub(super) const PAGE_BYTES: usize = 256 << 10;
+
+/// Limits of the event log. [`Default`] suits most deployments.
+#[derive(Debug, Clone)]
+pub struct LogLimits {
+    /// The most that all logs take in memory, in bytes. The oldest are dropped.
+    pub bytes: usize,
+    /// The most that the log of one run takes, in bytes. Its oldest entries are dropped.
+    pub run_bytes: usize,
+    /// The most entries in the log of one run. Its oldest entries are dropped.
+    pub run_entries: usize,
+    /// How long a log is kept after its run has ended.
+    pub ttl: Duration,
+    /// How long a log is kept without a new entry while its run has not ended.
+    pub live_ttl: Duration,
+    /// How long a live stream waits for the store. After that it goes on without being recorded.
+    pub timeout: Duration,
+    /// How long nobody else may write to a log after its writer was last heard of.
+    pub lease: Duration,
+    /// How long a run is recorded at the longest.
+    pub source_age: Duration,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 20,
+            run_bytes: 16 << 20,
+            run_entries: 10_000,
+            ttl: Duration::from_secs(10 * 60),
+            live_ttl: Duration::from_secs(2 * 60 * 60),
+            timeout: Duration::from_secs(1),
+            lease: Duration::from_secs(10),
+            source_age: Duration::from_secs(60 * 60),
+        }
+    }
+}
+
+/// One entry of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) position: Position,
+    /// The event; of the first entry of an epoch ([`Position::begins_epoch`]) the position of the
+    /// entry before it.
+    pub(super) payload: Bytes,
+}
+
+impl Entry {
+    /// Nothing is missing between `after` and this entry.
+    pub(super) fn follows(&self, after: Position) -> bool {
+        if self.position.begins_epoch() {
+            Position::parse(&self.payload) == Some(after)
+        } else {
+            self.position == after.next()
+        }
+    }
+}
+
+/// Some of a log, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) entries: Vec<Entry>,
+    /// The last entry of the log, be it on this page or not.
+    pub(super) last: Position,
+    /// Somebody writes: more is to come without a reader's doing.
+    pub(super) is_held: bool,
+}
+
+/// Why the log did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LogError {
+    /// Somebody else writes to it.
+    Held,
+    /// Somebody else has claimed it since.
+    Fenced,
+    /// The store does not answer, refuses, or is full.
+    Away(String),
+}
+
+/// Where logs are kept. The test-suite of all of them is `tests.rs`.
+#[async_trait]
+pub(super) trait EventLog: Debug + Send + Sync {
+    /// Other replicas have the same logs.
+    fn is_shared(&self) -> bool;
+
+    /// Begins a new epoch, and gives it. With `only_if_free` nobody is driven out
+    /// ([`LogError::Held`]).
+    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError>;
+
+    /// Appends entries from `first` on. What was stored already is not stored again, so that this
+    /// can be repeated. After the run's last event, `is_over`.
+    async fn append(
+        &self,
+        key: &Key,
+        first: Position,
+        payloads: &[Bytes],
+        is_over: bool,
+    ) -> Result<(), LogError>;
+
+    /// The entries after a position, as many as fit on a page; `None` if there is no such log.
+    async fn read(&self, key: &Key, after: Position) -> Result<Option<Page>, LogError>;
+
+    /// Waits for what comes after the entries that are read from now on.
+    fn follow(&self, key: &Key) -> Following;
+
+    /// The writer of this epoch is done. Does not wait.
+    fn release(&self, key: &Key, epoch: u64);
+
+    /// Gives all claims of this replica away, within the time that a store may take.
+    async fn close(&self);
+}

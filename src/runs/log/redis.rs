@@ -1,0 +1,610 @@
+//! Logs that replicas share, in Redis or Valkey: a stream per run, and a lease beside it.
+//!
+//! | key | what |
+//! |---|---|
+//! | `runs-gateway:{KEY}:events` | stream; the ids are positions, the one field is the event |
+//! | `runs-gateway:{KEY}:lease` | who writes, until when |
+//!
+//! Must hold:
+//!
+//! - All keys of a run are in one hash slot. Each script names its keys.
+//! - Redis refuses an id that is not above the last one. So an append that is repeated is stored
+//!   once, and whoever lost its lease to somebody else can write no more.
+//! - A message on the channel of a run's stream is a hint that there is more; what there is, is
+//!   read. One connection does all of it, however many runs are followed.
+//! - What this replica writes it reads from its own memory, after the store has it.
+//!
+//! One primary (by its own name, or behind a name that moves): no Redis Cluster client. After a
+//! failover the connection is made anew when the old one ends; what the old primary had not yet
+//! copied is lost, which readers see as a gap.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{
+    Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _, ProtocolVersion, PushInfo,
+    PushKind, RedisError, Script, TlsCertificates,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::{
+    sync::Notify,
+    time::{interval, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES, Page,
+    Position,
+};
+
+/// The most that this replica remembers of a log that it writes, in bytes. Who is further behind
+/// reads from the store.
+const OWN_BYTES: usize = 512 << 10;
+
+/// Where the store is. Printed without its secrets.
+#[derive(Clone)]
+pub struct RedisStore {
+    connection: ConnectionInfo,
+    certificates: Option<Vec<u8>>,
+    secret: Arc<SecretString>,
+}
+
+impl RedisStore {
+    /// The store at `url` (`redis://host:port/db`, or `rediss://` for TLS), with a password of its
+    /// own if the URL has none, and the CA certificates (PEM) that it is trusted by, if not the
+    /// system's. `secret` is that of the logs' keys, the same on all replicas.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the URL.
+    pub fn new(
+        url: &str,
+        password: Option<&SecretString>,
+        certificates: Option<Vec<u8>>,
+        secret: SecretString,
+    ) -> Result<Self, String> {
+        let wrong = |error: RedisError| error.category().to_owned();
+        let connection = url.into_connection_info().map_err(wrong)?;
+        let mut settings = connection
+            .redis_settings()
+            .clone()
+            .set_protocol(ProtocolVersion::RESP3);
+        if let Some(password) = password {
+            settings = settings.set_password(password.expose_secret());
+        }
+        Ok(Self {
+            connection: connection.set_redis_settings(settings),
+            certificates,
+            secret: Arc::new(secret),
+        })
+    }
+
+    /// The secret of the logs' keys.
+    pub(in crate::runs) fn secret(&self) -> &[u8] {
+        self.secret.expose_secret().as_bytes()
+    }
+
+    fn client(&self) -> Result<Client, RedisError> {
+        match &self.certificates {
+            Some(certificates) => Client::build_with_tls(
+                self.connection.clone(),
+                TlsCertificates {
+                    client_tls: None,
+                    root_cert: Some(certificates.clone()),
+                },
+            ),
+            None => Client::open(self.connection.clone()),
+        }
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisStore({})", self.connection.addr())
+    }
+}
+
+/// `KEYS`: events, lease. `ARGV`: owner, lease (ms), time to live (ms), only if free. Gives the new
+/// epoch; 0 if somebody else writes.
+static CLAIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if ARGV[4] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+        local last = '0-0'
+        if redis.call('EXISTS', KEYS[1]) == 1 then
+            local info = redis.call('XINFO', 'STREAM', KEYS[1])
+            for i = 1, #info, 2 do
+                if info[i] == 'last-generated-id' then last = info[i + 1] end
+            end
+        end
+        local epoch = tonumber(string.match(last, '^(%d+)')) + 1
+        local id = string.format('%d', epoch)
+        redis.call('XADD', KEYS[1], id .. '-0', 'e', last)
+        redis.call('PEXPIRE', KEYS[1], ARGV[3])
+        redis.call('SET', KEYS[2], id .. ':' .. ARGV[1], 'PX', ARGV[2])
+        redis.call('PUBLISH', KEYS[1], '')
+        return epoch",
+    )
+});
+
+/// `KEYS`: events. `ARGV`: epoch, number of the first entry, time to live (ms), most entries, number
+/// of the oldest entry of this epoch that stays, entries. Gives 0 if another epoch has begun, or
+/// the log is gone.
+static APPEND: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+        local info = redis.call('XINFO', 'STREAM', KEYS[1])
+        local last
+        for i = 1, #info, 2 do
+            if info[i] == 'last-generated-id' then last = info[i + 1] end
+        end
+        local epoch, stored = string.match(last, '^(%d+)-(%d+)$')
+        if epoch ~= ARGV[1] then return 0 end
+        stored = tonumber(stored)
+        local number = tonumber(ARGV[2])
+        for i = 6, #ARGV do
+            if number > stored then
+                redis.call('XADD', KEYS[1], string.format('%s-%d', epoch, number), 'e', ARGV[i])
+            end
+            number = number + 1
+        end
+        redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[4])
+        if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', epoch .. '-' .. ARGV[5]) end
+        redis.call('PEXPIRE', KEYS[1], ARGV[3])
+        redis.call('PUBLISH', KEYS[1], '')
+        return 1",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: position, most bytes. Gives whether somebody writes, the last
+/// position (empty: no log), and positions and entries in turn.
+static READ: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local held = redis.call('EXISTS', KEYS[2])
+        if redis.call('EXISTS', KEYS[1]) == 0 then return {held, '', {}} end
+        local info = redis.call('XINFO', 'STREAM', KEYS[1])
+        local last
+        for i = 1, #info, 2 do
+            if info[i] == 'last-generated-id' then last = info[i + 1] end
+        end
+        local found, bytes, after, most = {}, 0, ARGV[1], tonumber(ARGV[2])
+        while true do
+            local page = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 16)
+            for _, entry in ipairs(page) do
+                local payload = entry[2][2]
+                if bytes > 0 and bytes + #payload > most then return {held, last, found} end
+                bytes = bytes + #payload
+                found[#found + 1] = entry[1]
+                found[#found + 1] = payload
+                after = entry[1]
+            end
+            if #page < 16 then return {held, last, found} end
+        end",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: owner, epoch, lease (ms). Gives 0 if somebody else writes.
+static RENEW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local mine = ARGV[2] .. ':' .. ARGV[1]
+        local holder = redis.call('GET', KEYS[2])
+        if holder and holder ~= mine then return 0 end
+        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+        local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+        if not last[1] or string.match(last[1][1], '^(%d+)') ~= ARGV[2] then return 0 end
+        redis.call('SET', KEYS[2], mine, 'PX', ARGV[3])
+        return 1",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: owner, epoch.
+static RELEASE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) == ARGV[2] .. ':' .. ARGV[1] then
+            redis.call('DEL', KEYS[2])
+            redis.call('PUBLISH', KEYS[1], '')
+        end
+        return 1",
+    )
+});
+
+/// Logs in Redis.
+#[derive(Debug)]
+pub(in crate::runs) struct RedisLog {
+    shared: Arc<Shared>,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+struct Shared {
+    connection: ConnectionManager,
+    limits: Arc<LogLimits>,
+    /// This replica.
+    owner: String,
+    /// What this replica writes, as far as it is in the store.
+    own: MemoryLog,
+    claims: Mutex<HashMap<Key, Claimed>>,
+    followers: Followers,
+    /// Other logs are followed than the connection has subscribed to.
+    changed: Arc<Notify>,
+}
+
+/// A log that this replica writes.
+struct Claimed {
+    epoch: u64,
+    /// What was written, in up to [`PARTS`] parts: the number of the first entry, and bytes.
+    parts: VecDeque<(u64, usize)>,
+    bytes: usize,
+}
+
+/// A log that is too large loses a part of this fraction.
+const PARTS: usize = 64;
+
+impl Claimed {
+    fn new(epoch: u64) -> Self {
+        Self {
+            epoch,
+            parts: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Counts what is appended, and gives the number of the oldest entry that stays; 0 for all.
+    fn add(&mut self, first: u64, bytes: usize, most: usize) -> u64 {
+        self.bytes += bytes;
+        match self.parts.back_mut() {
+            Some((_, part)) if *part + bytes <= most / PARTS => *part += bytes,
+            _ => self.parts.push_back((first, bytes)),
+        }
+        let mut oldest = 0;
+        while self.bytes > most && self.parts.len() > 1 {
+            if let Some((_, part)) = self.parts.pop_front() {
+                self.bytes -= part;
+            }
+            oldest = self.parts.front().map_or(0, |(first, _)| *first);
+        }
+        oldest
+    }
+}
+
+impl RedisLog {
+    /// Connects when first used. Has to be called in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the certificates.
+    pub(in crate::runs) fn new(store: &RedisStore, limits: Arc<LogLimits>) -> Result<Self, String> {
+        let followers = Followers::default();
+        let changed = Arc::new(Notify::new());
+        let (woken, subscribe) = (followers.clone(), Arc::clone(&changed));
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(limits.timeout))
+            .set_response_timeout(Some(limits.timeout))
+            .set_max_delay(Duration::from_secs(1))
+            .set_automatic_resubscription()
+            .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
+                pushed(&woken, &subscribe, &push);
+                Ok(())
+            });
+        let connection = store
+            .client()
+            .and_then(|client| ConnectionManager::new_lazy_with_config(client, config))
+            .map_err(|error| error.category().to_owned())?;
+        let own = Arc::new(LogLimits {
+            run_bytes: OWN_BYTES.min(limits.run_bytes),
+            ..LogLimits::clone(&limits)
+        });
+        let shared = Arc::new(Shared {
+            connection,
+            limits,
+            owner: fresh_name(),
+            own: MemoryLog::with(own, followers.clone()),
+            claims: Mutex::default(),
+            followers,
+            changed,
+        });
+        let tasks = [
+            tokio::spawn(renew(Arc::downgrade(&shared))),
+            tokio::spawn(subscribe_to_followed(Arc::downgrade(&shared))),
+        ];
+        Ok(Self {
+            shared,
+            _tasks: tasks.map(AbortOnDropHandle::new),
+        })
+    }
+}
+
+#[async_trait]
+impl EventLog for RedisLog {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError> {
+        let shared = &self.shared;
+        let mut claim = CLAIM.key(events(key));
+        claim
+            .key(lease(key))
+            .arg(&shared.owner)
+            .arg(millis(shared.limits.lease))
+            .arg(millis(shared.limits.live_ttl))
+            .arg(u8::from(only_if_free));
+        let epoch: u64 = shared.run(&claim).await?;
+        if epoch == 0 {
+            return Err(LogError::Held);
+        }
+        shared.own.begin(key, epoch);
+        shared.claims().insert(key.clone(), Claimed::new(epoch));
+        shared.changed.notify_one();
+        Ok(epoch)
+    }
+
+    async fn append(
+        &self,
+        key: &Key,
+        first: Position,
+        payloads: &[Bytes],
+        is_over: bool,
+    ) -> Result<(), LogError> {
+        let shared = &self.shared;
+        let ttl = if is_over {
+            shared.limits.ttl
+        } else {
+            shared.limits.live_ttl
+        };
+        let mut append = APPEND.key(events(key));
+        append
+            .arg(first.epoch)
+            .arg(first.sequence)
+            .arg(millis(ttl))
+            .arg(shared.limits.run_entries)
+            .arg(shared.oldest_to_keep(key, first, payloads));
+        for payload in payloads {
+            append.arg(&payload[..]);
+        }
+        let stored: u64 = shared.run(&append).await?;
+        if stored == 0 {
+            shared.lost(key);
+            return Err(LogError::Fenced);
+        }
+        shared.own.append(key, first, payloads, is_over).await
+    }
+
+    async fn read(&self, key: &Key, after: Position) -> Result<Option<Page>, LogError> {
+        let shared = &self.shared;
+        if let Some(page) = shared.own.own_page(key, after) {
+            return Ok(Some(page));
+        }
+        let mut read = READ.key(events(key));
+        read.key(lease(key)).arg(after.to_string()).arg(PAGE_BYTES);
+        let (held, last, found): (u8, String, Vec<Vec<u8>>) = shared.run(&read).await?;
+        if last.is_empty() {
+            return Ok(None);
+        }
+        let mut entries = Vec::new();
+        let mut found = found.into_iter();
+        while let (Some(id), Some(payload)) = (found.next(), found.next()) {
+            entries.push(Entry {
+                position: position(&id)?,
+                payload: payload.into(),
+            });
+        }
+        Ok(Some(Page {
+            entries,
+            last: position(last.as_bytes())?,
+            is_held: held == 1,
+        }))
+    }
+
+    fn follow(&self, key: &Key) -> Following {
+        let (following, is_first) = self.shared.followers.follow(key);
+        if is_first {
+            self.shared.changed.notify_one();
+        }
+        following
+    }
+
+    fn release(&self, key: &Key, epoch: u64) {
+        let shared = &self.shared;
+        let mut claims = shared.claims();
+        if claims.get(key).is_none_or(|claimed| claimed.epoch != epoch) {
+            return;
+        }
+        claims.remove(key);
+        drop(claims);
+        shared.lost(key);
+        // Without a runtime the program is at its end, and the lease expires.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (shared, key) = (Arc::clone(shared), key.clone());
+            runtime.spawn(async move { shared.release(&key, epoch).await });
+        }
+    }
+
+    async fn close(&self) {
+        let claims: Vec<_> = self.shared.claims().drain().collect();
+        let released = async {
+            for (key, claimed) in claims {
+                self.shared.release(&key, claimed.epoch).await;
+            }
+        };
+        _ = timeout(self.shared.limits.timeout, released).await;
+    }
+}
+
+impl Shared {
+    async fn run<T: FromRedisValue>(
+        &self,
+        script: &redis::ScriptInvocation<'_>,
+    ) -> Result<T, LogError> {
+        let mut connection = self.connection.clone();
+        script.invoke_async(&mut connection).await.map_err(away)
+    }
+
+    async fn release(&self, key: &Key, epoch: u64) {
+        let mut release = RELEASE.key(events(key));
+        release.key(lease(key)).arg(&self.owner).arg(epoch);
+        if let Err(error) = self.run::<u8>(&release).await {
+            tracing::debug!(?error, "a lease was not given back: it will expire");
+        }
+    }
+
+    /// The number of the oldest entry of this epoch that stays when these are appended; 0 for all.
+    fn oldest_to_keep(&self, key: &Key, first: Position, payloads: &[Bytes]) -> u64 {
+        let mut claims = self.claims();
+        let claimed = claims.get_mut(key);
+        let bytes = payloads.iter().map(Bytes::len).sum();
+        claimed.map_or(0, |claimed| {
+            claimed.add(first.sequence, bytes, self.limits.run_bytes)
+        })
+    }
+
+    /// Somebody else may write this log from here on: it is read from the store.
+    fn lost(&self, key: &Key) {
+        self.claims().remove(key);
+        self.own.forget(key);
+        self.followers.wake(key.as_str());
+        self.changed.notify_one();
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<Key, Claimed>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// Renews the leases of this replica.
+async fn renew(shared: Weak<Shared>) {
+    let Some(lease_time) = shared.upgrade().map(|shared| shared.limits.lease) else {
+        return;
+    };
+    let mut tick = interval(lease_time / 3);
+    loop {
+        tick.tick().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let claims: Vec<_> = shared
+            .claims()
+            .iter()
+            .map(|(key, claimed)| (key.clone(), claimed.epoch))
+            .collect();
+        for (key, epoch) in claims {
+            let mut renew = RENEW.key(events(&key));
+            renew
+                .key(lease(&key))
+                .arg(&shared.owner)
+                .arg(epoch)
+                .arg(millis(lease_time));
+            match shared.run::<u8>(&renew).await {
+                Ok(0) => shared.lost(&key),
+                Ok(_) => {}
+                // All others would wait as long.
+                Err(_) => break,
+            }
+        }
+    }
+}
+
+/// Keeps the connection subscribed to the logs that are followed and written elsewhere.
+async fn subscribe_to_followed(shared: Weak<Shared>) {
+    let mut subscribed = HashSet::new();
+    let Some(changed) = shared.upgrade().map(|shared| Arc::clone(&shared.changed)) else {
+        return;
+    };
+    loop {
+        // Whoever leaves does not say so.
+        _ = timeout(Duration::from_secs(5), changed.notified()).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let wanted: HashSet<Key> = {
+            let claims = shared.claims();
+            let followed = shared.followers.followed().into_iter();
+            followed.filter(|key| !claims.contains_key(key)).collect()
+        };
+        let mut connection = shared.connection.clone();
+        for key in &wanted {
+            if !subscribed.contains(key) && connection.subscribe(events(key)).await.is_ok() {
+                subscribed.insert(key.clone());
+                // What came before is not announced.
+                shared.followers.wake(key.as_str());
+            }
+        }
+        for key in subscribed.extract_if(|key| !wanted.contains(key)) {
+            _ = connection.unsubscribe(events(&key)).await;
+        }
+    }
+}
+
+/// What the store says of itself.
+fn pushed(followers: &Followers, changed: &Notify, push: &PushInfo) {
+    match push.kind {
+        PushKind::Message => {
+            let channel = push.data.first().cloned();
+            let channel = channel.and_then(|it| String::from_redis_value(it).ok());
+            let key = channel.as_deref().and_then(key_of);
+            if let Some(key) = key {
+                followers.wake(key);
+            }
+        }
+        // What was announced meanwhile is lost.
+        PushKind::Disconnection => {
+            followers.wake_all();
+            changed.notify_one();
+        }
+        _ => {}
+    }
+}
+
+fn events(key: &Key) -> String {
+    format!("runs-gateway:{{{}}}:events", key.as_str())
+}
+
+fn lease(key: &Key) -> String {
+    format!("runs-gateway:{{{}}}:lease", key.as_str())
+}
+
+/// The log whose events have this name.
+fn key_of(events: &str) -> Option<&str> {
+    let rest = events.strip_prefix("runs-gateway:{")?;
+    rest.strip_suffix("}:events")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn position(id: &[u8]) -> Result<Position, LogError> {
+    Position::parse(id).ok_or_else(|| LogError::Away("an id is no position".to_owned()))
+}
+
+/// In words without what was sent.
+fn away(error: RedisError) -> LogError {
+    let code = error.code().map(str::to_owned);
+    LogError::Away(code.unwrap_or_else(|| error.category().to_owned()))
+}
+
+/// A name that no other replica has.
+fn fresh_name() -> String {
+    use ring::rand::{SecureRandom as _, SystemRandom};
+    let mut name = [0; 16];
+    SystemRandom::new()
+        .fill(&mut name)
+        .expect("the system has random numbers: TLS needs them, too");
+    name.iter().map(|byte| format!("{byte:02x}")).collect()
+}
