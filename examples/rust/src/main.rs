@@ -1,5 +1,5 @@
-//! Runs from Rust, with tonic: stream one, answer its tool calls, wait for one, read errors, page
-//! through steps.
+//! Runs from Rust, with tonic: make all that a run needs and read its answer; stream a run, answer
+//! its tool calls, wait for one, read errors, page through steps.
 //!
 //! The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by
 //! default.
@@ -7,12 +7,16 @@
 use std::{env, error::Error, time::Duration};
 
 use runs_gateway_example::{
-    CancelRunRequest, ConverseRunRequest, ConverseStart, CreateThreadAndRunRequest,
-    FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent, MessageInput,
-    MessageRole, RequiredToolCall, Run, RunEvent, RunEventType, StreamCreateThreadAndRunRequest,
+    AssistantSpec, CancelRunRequest, ConverseRunRequest, ConverseStart, CreateAssistantRequest,
+    CreateMessageRequest, CreateRunRequest, CreateThreadAndRunRequest, CreateThreadRequest,
+    DeleteAssistantRequest, DeleteThreadRequest, FunctionDefinition, GetRunRequest,
+    ListMessagesRequest, ListRunStepsRequest, MessageContent, MessageInput, MessageRole,
+    RequiredToolCall, Run, RunEvent, RunEventType, RunSpec, StreamCreateThreadAndRunRequest,
     ThreadAndRunSpec, ThreadSpec, Tool, ToolOutput, ToolOutputs, WaitRunRequest,
-    converse_run_request::Message, run_event::Payload, run_service_client::RunServiceClient,
-    run_step_service_client::RunStepServiceClient,
+    assistant_service_client::AssistantServiceClient, converse_run_request::Message,
+    message_service_client::MessageServiceClient, run_event::Payload,
+    run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
+    thread_service_client::ThreadServiceClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,6 +35,7 @@ async fn main() -> Result<()> {
         .connect()
         .await?;
     let mut runs = RunServiceClient::new(channel.clone());
+    from_nothing_to_an_answer(&channel).await?;
     stream_a_run(&mut runs).await?;
     let run = answer_tool_calls(&mut runs).await?;
     wait_with_a_deadline(&mut runs).await?;
@@ -38,21 +43,24 @@ async fn main() -> Result<()> {
     page_through_steps(&mut RunStepServiceClient::new(channel), &run).await
 }
 
-/// A thread with one message, and a run on it that is steered by metadata.
-fn thread_and_run(question: &str, steering: &[(&str, &str)]) -> ThreadAndRunSpec {
+fn user_message(text: &str) -> MessageInput {
     let content = MessageContent {
-        text: Some(question.to_owned()),
+        text: Some(text.to_owned()),
         ..Default::default()
     };
-    let message = MessageInput {
+    MessageInput {
         role: MessageRole::User.into(),
         content: Some(content),
         ..Default::default()
-    };
+    }
+}
+
+/// A thread with one message, and a run on it that is steered by metadata.
+fn thread_and_run(question: &str, steering: &[(&str, &str)]) -> ThreadAndRunSpec {
     ThreadAndRunSpec {
         assistant_id: "asst_embedded".to_owned(),
         thread: Some(ThreadSpec {
-            messages: vec![message],
+            messages: vec![user_message(question)],
             ..Default::default()
         }),
         metadata: steering
@@ -88,6 +96,82 @@ fn text_of(event: &RunEvent) -> String {
         .filter_map(|part| part.text.as_ref())
         .map(|text| text.value())
         .collect()
+}
+
+async fn from_nothing_to_an_answer(channel: &Channel) -> Result<()> {
+    println!("from nothing to an answer");
+    let mut assistants = AssistantServiceClient::new(channel.clone());
+    let mut threads = ThreadServiceClient::new(channel.clone());
+    let mut messages = MessageServiceClient::new(channel.clone());
+    let mut runs = RunServiceClient::new(channel.clone());
+
+    let model = "gpt-4o-mini".to_owned();
+    let spec = AssistantSpec {
+        model,
+        instructions: Some("Be brief.".to_owned()),
+        ..Default::default()
+    };
+    let assistant = assistants
+        .create_assistant(CreateAssistantRequest {
+            assistant: Some(spec),
+        })
+        .await?
+        .into_inner();
+    let thread = threads
+        .create_thread(CreateThreadRequest::default())
+        .await?
+        .into_inner();
+    let (thread_id, assistant_id) = (thread.id, assistant.id);
+    let message = Some(user_message("What can you do?"));
+    messages
+        .create_message(CreateMessageRequest {
+            thread_id: thread_id.clone(),
+            message,
+        })
+        .await?;
+    let run = Some(RunSpec {
+        assistant_id: assistant_id.clone(),
+        ..Default::default()
+    });
+    let create = CreateRunRequest {
+        thread_id: thread_id.clone(),
+        run,
+        ..Default::default()
+    };
+    let run_id = runs.create_run(create).await?.into_inner().id;
+    let wait = WaitRunRequest {
+        thread_id: thread_id.clone(),
+        run_id: run_id.clone(),
+        ..Default::default()
+    };
+    println!(
+        "  {}",
+        runs.wait_run(wait)
+            .await?
+            .into_inner()
+            .status()
+            .as_str_name()
+    );
+    let list = ListMessagesRequest {
+        thread_id: thread_id.clone(),
+        run_id,
+        ..Default::default()
+    };
+    for message in messages.list_messages(list).await?.into_inner().data {
+        let texts = message.content.iter().filter_map(|part| part.text.as_ref());
+        println!("  {}", texts.map(|text| text.value()).collect::<String>());
+    }
+    // A thread's messages go with it.
+    let thread = threads
+        .delete_thread(DeleteThreadRequest { thread_id })
+        .await?
+        .into_inner();
+    let assistant = assistants
+        .delete_assistant(DeleteAssistantRequest { assistant_id })
+        .await?
+        .into_inner();
+    println!("  {}, {}", thread.object, assistant.object);
+    Ok(())
 }
 
 async fn stream_a_run(runs: &mut Runs) -> Result<()> {

@@ -6,10 +6,13 @@
 use std::{env, error::Error, time::Duration};
 
 use runs_gateway_example::{
-    CreateThreadAndRunRequest, FunctionDefinition, GetRunRequest, ListRunsRequest, MessageContent,
+    CreateThreadAndRunRequest, CreateThreadRequest, DeleteThreadRequest, FunctionDefinition,
+    GetRunRequest, GetThreadRequest, ListMessagesRequest, ListRunsRequest, MessageContent,
     MessageInput, MessageRole, RunEvent, RunSpec, StreamCreateRunRequest,
     StreamCreateThreadAndRunRequest, StreamOptions, ThreadAndRunSpec, ThreadSpec, Tool,
-    WaitRunRequest, WatchRunRequest, run_event::Payload, run_service_client::RunServiceClient,
+    WaitRunRequest, WatchRunRequest, message_service_client::MessageServiceClient,
+    run_event::Payload, run_service_client::RunServiceClient,
+    thread_service_client::ThreadServiceClient,
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -19,15 +22,17 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let mut gateways = Vec::new();
+    let mut channels = Vec::new();
     for address in env::args().skip(1) {
-        gateways.push(RunServiceClient::new(
-            Channel::from_shared(format!("http://{address}"))?.connect_lazy(),
-        ));
+        channels.push(Channel::from_shared(format!("http://{address}"))?.connect_lazy());
     }
-    let [dev, ageing, scripted] = &mut gateways[..] else {
+    let [dev, ageing, scripted] = &channels[..] else {
         return Err("three addresses are needed".into());
     };
+    let mut threads = ThreadServiceClient::new(dev.clone());
+    let mut messages = MessageServiceClient::new(scripted.clone());
+    let [dev, ageing, scripted] =
+        &mut [dev, ageing, scripted].map(|channel| RunServiceClient::new(channel.clone()));
     println!("metadata: {}", metadata(scripted).await?);
     println!("deadline: {}", deadline(dev).await?);
     println!("cancellation: {}", cancellation(dev).await?);
@@ -38,6 +43,8 @@ async fn main() -> Result<()> {
         unknown_enum_values(scripted).await?
     );
     println!("unknown events: {}", unknown_events(scripted).await?);
+    println!("unknown content: {}", unknown_content(&mut messages).await?);
+    println!("deletion: {}", deletion(&mut threads).await?);
     println!("resuming: {}", resuming(ageing).await?);
     Ok(())
 }
@@ -86,6 +93,7 @@ fn name(code: Code) -> &'static str {
     match code {
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::NotFound => "NOT_FOUND",
         Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
         Code::Unavailable => "UNAVAILABLE",
         _ => code.description(),
@@ -256,6 +264,36 @@ async fn unknown_events(scripted: &mut Runs) -> Result<String> {
             ));
         }
     }
+}
+
+async fn unknown_content(messages: &mut MessageServiceClient<Channel>) -> Result<String> {
+    let request = ListMessagesRequest {
+        thread_id: "thread_1".to_owned(),
+        run_id: "run_1".to_owned(),
+        ..Default::default()
+    };
+    let page = messages.list_messages(request).await?.into_inner();
+    let content = page.data.first().map(|message| &message.content[..]);
+    let Some([text, unknown]) = content else {
+        return Err("not two parts".into());
+    };
+    let text = text.text.as_ref().ok_or("no text")?.value();
+    let kind = unknown.r#type().as_str_name();
+    Ok(format!("{text} {kind} {}", unknown.extra_json))
+}
+
+async fn deletion(threads: &mut ThreadServiceClient<Channel>) -> Result<String> {
+    let thread = threads
+        .create_thread(CreateThreadRequest::default())
+        .await?;
+    let thread_id = thread.into_inner().id;
+    let request = DeleteThreadRequest {
+        thread_id: thread_id.clone(),
+    };
+    let deleted = threads.delete_thread(request).await?.into_inner();
+    let gone = threads.get_thread(GetThreadRequest { thread_id }).await;
+    let status = gone.err().ok_or("it is there")?;
+    Ok(format!("{}, then {}", deleted.object, name(status.code())))
 }
 
 async fn resuming(ageing: &mut Runs) -> Result<String> {
