@@ -1,5 +1,5 @@
 //! `runs-gateway demo`: what a newcomer sees first. A real gRPC client holds a conversation with a
-//! tool call, and says what it does.
+//! tool call, reads the answer back from its thread, and says what it does.
 //!
 //! Must hold: nothing is staged. What is printed is what came over the socket, when it came; if it
 //! is not what was expected, the demo fails.
@@ -21,9 +21,10 @@ use crate::{
     dev::Dev,
     embedded,
     v1::{
-        ConverseStart, FunctionDefinition, GetRunRequest, ListRunStepsRequest, MessageContent,
-        MessageInput, MessageRole, Run, RunEvent, RunEventType, RunStatus, RunStep, SortOrder,
-        ThreadAndRunSpec, ThreadSpec, Tool, run_event::Payload,
+        ConverseStart, FunctionDefinition, GetRunRequest, ListMessagesRequest, ListRunStepsRequest,
+        MessageContent, MessageInput, MessageRole, Run, RunEvent, RunEventType, RunStatus, RunStep,
+        SortOrder, TextContent, ThreadAndRunSpec, ThreadSpec, Tool,
+        message_service_client::MessageServiceClient, run_event::Payload,
         run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
     },
 };
@@ -57,7 +58,7 @@ pub async fn run() -> Result<(), Failure> {
         NOTE,
         "",
         &format!(
-            "gRPC  {}  the gateway: runsgateway.v1.RunService and RunStepService",
+            "gRPC  {}  the gateway: runsgateway.v1.RunService, MessageService and more",
             dev.grpc
         ),
     )?;
@@ -71,10 +72,12 @@ pub async fn run() -> Result<(), Failure> {
     )?;
     let mut runs = RunServiceClient::connect(format!("http://{}", dev.grpc)).await?;
     let mut steps = RunStepServiceClient::connect(format!("http://{}", dev.grpc)).await?;
+    let mut messages = MessageServiceClient::connect(format!("http://{}", dev.grpc)).await?;
 
-    let run = converse(&runs).await?;
+    let (run, answer) = converse(&runs).await?;
     list_steps(&mut steps, &run).await?;
     miss(&mut runs, &run).await?;
+    read_back(&mut messages, &run, &answer).await?;
     say(
         NOTE,
         "",
@@ -84,8 +87,9 @@ pub async fn run() -> Result<(), Failure> {
     Ok(())
 }
 
-/// One run from its creation to its end, on one stream, with a function for its tool.
-async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
+/// One run from its creation to its end, on one stream, with a function for its tool. Gives the run
+/// and the text that came with its events.
+async fn converse(runs: &RunServiceClient<Channel>) -> Result<(Run, String), Failure> {
     let conversation = Conversation::new(runs.clone()).tool("get_weather", async |arguments: String| {
         let output = "22 degrees and sunny".to_owned();
         // A demo that cannot print has nobody to print for.
@@ -108,8 +112,10 @@ async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
         "   upstream: POST /threads/runs with stream: true; each server-sent event becomes one typed RunEvent",
     )?;
     let mut line = Line::default();
+    let mut answer = String::new();
     let mut shown = Ok(());
     let heed = |event| {
+        answer += &text(&event);
         if shown.is_ok() {
             shown = show(&event, &mut line);
         }
@@ -117,7 +123,7 @@ async fn converse(runs: &RunServiceClient<Channel>) -> Result<Run, Failure> {
     let run = conversation.start(start(), heed).await?;
     shown?;
     if run.status() == RunStatus::Completed {
-        Ok(run)
+        Ok((run, answer))
     } else {
         Err(format!("the run ended as {:?}", run.status()).into())
     }
@@ -233,6 +239,40 @@ async fn miss(runs: &mut RunServiceClient<Channel>, run: &Run) -> Result<(), Fai
     Ok(())
 }
 
+/// Reads the answer from the thread. Fails if it is not what the stream brought.
+async fn read_back(
+    messages: &mut MessageServiceClient<Channel>,
+    run: &Run,
+    answer: &str,
+) -> Result<(), Failure> {
+    say(
+        SENT,
+        "->",
+        "ListMessages of the run: the answer is in the thread, for whoever missed the stream",
+    )?;
+    let request = ListMessagesRequest {
+        thread_id: run.thread_id.clone(),
+        run_id: run.id.clone(),
+        order: SortOrder::Asc.into(),
+        ..ListMessagesRequest::default()
+    };
+    let mut read = String::new();
+    for message in messages.list_messages(request).await?.into_inner().data {
+        let parts = message.content.iter();
+        let text: String = parts
+            .filter_map(|part| part.text.as_ref())
+            .map(TextContent::value)
+            .collect();
+        say(CAME, "<-", &format!("{}: {text}", message.id))?;
+        read += &text;
+    }
+    if read == answer {
+        Ok(())
+    } else {
+        Err(format!("the thread has another answer than the stream brought: {answer}").into())
+    }
+}
+
 fn describe(step: &RunStep) -> String {
     let details = step.step_details.as_ref();
     let calls = details
@@ -264,7 +304,7 @@ fn text(event: &RunEvent) -> String {
     let parts = delta.delta.iter().flat_map(|delta| &delta.content);
     parts
         .filter_map(|part| part.text.as_ref())
-        .map(crate::v1::TextContent::value)
+        .map(TextContent::value)
         .collect()
 }
 

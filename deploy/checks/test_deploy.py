@@ -88,7 +88,11 @@ def test_the_chart_refuses_what_cannot_work():
 
 
 def test_every_configuration_retries_the_same_methods_and_no_write():
-    retries.agree()
+    return retries.agree()
+
+
+def test_a_new_call_is_asked_for_by_the_line_that_each_configuration_wants():
+    retries.new_methods_are_asked_for()
 
 
 def test_a_grpc_client_that_loads_the_service_config_retries_reads_and_no_write():

@@ -1,4 +1,5 @@
-// Runs from Go, with grpc-go: stream one, answer its tool calls, wait for one, read errors, page through steps.
+// Runs from Go, with grpc-go: make all that a run needs and read its answer; stream a run, answer
+// its tool calls, wait for one, read errors, page through steps.
 //
 // The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by default.
 package main
@@ -31,15 +32,18 @@ var weather = &pb.Tool{Function: &pb.FunctionDefinition{
 	ParametersJson: `{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}`,
 }}
 
+func userMessage(text string) *pb.MessageInput {
+	return &pb.MessageInput{
+		Role:    pb.MessageRole_MESSAGE_ROLE_USER,
+		Content: &pb.MessageContent{Text: proto.String(text)},
+	}
+}
+
 // threadAndRun is a thread with one message, and a run on it.
 func threadAndRun(question string, metadata map[string]string, tools ...*pb.Tool) *pb.ThreadAndRunSpec {
-	message := &pb.MessageInput{
-		Role:    pb.MessageRole_MESSAGE_ROLE_USER,
-		Content: &pb.MessageContent{Text: proto.String(question)},
-	}
 	return &pb.ThreadAndRunSpec{
 		AssistantId: "asst_embedded",
-		Thread:      &pb.ThreadSpec{Messages: []*pb.MessageInput{message}},
+		Thread:      &pb.ThreadSpec{Messages: []*pb.MessageInput{userMessage(question)}},
 		Metadata:    metadata,
 		Tools:       tools,
 	}
@@ -51,6 +55,63 @@ func textOf(event *pb.RunEvent) (text string) {
 		text += part.GetText().GetValue()
 	}
 	return text
+}
+
+func fromNothingToAnAnswer(ctx context.Context, connection *grpc.ClientConn) error {
+	fmt.Println("from nothing to an answer")
+	assistants := pb.NewAssistantServiceClient(connection)
+	threads := pb.NewThreadServiceClient(connection)
+	messages := pb.NewMessageServiceClient(connection)
+	runs := pb.NewRunServiceClient(connection)
+
+	spec := &pb.AssistantSpec{Model: "gpt-4o-mini", Instructions: proto.String("Be brief.")}
+	assistant, err := assistants.CreateAssistant(ctx, &pb.CreateAssistantRequest{Assistant: spec})
+	if err != nil {
+		return err
+	}
+	thread, err := threads.CreateThread(ctx, &pb.CreateThreadRequest{})
+	if err != nil {
+		return err
+	}
+	threadID, message := thread.GetId(), userMessage("What can you do?")
+	request := &pb.CreateMessageRequest{ThreadId: threadID, Message: message}
+	if _, err := messages.CreateMessage(ctx, request); err != nil {
+		return err
+	}
+	runSpec := &pb.RunSpec{AssistantId: assistant.GetId()}
+	run, err := runs.CreateRun(ctx, &pb.CreateRunRequest{ThreadId: threadID, Run: runSpec})
+	if err != nil {
+		return err
+	}
+	run, err = runs.WaitRun(ctx, &pb.WaitRunRequest{ThreadId: threadID, RunId: run.GetId()})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("  %s\n", run.GetStatus())
+	ofRun := &pb.ListMessagesRequest{ThreadId: threadID, RunId: run.GetId()}
+	page, err := messages.ListMessages(ctx, ofRun)
+	if err != nil {
+		return err
+	}
+	for _, message := range page.GetData() {
+		var text string
+		for _, part := range message.GetContent() {
+			text += part.GetText().GetValue()
+		}
+		fmt.Printf("  %s\n", text)
+	}
+	// A thread's messages go with it.
+	threadGone, err := threads.DeleteThread(ctx, &pb.DeleteThreadRequest{ThreadId: threadID})
+	if err != nil {
+		return err
+	}
+	deletion := &pb.DeleteAssistantRequest{AssistantId: assistant.GetId()}
+	assistantGone, err := assistants.DeleteAssistant(ctx, deletion)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("  %s, %s\n", threadGone.GetObject(), assistantGone.GetObject())
+	return nil
 }
 
 func streamARun(ctx context.Context, runs pb.RunServiceClient) error {
@@ -222,6 +283,9 @@ func run(address string) error {
 	}
 	defer connection.Close()
 	ctx, runs := context.Background(), pb.NewRunServiceClient(connection)
+	if err := fromNothingToAnAnswer(ctx, connection); err != nil {
+		return err
+	}
 	if err := streamARun(ctx, runs); err != nil {
 		return err
 	}

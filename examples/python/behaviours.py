@@ -9,9 +9,18 @@ import sys
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2 as service, run_service_pb2_grpc, tool_pb2
+from runsgateway.v1 import message_pb2, message_service_pb2, message_service_pb2_grpc
+from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2 as service, run_service_pb2_grpc
+from runsgateway.v1 import thread_service_pb2, thread_service_pb2_grpc, tool_pb2
 
 from example import thread_and_run
+
+
+class Gateway(run_service_pb2_grpc.RunServiceStub):
+    def __init__(self, channel):
+        super().__init__(channel)
+        self.threads = thread_service_pb2_grpc.ThreadServiceStub(channel)
+        self.messages = message_service_pb2_grpc.MessageServiceStub(channel)
 
 
 def detail(error, kind):
@@ -87,6 +96,25 @@ async def unknown_events(_dev, _ageing, scripted):
             return f"{run_event_pb2.RunEventType.Name(event.type)} {event.unknown.name} {event.unknown.data}"
 
 
+async def unknown_content(_dev, _ageing, scripted):
+    request = message_service_pb2.ListMessagesRequest(thread_id="thread_1", run_id="run_1")
+    [message] = (await scripted.messages.ListMessages(request)).data
+    text, unknown = message.content
+    name = message_pb2.ContentPartType.Name(unknown.type)
+    return f"{text.text.value} {name} {unknown.extra_json}"
+
+
+async def deletion(dev, _ageing, _scripted):
+    thread = await dev.threads.CreateThread(thread_service_pb2.CreateThreadRequest())
+    request = thread_service_pb2.DeleteThreadRequest(thread_id=thread.id)
+    deleted = await dev.threads.DeleteThread(request)
+    try:
+        await dev.threads.GetThread(thread_service_pb2.GetThreadRequest(thread_id=thread.id))
+        return f"{deleted.object}, but it is there"
+    except grpc.aio.AioRpcError as error:
+        return f"{deleted.object}, then {error.code().name}"
+
+
 async def resuming(_dev, ageing, _scripted):
     spec = thread_and_run("Tell me a long story.", metadata={"embedded.delay_ms": "150"})
     try:
@@ -114,15 +142,17 @@ BEHAVIOURS = {
     "1 MiB messages": large_messages,
     "unknown enum values": unknown_enum_values,
     "unknown events": unknown_events,
+    "unknown content": unknown_content,
+    "deletion": deletion,
     "resuming": resuming,
 }
 
 
 async def main():
     channels = [grpc.aio.insecure_channel(address) for address in sys.argv[1:4]]
-    stubs = [run_service_pb2_grpc.RunServiceStub(channel) for channel in channels]
+    gateways = [Gateway(channel) for channel in channels]
     for name, behaviour in BEHAVIOURS.items():
-        print(f"{name}: {await behaviour(*stubs)}", flush=True)
+        print(f"{name}: {await behaviour(*gateways)}", flush=True)
     for channel in channels:
         await channel.close()
 

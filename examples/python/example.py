@@ -1,4 +1,5 @@
-"""Runs from Python, with grpc.aio: stream one, answer its tool calls, wait for one, read errors, page through steps.
+"""Runs from Python, with grpc.aio: make all that a run needs and read its answer; stream a run,
+answer its tool calls, wait for one, read errors, page through steps.
 
 The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by default.
 """
@@ -9,8 +10,11 @@ import sys
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
-from runsgateway.v1 import message_pb2, run_event_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
-from runsgateway.v1 import run_step_pb2, run_step_service_pb2, run_step_service_pb2_grpc, thread_pb2, tool_pb2
+from runsgateway.v1 import assistant_pb2, assistant_service_pb2, assistant_service_pb2_grpc
+from runsgateway.v1 import message_pb2, message_service_pb2, message_service_pb2_grpc
+from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2, run_service_pb2_grpc
+from runsgateway.v1 import run_step_pb2, run_step_service_pb2, run_step_service_pb2_grpc
+from runsgateway.v1 import thread_pb2, thread_service_pb2, thread_service_pb2_grpc, tool_pb2
 
 WEATHER = tool_pb2.Tool(
     function=tool_pb2.FunctionDefinition(
@@ -21,11 +25,14 @@ WEATHER = tool_pb2.Tool(
 )
 
 
+def user_message(text):
+    content = message_pb2.MessageContent(text=text)
+    return message_pb2.MessageInput(role=message_pb2.MESSAGE_ROLE_USER, content=content)
+
+
 def thread_and_run(question, **run):
     """A thread with one message, and a run on it."""
-    content = message_pb2.MessageContent(text=question)
-    message = message_pb2.MessageInput(role=message_pb2.MESSAGE_ROLE_USER, content=content)
-    thread = thread_pb2.ThreadSpec(messages=[message])
+    thread = thread_pb2.ThreadSpec(messages=[user_message(question)])
     return run_pb2.ThreadAndRunSpec(assistant_id="asst_embedded", thread=thread, **run)
 
 
@@ -36,6 +43,30 @@ def create(question, **run):
 def text_of(event):
     """What an event adds to the text of the answer."""
     return "".join(part.text.value for part in event.message_delta.delta.content)
+
+
+async def from_nothing_to_an_answer(assistants, threads, messages, runs):
+    print("from nothing to an answer")
+    spec = assistant_pb2.AssistantSpec(model="gpt-4o-mini", instructions="Be brief.")
+    request = assistant_service_pb2.CreateAssistantRequest(assistant=spec)
+    assistant = await assistants.CreateAssistant(request)
+    thread = await threads.CreateThread(thread_service_pb2.CreateThreadRequest())
+    message = user_message("What can you do?")
+    request = message_service_pb2.CreateMessageRequest(thread_id=thread.id, message=message)
+    await messages.CreateMessage(request)
+    spec = run_pb2.RunSpec(assistant_id=assistant.id)
+    run = await runs.CreateRun(run_service_pb2.CreateRunRequest(thread_id=thread.id, run=spec))
+    run = await runs.WaitRun(run_service_pb2.WaitRunRequest(thread_id=thread.id, run_id=run.id))
+    print(f"  {run_pb2.RunStatus.Name(run.status)}")
+    request = message_service_pb2.ListMessagesRequest(thread_id=thread.id, run_id=run.id)
+    page = await messages.ListMessages(request)
+    for message in page.data:
+        print(f"  {''.join(part.text.value for part in message.content)}")
+    # A thread's messages go with it.
+    thread = await threads.DeleteThread(thread_service_pb2.DeleteThreadRequest(thread_id=thread.id))
+    request = assistant_service_pb2.DeleteAssistantRequest(assistant_id=assistant.id)
+    assistant = await assistants.DeleteAssistant(request)
+    print(f"  {thread.object}, {assistant.object}")
 
 
 async def stream_a_run(runs):
@@ -131,6 +162,10 @@ async def main():
     async with grpc.aio.insecure_channel(address) as channel:
         runs = run_service_pb2_grpc.RunServiceStub(channel)
         steps = run_step_service_pb2_grpc.RunStepServiceStub(channel)
+        assistants = assistant_service_pb2_grpc.AssistantServiceStub(channel)
+        threads = thread_service_pb2_grpc.ThreadServiceStub(channel)
+        messages = message_service_pb2_grpc.MessageServiceStub(channel)
+        await from_nothing_to_an_answer(assistants, threads, messages, runs)
         await stream_a_run(runs)
         run = await answer_tool_calls(runs)
         await wait_with_a_deadline(runs)

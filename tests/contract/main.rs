@@ -6,7 +6,10 @@
 
 mod schema;
 
-use std::{collections::BTreeSet, env, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+};
 
 use prost_reflect::{Cardinality, DescriptorPool, Kind, MessageDescriptor, MethodDescriptor};
 use runs_gateway::v1::DESCRIPTOR;
@@ -455,4 +458,32 @@ fn what_may_be_sent_twice_fits_the_http_method() {
             _ => assert_ne!(level, Level::NoSideEffects, "{name}"),
         }
     }
+}
+
+#[test]
+fn the_readme_has_every_rpc_with_its_rest_call() {
+    let readme = include_str!("../../README.md");
+    let (_, table) = readme
+        .split_once("\n| RPC | REST call |\n|---|---|\n")
+        .expect("a table of RPCs");
+    let mut rows = BTreeMap::new();
+    for row in table.lines().take_while(|line| line.starts_with('|')) {
+        let (_, cells) = row.split_once("| `").expect("a name");
+        let (names, call) = cells.split_once(" | ").expect("two cells");
+        let (service, methods) = names.split_once('.').expect("the service's name first");
+        for method in methods.replace('`', "").split(", ") {
+            let again = rows.insert(format!("{service}.{method}"), call);
+            assert!(again.is_none(), "{method} is in two rows");
+        }
+    }
+    for (name, rpc) in rpcs(&pool()) {
+        let route = route(&rpc);
+        let call = rows.remove(&name);
+        let call = call.unwrap_or_else(|| panic!("the README's table of RPCs lacks {name}"));
+        // Which calls a conversation makes, its messages say.
+        let named = call.contains(&format!("`{}", route.method))
+            && call.contains(&format!("{}`", route.path));
+        assert!(named || rpc.is_client_streaming(), "{name}: {call}");
+    }
+    assert!(rows.is_empty(), "not in the contract: {rows:?}");
 }

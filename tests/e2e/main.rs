@@ -16,5 +16,6 @@ mod recordings;
 mod refused;
 mod requests;
 mod secrets;
+mod services;
 mod threads;
 mod time;

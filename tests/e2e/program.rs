@@ -198,6 +198,24 @@ fn what_fails_is_one_line_and_exit_code_1_and_what_is_only_asked_is_0() {
 }
 
 #[test]
+fn the_demo_ends_by_reading_back_the_answer_that_its_stream_brought() {
+    let output = Command::new(PROGRAM).arg("demo").output().expect("it runs");
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let (_, after_delta) = said.split_once(", as it comes: ").expect("a delta");
+    let streamed = after_delta.lines().next().expect("a line");
+    assert!(streamed.contains("22 degrees and sunny"), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    let [.., asked, answer, _] = &lines[..] else {
+        panic!("too few lines: {said}")
+    };
+    assert!(asked.starts_with("-> ListMessages"), "{said}");
+    let (id, read) = answer.split_once(": ").expect("a message");
+    assert!(id.starts_with("<- msg_"), "{said}");
+    assert_eq!(read, streamed, "{said}");
+}
+
+#[test]
 fn a_flag_is_an_environment_variable_too_and_wins_over_it() {
     let run = |flags: &[&str]| {
         let output = Command::new(PROGRAM)

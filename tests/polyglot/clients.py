@@ -181,9 +181,25 @@ class Grpcurl:
         thread = {"messages": [{"role": "MESSAGE_ROLE_USER", "content": {"text": "Hello!"}}]}
         spec = {"thread_and_run": {"assistant_id": "asst_embedded", "thread": thread}}
 
+        def readme():
+            """The README's seven lines, as they stand but for the gateway's address."""
+            readme = (ROOT / "README.md").read_text()
+            introduction = "From nothing to the printed answer, in seven lines:\n\n```sh\n"
+            lines = readme.split(introduction)[1].split("```")[0]
+            equal("7", str(lines.count("\n")))
+            script = f"set -euo pipefail\nPATH={OUT}/go/bin:$PATH\n" + lines.replace("localhost:50051", dev)
+            printed = command("bash", "-c", script, seconds=60)
+            expect(printed, "RUN_STATUS_COMPLETED", '"object": "thread.deleted"')
+            answers = re.findall(r'"value": "(.*)"', printed)
+            # The question, as it was made, and the answer.
+            said = ["Hello", r'This is the embedded model. You said: \"Hello\".']
+            equal(json.dumps(said), json.dumps(answers))
+
         def reflection():
             services = command(OUT / "go/bin/grpcurl", "-plaintext", dev, "list", seconds=60)
-            expect(services, "runsgateway.v1.RunService", "runsgateway.v1.RunStepService", "grpc.health.v1.Health")
+            contract = "".join(path.read_text() for path in (OUT / "proto").glob("runsgateway/v1/*.proto"))
+            names = re.findall(r"^service (\w+)", contract, re.MULTILINE)
+            expect(services, "grpc.health.v1.Health", *(f"runsgateway.v1.{name}" for name in names))
             described = command(OUT / "go/bin/grpcurl", "-plaintext", dev, "describe", "runsgateway.v1.RunService.WaitRun", seconds=60)
             expect(described, "REST: GET /threads/{thread_id}/runs/{run_id}")
 
@@ -200,7 +216,7 @@ class Grpcurl:
             missing = call("RunService/GetRun", fails=True, thread_id="thread_x", run_id="run_x")
             expect(missing, "Code: NotFound", '"@type": "type.googleapis.com/google.rpc.ErrorInfo"', '"reason": "NOT_FOUND"')
 
-        return {"reflection": reflection, "unary": unary, "streams": streams, "error details": error_details}
+        return {"the README's lines": readme, "reflection": reflection, "unary": unary, "streams": streams, "error details": error_details}
 
 
 class Ghz:

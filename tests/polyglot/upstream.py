@@ -1,4 +1,5 @@
-"""An upstream that does what the embedded API never does: a status and an event that no contract knows, and a rate limit.
+"""An upstream that does what the embedded API never does: a status, an event and a part of a message
+that no contract knows, and a rate limit.
 
 Must hold: `x-request-id` is made of the request's `x-client-request-id`, so that a client sees that its metadata went all the way.
 """
@@ -8,6 +9,13 @@ import json
 
 RUN = {"object": "thread.run", "created_at": 1, "thread_id": "thread_1", "assistant_id": "asst_1"}
 LIMITED = {"error": {"message": "Slow down.", "type": "requests", "param": None, "code": "rate_limit_exceeded"}}
+# The messages of run_1, and of no other.
+MESSAGES = "/threads/thread_1/messages?run_id=run_1"
+CONTENT = [
+    {"type": "text", "text": {"value": "Here:", "annotations": []}},
+    {"type": "hologram", "hologram": {"depth": 3}},
+]
+MESSAGE = {"id": "msg_1", "object": "thread.message", "role": "assistant", "content": CONTENT}
 EVENTS = [
     ("thread.run.created", {"id": "run_1", **RUN, "status": "queued"}),
     ("thread.run.rested", {"id": "run_1", "for": "a while"}),
@@ -22,6 +30,8 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         run_id = self.path.rsplit("/", 1)[-1]
         if run_id == "run_paused":
             self.answer(200, {"id": run_id, **RUN, "status": "paused"})
+        elif self.path == MESSAGES:
+            self.answer(200, {"object": "list", "data": [MESSAGE], "has_more": False})
         else:
             self.answer(429, LIMITED, {"retry-after-ms": "40"})
 

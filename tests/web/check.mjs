@@ -95,6 +95,12 @@ async function main() {
   const cancelled = "THREAD_RUN_CANCELLED";
   const types = ["CREATED", "QUEUED", "IN_PROGRESS", "COMPLETED"].map((state) => `THREAD_RUN_${state}`);
   await check("a page gets a run", gives(named, "getARun", { same: true, status: "COMPLETED", requestId: true }));
+  const answer = ['This is the embedded model. You said: "Hello from a page!".'];
+  const deleted = ["thread.deleted", "assistant.deleted"];
+  await check(
+    "a page makes all that a run needs and reads its answer",
+    gives(named, "fromNothingToAnAnswer", { answer, deleted }),
+  );
   await check(
     "events of a stream come while the run goes on",
     gives(other, "streamARun", { several: true, statuses: ["IN_PROGRESS"], types }),

@@ -8,13 +8,17 @@ import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { GrpcWebClientBase, MethodDescriptor, MethodType } from "grpc-web";
 
 import { BadRequestSchema, ErrorInfoSchema, RequestInfoSchema } from "./gen/google/rpc/error_details_pb.js";
+import { AssistantService } from "./gen/runsgateway/v1/assistant_service_pb.js";
 import { MessageRole } from "./gen/runsgateway/v1/message_pb.js";
+import { MessageService } from "./gen/runsgateway/v1/message_service_pb.js";
 import { RunStatus } from "./gen/runsgateway/v1/run_pb.js";
 import { RunEventSchema, RunEventType } from "./gen/runsgateway/v1/run_event_pb.js";
 import { RunService, StreamCreateRunRequestSchema } from "./gen/runsgateway/v1/run_service_pb.js";
+import { ThreadService } from "./gen/runsgateway/v1/thread_service_pb.js";
 
 const gateway = new URLSearchParams(location.search).get("gateway");
-const runs = createClient(RunService, createGrpcWebTransport({ baseUrl: gateway }));
+const transport = createGrpcWebTransport({ baseUrl: gateway });
+const runs = createClient(RunService, transport);
 
 /** A thread with one message, whose first run is over. */
 async function thread() {
@@ -37,6 +41,28 @@ async function getARun() {
   let requestId;
   const run = await runs.getRun({ threadId, runId: id }, { onHeader: (headers) => (requestId = headers.get("x-request-id")) });
   return { same: run.id === id, status: RunStatus[run.status], requestId: requestId !== null };
+}
+
+/** Makes all that a run needs, reads its answer, and deletes what it made. */
+async function fromNothingToAnAnswer() {
+  const [assistants, threads, messages] = [AssistantService, ThreadService, MessageService].map(
+    (service) => createClient(service, transport),
+  );
+  const assistant = await assistants.createAssistant({ assistant: { model: "gpt-4o-mini" } });
+  const { id: threadId } = await threads.createThread({});
+  const message = { role: MessageRole.USER, content: { text: "Hello from a page!" } };
+  await messages.createMessage({ threadId, message });
+  const { id: runId } = await runs.createRun({ threadId, run: { assistantId: assistant.id } });
+  await runs.waitRun({ threadId, runId });
+  const { data } = await messages.listMessages({ threadId, runId });
+  const deleted = [
+    await threads.deleteThread({ threadId }),
+    await assistants.deleteAssistant({ assistantId: assistant.id }),
+  ];
+  return {
+    answer: data.flatMap(({ content }) => content.map((part) => part.text?.value)),
+    deleted: deleted.map(({ object }) => object),
+  };
 }
 
 /** Every word is a message of its own, and the run still goes on when it comes. */
@@ -115,6 +141,7 @@ async function failure(call) {
 }
 
 window.behaviours = {
+  fromNothingToAnAnswer,
   getARun,
   streamARun,
   answerTheFirstEvent,

@@ -23,7 +23,13 @@ import (
 	pb "github.com/runs-gateway/runs-gateway/examples/go/gen/runsgateway/v1"
 )
 
-type gateways struct{ dev, ageing, scripted pb.RunServiceClient }
+type gateways struct{ dev, ageing, scripted gateway }
+
+type gateway struct {
+	pb.RunServiceClient
+	threads  pb.ThreadServiceClient
+	messages pb.MessageServiceClient
+}
 
 func threadAndRun(metadata map[string]string, tools ...*pb.Tool) *pb.ThreadAndRunSpec {
 	content := &pb.MessageContent{Text: proto.String("Tell me a long story.")}
@@ -49,6 +55,7 @@ func code(err error) string {
 	return map[codes.Code]string{
 		codes.OK: "OK", codes.DeadlineExceeded: "DEADLINE_EXCEEDED", codes.InvalidArgument: "INVALID_ARGUMENT",
 		codes.ResourceExhausted: "RESOURCE_EXHAUSTED", codes.Unavailable: "UNAVAILABLE",
+		codes.NotFound: "NOT_FOUND",
 	}[status.Code(err)]
 }
 
@@ -149,6 +156,31 @@ func unknownEvents(ctx context.Context, to gateways) (string, error) {
 	return "", err
 }
 
+func unknownContent(ctx context.Context, to gateways) (string, error) {
+	request := &pb.ListMessagesRequest{ThreadId: "thread_1", RunId: "run_1"}
+	page, err := to.scripted.messages.ListMessages(ctx, request)
+	if err != nil {
+		return "", err
+	}
+	content := page.GetData()[0].GetContent()
+	text, unknown := content[0].GetText().GetValue(), content[1]
+	return fmt.Sprintf("%s %s %s", text, unknown.GetType(), unknown.GetExtraJson()), nil
+}
+
+func deletion(ctx context.Context, to gateways) (string, error) {
+	threads := to.dev.threads
+	thread, err := threads.CreateThread(ctx, &pb.CreateThreadRequest{})
+	if err != nil {
+		return "", err
+	}
+	deleted, err := threads.DeleteThread(ctx, &pb.DeleteThreadRequest{ThreadId: thread.GetId()})
+	if err != nil {
+		return "", err
+	}
+	_, err = threads.GetThread(ctx, &pb.GetThreadRequest{ThreadId: thread.GetId()})
+	return fmt.Sprintf("%s, then %s", deleted.GetObject(), code(err)), nil
+}
+
 func resuming(ctx context.Context, to gateways) (string, error) {
 	request := &pb.StreamCreateThreadAndRunRequest{ThreadAndRun: threadAndRun(map[string]string{"embedded.delay_ms": "150"})}
 	events, err := to.ageing.StreamCreateThreadAndRun(ctx, request)
@@ -172,14 +204,18 @@ func resuming(ctx context.Context, to gateways) (string, error) {
 }
 
 func main() {
-	var clients []pb.RunServiceClient
+	var clients []gateway
 	for _, address := range os.Args[1:] {
 		connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			log.Fatal(err)
 		}
 		defer connection.Close()
-		clients = append(clients, pb.NewRunServiceClient(connection))
+		clients = append(clients, gateway{
+			pb.NewRunServiceClient(connection),
+			pb.NewThreadServiceClient(connection),
+			pb.NewMessageServiceClient(connection),
+		})
 	}
 	to := gateways{clients[0], clients[1], clients[2]}
 	for _, behaviour := range []struct {
@@ -193,6 +229,8 @@ func main() {
 		{"1 MiB messages", largeMessages},
 		{"unknown enum values", unknownEnumValues},
 		{"unknown events", unknownEvents},
+		{"unknown content", unknownContent},
+		{"deletion", deletion},
 		{"resuming", resuming},
 	} {
 		said, err := behaviour.show(context.Background(), to)

@@ -7,7 +7,12 @@ import { type ClientReadableStream, credentials, Metadata, type ServiceError, st
 
 import { BadRequest, ErrorInfo, RetryInfo } from "./gen/google/rpc/error_details.js";
 import { Status } from "./gen/google/rpc/status.js";
-import { MessageRole } from "./gen/runsgateway/v1/message.js";
+import { contentPartTypeToJSON, MessageRole } from "./gen/runsgateway/v1/message.js";
+import {
+  ListMessagesRequest,
+  type ListMessagesResponse,
+  MessageServiceClient,
+} from "./gen/runsgateway/v1/message_service.js";
 import { type Run, runStatusToJSON, type ThreadAndRunSpec } from "./gen/runsgateway/v1/run.js";
 import { type RunEvent, runEventTypeToJSON } from "./gen/runsgateway/v1/run_event.js";
 import {
@@ -22,8 +27,16 @@ import {
   WaitRunRequest,
   WatchRunRequest,
 } from "./gen/runsgateway/v1/run_service.js";
+import type { ThreadResource } from "./gen/runsgateway/v1/thread.js";
+import {
+  CreateThreadRequest,
+  type DeleteThreadResponse,
+  ThreadServiceClient,
+} from "./gen/runsgateway/v1/thread_service.js";
 
 const [dev, ageing, scripted] = process.argv.slice(2).map((address) => new RunServiceClient(address, credentials.createInsecure()));
+const threads = new ThreadServiceClient(process.argv[2], credentials.createInsecure());
+const messages = new MessageServiceClient(process.argv[4], credentials.createInsecure());
 const PAUSED = { threadId: "thread_1", runId: "run_paused" };
 const SILENT = { metadata: { "embedded.scenario": "expire" } };
 
@@ -107,6 +120,24 @@ const BEHAVIOURS: Record<string, () => Promise<string>> = {
     const event = await read(scripted.streamCreateRun(request), (event) => event.unknown !== undefined);
     return `${event && runEventTypeToJSON(event.type)} ${event?.unknown?.name} ${event?.unknown?.data}`;
   },
+  async "unknown content"() {
+    const request = ListMessagesRequest.fromPartial({ threadId: "thread_1", runId: "run_1" });
+    const page = await ask<ListMessagesResponse>((done) => messages.listMessages(request, done));
+    const [text, unknown] = page.data[0].content;
+    return `${text.text?.value} ${contentPartTypeToJSON(unknown.type)} ${unknown.extraJson}`;
+  },
+  async deletion() {
+    const { id: threadId } = await ask<ThreadResource>((done) =>
+      threads.createThread(CreateThreadRequest.fromPartial({}), done),
+    );
+    const deleted = await ask<DeleteThreadResponse>((done) =>
+      threads.deleteThread({ threadId }, done),
+    );
+    const error = await failure(
+      ask<ThreadResource>((done) => threads.getThread({ threadId }, done)),
+    );
+    return `${deleted.object}, then ${status[error.code]}`;
+  },
   async resuming() {
     const spec = threadAndRun({ metadata: { "embedded.delay_ms": "150" } });
     const request = StreamCreateThreadAndRunRequest.fromPartial({ threadAndRun: spec });
@@ -125,4 +156,4 @@ const BEHAVIOURS: Record<string, () => Promise<string>> = {
 };
 
 for (const [name, behaviour] of Object.entries(BEHAVIOURS)) console.log(`${name}: ${await behaviour()}`);
-for (const client of [dev, ageing, scripted]) client.close();
+for (const client of [dev, ageing, scripted, threads, messages]) client.close();

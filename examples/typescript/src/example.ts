@@ -1,4 +1,5 @@
-// Runs from TypeScript, with @grpc/grpc-js: stream one, answer its tool calls, wait for one, read errors, page through steps.
+// Runs from TypeScript, with @grpc/grpc-js: make all that a run needs and read its answer; stream a
+// run, answer its tool calls, wait for one, read errors, page through steps.
 //
 // The only argument is the gateway's address; without it, the one that `runs-gateway dev` takes by default.
 
@@ -6,11 +7,24 @@ import { credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js"
 
 import { BadRequest, ErrorInfo, RetryInfo } from "./gen/google/rpc/error_details.js";
 import { Status } from "./gen/google/rpc/status.js";
-import { MessageRole } from "./gen/runsgateway/v1/message.js";
+import type { Assistant } from "./gen/runsgateway/v1/assistant.js";
+import {
+  AssistantServiceClient,
+  CreateAssistantRequest,
+  type DeleteAssistantResponse,
+} from "./gen/runsgateway/v1/assistant_service.js";
+import { MessageRole, type ThreadMessage } from "./gen/runsgateway/v1/message.js";
+import {
+  CreateMessageRequest,
+  ListMessagesRequest,
+  type ListMessagesResponse,
+  MessageServiceClient,
+} from "./gen/runsgateway/v1/message_service.js";
 import { type DeepPartial, type Run, runStatusToJSON, ThreadAndRunSpec, ToolOutputs } from "./gen/runsgateway/v1/run.js";
 import { type RunEvent, RunEventType, runEventTypeToJSON } from "./gen/runsgateway/v1/run_event.js";
 import {
   ConverseRunRequest,
+  CreateRunRequest,
   CreateThreadAndRunRequest,
   RunServiceClient,
   StreamCreateThreadAndRunRequest,
@@ -18,6 +32,12 @@ import {
 } from "./gen/runsgateway/v1/run_service.js";
 import { runStepTypeToJSON } from "./gen/runsgateway/v1/run_step.js";
 import { ListRunStepsRequest, type ListRunStepsResponse, RunStepServiceClient } from "./gen/runsgateway/v1/run_step_service.js";
+import type { ThreadResource } from "./gen/runsgateway/v1/thread.js";
+import {
+  CreateThreadRequest,
+  type DeleteThreadResponse,
+  ThreadServiceClient,
+} from "./gen/runsgateway/v1/thread_service.js";
 
 const WEATHER = {
   function: {
@@ -27,10 +47,12 @@ const WEATHER = {
   },
 };
 
+const userMessage = (text: string) => ({ role: MessageRole.MESSAGE_ROLE_USER, content: { text } });
+
 /** A thread with one message, and a run on it. */
 function threadAndRun(question: string, run: DeepPartial<ThreadAndRunSpec> = {}): ThreadAndRunSpec {
-  const message = { role: MessageRole.MESSAGE_ROLE_USER, content: { text: question } };
-  return ThreadAndRunSpec.fromPartial({ assistantId: "asst_embedded", thread: { messages: [message] }, ...run });
+  const thread = { messages: [userMessage(question)] };
+  return ThreadAndRunSpec.fromPartial({ assistantId: "asst_embedded", thread, ...run });
 }
 
 /** A unary call as a promise. */
@@ -41,6 +63,46 @@ function ask<Answer>(call: (done: (error: ServiceError | null, answer: Answer) =
 /** What an event adds to the text of the answer. */
 function textOf(event: RunEvent): string {
   return (event.messageDelta?.delta?.content ?? []).map((part) => part.text?.value ?? "").join("");
+}
+
+async function fromNothingToAnAnswer(runs: RunServiceClient) {
+  console.log("from nothing to an answer");
+  const assistants = new AssistantServiceClient(address, credentials.createInsecure());
+  const threads = new ThreadServiceClient(address, credentials.createInsecure());
+  const messages = new MessageServiceClient(address, credentials.createInsecure());
+  const spec = { model: "gpt-4o-mini", instructions: "Be brief." };
+  const assistant = await ask<Assistant>((done) =>
+    assistants.createAssistant(CreateAssistantRequest.fromPartial({ assistant: spec }), done),
+  );
+  const thread = await ask<ThreadResource>((done) =>
+    threads.createThread(CreateThreadRequest.fromPartial({}), done),
+  );
+  const [assistantId, threadId] = [assistant.id, thread.id];
+  const message = userMessage("What can you do?");
+  await ask<ThreadMessage>((done) =>
+    messages.createMessage(CreateMessageRequest.fromPartial({ threadId, message }), done),
+  );
+  const { id: runId } = await ask<Run>((done) =>
+    runs.createRun(CreateRunRequest.fromPartial({ threadId, run: { assistantId } }), done),
+  );
+  const run = await ask<Run>((done) =>
+    runs.waitRun(WaitRunRequest.fromPartial({ threadId, runId }), done),
+  );
+  console.log(`  ${runStatusToJSON(run.status)}`);
+  const list = ListMessagesRequest.fromPartial({ threadId, runId });
+  const page = await ask<ListMessagesResponse>((done) => messages.listMessages(list, done));
+  for (const { content } of page.data) {
+    console.log(`  ${content.map((part) => part.text?.value ?? "").join("")}`);
+  }
+  // A thread's messages go with it.
+  const threadGone = await ask<DeleteThreadResponse>((done) =>
+    threads.deleteThread({ threadId }, done),
+  );
+  const assistantGone = await ask<DeleteAssistantResponse>((done) =>
+    assistants.deleteAssistant({ assistantId }, done),
+  );
+  console.log(`  ${threadGone.object}, ${assistantGone.object}`);
+  for (const client of [assistants, threads, messages]) client.close();
 }
 
 async function streamARun(runs: RunServiceClient) {
@@ -146,6 +208,7 @@ async function pageThroughSteps(steps: RunStepServiceClient, run: Run) {
 const address = process.argv[2] ?? "127.0.0.1:50051";
 const runs = new RunServiceClient(address, credentials.createInsecure());
 const steps = new RunStepServiceClient(address, credentials.createInsecure());
+await fromNothingToAnAnswer(runs);
 await streamARun(runs);
 const run = await answerToolCalls(runs);
 await waitWithADeadline(runs);

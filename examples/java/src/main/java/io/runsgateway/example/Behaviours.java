@@ -16,13 +16,21 @@ import io.grpc.StatusException;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.BlockingClientCall;
 import io.grpc.stub.MetadataUtils;
+import io.runsgateway.v1.ContentPart;
 import io.runsgateway.v1.CreateThreadAndRunRequest;
+import io.runsgateway.v1.CreateThreadRequest;
+import io.runsgateway.v1.DeleteThreadRequest;
+import io.runsgateway.v1.DeleteThreadResponse;
 import io.runsgateway.v1.FunctionDefinition;
 import io.runsgateway.v1.GetRunRequest;
+import io.runsgateway.v1.GetThreadRequest;
+import io.runsgateway.v1.ListMessagesRequest;
 import io.runsgateway.v1.ListRunsRequest;
 import io.runsgateway.v1.MessageContent;
 import io.runsgateway.v1.MessageInput;
 import io.runsgateway.v1.MessageRole;
+import io.runsgateway.v1.MessageServiceGrpc;
+import io.runsgateway.v1.MessageServiceGrpc.MessageServiceBlockingV2Stub;
 import io.runsgateway.v1.Run;
 import io.runsgateway.v1.RunEvent;
 import io.runsgateway.v1.RunServiceGrpc;
@@ -32,6 +40,9 @@ import io.runsgateway.v1.StreamCreateRunRequest;
 import io.runsgateway.v1.StreamCreateThreadAndRunRequest;
 import io.runsgateway.v1.StreamOptions;
 import io.runsgateway.v1.ThreadAndRunSpec;
+import io.runsgateway.v1.ThreadResource;
+import io.runsgateway.v1.ThreadServiceGrpc;
+import io.runsgateway.v1.ThreadServiceGrpc.ThreadServiceBlockingV2Stub;
 import io.runsgateway.v1.ThreadSpec;
 import io.runsgateway.v1.Tool;
 import io.runsgateway.v1.WaitRunRequest;
@@ -57,11 +68,15 @@ public final class Behaviours {
   private final RunServiceBlockingV2Stub dev;
   private final RunServiceBlockingV2Stub ageing;
   private final RunServiceBlockingV2Stub scripted;
+  private final ThreadServiceBlockingV2Stub threads;
+  private final MessageServiceBlockingV2Stub messages;
 
   private Behaviours(List<ManagedChannel> channels) {
     dev = RunServiceGrpc.newBlockingV2Stub(channels.get(0));
     ageing = RunServiceGrpc.newBlockingV2Stub(channels.get(1));
     scripted = RunServiceGrpc.newBlockingV2Stub(channels.get(2));
+    threads = ThreadServiceGrpc.newBlockingV2Stub(channels.get(0));
+    messages = MessageServiceGrpc.newBlockingV2Stub(channels.get(2));
   }
 
   public static void main(String[] arguments) throws Exception {
@@ -77,6 +92,8 @@ public final class Behaviours {
     show("1 MiB messages", behaviours::largeMessages);
     show("unknown enum values", behaviours::unknownEnumValues);
     show("unknown events", behaviours::unknownEvents);
+    show("unknown content", behaviours::unknownContent);
+    show("deletion", behaviours::deletion);
     show("resuming", behaviours::resuming);
     for (ManagedChannel channel : channels) {
       channel.shutdown().awaitTermination(5, TimeUnit.SECONDS);
@@ -204,6 +221,24 @@ public final class Behaviours {
       event = events.read();
     }
     return String.format("%s %s %s", event.getType(), event.getUnknown().getName(), event.getUnknown().getData());
+  }
+
+  private String unknownContent() throws Exception {
+    ListMessagesRequest request =
+        ListMessagesRequest.newBuilder().setThreadId("thread_1").setRunId("run_1").build();
+    List<ContentPart> content = messages.listMessages(request).getData(0).getContentList();
+    String text = content.get(0).getText().getValue();
+    ContentPart unknown = content.get(1);
+    return String.format("%s %s %s", text, unknown.getType(), unknown.getExtraJson());
+  }
+
+  private String deletion() throws Exception {
+    ThreadResource thread = threads.createThread(CreateThreadRequest.getDefaultInstance());
+    DeleteThreadResponse deleted =
+        threads.deleteThread(DeleteThreadRequest.newBuilder().setThreadId(thread.getId()).build());
+    GetThreadRequest get = GetThreadRequest.newBuilder().setThreadId(thread.getId()).build();
+    StatusException error = failure(() -> threads.getThread(get));
+    return deleted.getObject() + ", then " + error.getStatus().getCode();
   }
 
   private String resuming() throws Exception {

@@ -14,27 +14,47 @@ import io.grpc.ManagedChannel;
 import io.grpc.StatusException;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.BlockingClientCall;
+import io.runsgateway.v1.Assistant;
+import io.runsgateway.v1.AssistantServiceGrpc;
+import io.runsgateway.v1.AssistantServiceGrpc.AssistantServiceBlockingV2Stub;
+import io.runsgateway.v1.AssistantSpec;
 import io.runsgateway.v1.CancelRunRequest;
 import io.runsgateway.v1.ConverseRunRequest;
 import io.runsgateway.v1.ConverseStart;
+import io.runsgateway.v1.CreateAssistantRequest;
+import io.runsgateway.v1.CreateMessageRequest;
+import io.runsgateway.v1.CreateRunRequest;
 import io.runsgateway.v1.CreateThreadAndRunRequest;
+import io.runsgateway.v1.CreateThreadRequest;
+import io.runsgateway.v1.DeleteAssistantRequest;
+import io.runsgateway.v1.DeleteAssistantResponse;
+import io.runsgateway.v1.DeleteThreadRequest;
+import io.runsgateway.v1.DeleteThreadResponse;
 import io.runsgateway.v1.FunctionDefinition;
 import io.runsgateway.v1.GetRunRequest;
+import io.runsgateway.v1.ListMessagesRequest;
 import io.runsgateway.v1.ListRunStepsRequest;
 import io.runsgateway.v1.ListRunStepsResponse;
 import io.runsgateway.v1.MessageContent;
 import io.runsgateway.v1.MessageInput;
 import io.runsgateway.v1.MessageRole;
+import io.runsgateway.v1.MessageServiceGrpc;
+import io.runsgateway.v1.MessageServiceGrpc.MessageServiceBlockingV2Stub;
 import io.runsgateway.v1.RequiredToolCall;
 import io.runsgateway.v1.Run;
 import io.runsgateway.v1.RunEvent;
 import io.runsgateway.v1.RunEventType;
 import io.runsgateway.v1.RunServiceGrpc;
 import io.runsgateway.v1.RunServiceGrpc.RunServiceBlockingV2Stub;
+import io.runsgateway.v1.RunSpec;
 import io.runsgateway.v1.RunStepServiceGrpc;
 import io.runsgateway.v1.RunStepServiceGrpc.RunStepServiceBlockingV2Stub;
 import io.runsgateway.v1.StreamCreateThreadAndRunRequest;
 import io.runsgateway.v1.ThreadAndRunSpec;
+import io.runsgateway.v1.ThreadMessage;
+import io.runsgateway.v1.ThreadResource;
+import io.runsgateway.v1.ThreadServiceGrpc;
+import io.runsgateway.v1.ThreadServiceGrpc.ThreadServiceBlockingV2Stub;
 import io.runsgateway.v1.ThreadSpec;
 import io.runsgateway.v1.Tool;
 import io.runsgateway.v1.ToolOutput;
@@ -46,7 +66,8 @@ import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
 
 /**
- * Runs from Java, with grpc-java: stream one, answer its tool calls, wait for one, read errors, page through steps.
+ * Runs from Java, with grpc-java: make all that a run needs and read its answer; stream a run,
+ * answer its tool calls, wait for one, read errors, page through steps.
  *
  * <p>The only argument is the gateway's address; without it, the one that {@code runs-gateway dev} takes by default.
  */
@@ -61,10 +82,16 @@ public final class Example {
                       "{\"type\":\"object\",\"properties\":{\"city\":{\"type\":\"string\"}},\"required\":[\"city\"]}"))
           .build();
 
+  private final AssistantServiceBlockingV2Stub assistants;
+  private final ThreadServiceBlockingV2Stub threads;
+  private final MessageServiceBlockingV2Stub messages;
   private final RunServiceBlockingV2Stub runs;
   private final RunStepServiceBlockingV2Stub steps;
 
   private Example(ManagedChannel channel) {
+    assistants = AssistantServiceGrpc.newBlockingV2Stub(channel);
+    threads = ThreadServiceGrpc.newBlockingV2Stub(channel);
+    messages = MessageServiceGrpc.newBlockingV2Stub(channel);
     runs = RunServiceGrpc.newBlockingV2Stub(channel);
     steps = RunStepServiceGrpc.newBlockingV2Stub(channel);
   }
@@ -74,6 +101,7 @@ public final class Example {
     ManagedChannel channel = Grpc.newChannelBuilder(address, InsecureChannelCredentials.create()).build();
     try {
       Example example = new Example(channel);
+      example.fromNothingToAnAnswer();
       example.streamARun();
       Run run = example.answerToolCalls();
       example.waitWithADeadline();
@@ -84,15 +112,17 @@ public final class Example {
     }
   }
 
+  private static MessageInput.Builder userMessage(String text) {
+    return MessageInput.newBuilder()
+        .setRole(MessageRole.MESSAGE_ROLE_USER)
+        .setContent(MessageContent.newBuilder().setText(text));
+  }
+
   /** A thread with one message, and a run on it. */
   private static ThreadAndRunSpec.Builder threadAndRun(String question) {
-    MessageInput.Builder message =
-        MessageInput.newBuilder()
-            .setRole(MessageRole.MESSAGE_ROLE_USER)
-            .setContent(MessageContent.newBuilder().setText(question));
     return ThreadAndRunSpec.newBuilder()
         .setAssistantId("asst_embedded")
-        .setThread(ThreadSpec.newBuilder().addMessages(message));
+        .setThread(ThreadSpec.newBuilder().addMessages(userMessage(question)));
   }
 
   /** What an event adds to the text of the answer. */
@@ -100,6 +130,46 @@ public final class Example {
     return event.getMessageDelta().getDelta().getContentList().stream()
         .map(part -> part.getText().getValue())
         .collect(Collectors.joining());
+  }
+
+  private void fromNothingToAnAnswer() throws Exception {
+    System.out.println("from nothing to an answer");
+    AssistantSpec.Builder spec =
+        AssistantSpec.newBuilder().setModel("gpt-4o-mini").setInstructions("Be brief.");
+    Assistant assistant =
+        assistants.createAssistant(CreateAssistantRequest.newBuilder().setAssistant(spec).build());
+    ThreadResource thread = threads.createThread(CreateThreadRequest.getDefaultInstance());
+    messages.createMessage(
+        CreateMessageRequest.newBuilder()
+            .setThreadId(thread.getId())
+            .setMessage(userMessage("What can you do?"))
+            .build());
+    Run run =
+        runs.createRun(
+            CreateRunRequest.newBuilder()
+                .setThreadId(thread.getId())
+                .setRun(RunSpec.newBuilder().setAssistantId(assistant.getId()))
+                .build());
+    run =
+        runs.waitRun(
+            WaitRunRequest.newBuilder().setThreadId(thread.getId()).setRunId(run.getId()).build());
+    System.out.println("  " + run.getStatus());
+    ListMessagesRequest ofRun =
+        ListMessagesRequest.newBuilder().setThreadId(thread.getId()).setRunId(run.getId()).build();
+    for (ThreadMessage message : messages.listMessages(ofRun).getDataList()) {
+      System.out.println(
+          "  "
+              + message.getContentList().stream()
+                  .map(part -> part.getText().getValue())
+                  .collect(Collectors.joining()));
+    }
+    // A thread's messages go with it.
+    DeleteThreadResponse threadGone =
+        threads.deleteThread(DeleteThreadRequest.newBuilder().setThreadId(thread.getId()).build());
+    DeleteAssistantResponse assistantGone =
+        assistants.deleteAssistant(
+            DeleteAssistantRequest.newBuilder().setAssistantId(assistant.getId()).build());
+    System.out.println("  " + threadGone.getObject() + ", " + assistantGone.getObject());
   }
 
   private void streamARun() throws Exception {
