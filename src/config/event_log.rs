@@ -77,7 +77,7 @@ impl EventLogArgs {
         match &*self.event_log {
             "off" => Ok(LogStore::Off),
             "memory" => Ok(LogStore::Memory),
-            url => self.redis(url).map(LogStore::Redis),
+            url => self.redis(url).map(Box::new).map(LogStore::Redis),
         }
     }
 

@@ -122,7 +122,7 @@ pub enum LogStore {
     #[default]
     Memory,
     /// In a store that replicas share.
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 impl Default for StreamLimits {
@@ -150,7 +150,7 @@ pub struct Streams {
     /// What goes on after its caller has left.
     detached: TaskTracker,
     /// The event log, if there is one, and what makes its keys.
-    log: Option<(Arc<dyn EventLog>, Keys)>,
+    log: Option<Log>,
     /// Cancelled when nothing is recorded any longer.
     sources_end: CancellationToken,
     log_failures: Arc<OncePerSecond>,
@@ -240,7 +240,10 @@ impl Streams {
     }
 }
 
-fn open_log(limits: &StreamLimits) -> Result<Option<(Arc<dyn EventLog>, Keys)>, String> {
+/// A log, and what makes its keys.
+type Log = (Arc<dyn EventLog>, Keys);
+
+fn open_log(limits: &StreamLimits) -> Result<Option<Log>, String> {
     let log_limits = Arc::new(limits.log.clone());
     Ok(match &limits.store {
         LogStore::Off => None,

@@ -162,7 +162,7 @@ async fn what_is_no_position_of_this_run_is_refused_and_without_a_log_any_is_ans
     ];
     for position in &wrong {
         let status = gateway.runs().resume_run(after(position)).await;
-        let status = status.err().expect("no stream");
+        let status = status.expect_err("no stream");
         assert_eq!(
             (status.code(), field(&status)),
             (Code::InvalidArgument, "after_position".to_owned()),
@@ -242,7 +242,7 @@ async fn a_run_that_is_not_there_is_an_answer_and_not_a_stream() {
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     upstream.push(Answer::json(404, crate::script::error("not_found")));
     let status = gateway.runs().resume_run(after("")).await;
-    assert_eq!(status.err().expect("no stream").code(), Code::NotFound);
+    assert_eq!(status.expect_err("no stream").code(), Code::NotFound);
     gateway.drain().await;
 }
 
@@ -255,7 +255,7 @@ async fn what_cannot_be_recorded_is_refused_before_anything_is_sent() {
         .runs()
         .stream_create_run(create_with(resumable()))
         .await;
-    let status = stream.err().expect("no stream");
+    let status = stream.expect_err("no stream");
     assert_eq!(
         (status.code(), field(&status)),
         (Code::InvalidArgument, "options.resumable".to_owned())
@@ -268,8 +268,7 @@ async fn what_cannot_be_recorded_is_refused_before_anything_is_sent() {
         .runs()
         .resume_run(request)
         .await
-        .err()
-        .expect("no stream");
+        .expect_err("no stream");
     assert_eq!(
         (status.code(), field(&status)),
         (Code::InvalidArgument, "options.resumable".to_owned())

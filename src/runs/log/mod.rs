@@ -5,7 +5,7 @@
 //! | `key.rs` | which log: of one run, as one caller recorded it; and places in it |
 //! | `followers.rs` | who waits for more entries |
 //! | `memory.rs` | logs in memory, of this replica only |
-//! | `redis.rs` | logs that replicas share |
+//! | `redis.rs`, `scripts.rs` | logs that replicas share |
 //!
 //! Must hold:
 //!
@@ -19,6 +19,7 @@ mod followers;
 mod key;
 mod memory;
 mod redis;
+mod scripts;
 #[cfg(test)]
 mod tests;
 
