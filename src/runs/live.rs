@@ -162,7 +162,7 @@ impl Streams {
     }
 
     /// How a stream with these options is recorded.
-    fn recorded(
+    pub(super) fn recorded(
         &self,
         caller: &Caller,
         options: Options,
@@ -180,18 +180,23 @@ impl Streams {
 }
 
 /// How a stream is recorded, if it is.
-struct Record(Option<Box<Recorded>>);
+pub(super) struct Record(pub(super) Option<Box<Recorded>>);
 
-struct Recorded {
-    log: Arc<dyn EventLog>,
-    caller: Caller,
+pub(super) struct Recorded {
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) caller: Caller,
     /// How its call is resumed.
-    call: SharedResume,
+    pub(super) call: SharedResume,
 }
 
 impl Record {
     /// What the stream's source has sent: what is recorded runs ahead of the call.
-    fn progress(&self, resume: &SharedResume, thread_id: &str, run_id: &str) -> Progress {
+    pub(super) fn progress(
+        &self,
+        resume: &SharedResume,
+        thread_id: &str,
+        run_id: &str,
+    ) -> Progress {
         let own = match self.0 {
             Some(_) => resume.ahead(),
             None => resume.clone(),

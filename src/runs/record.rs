@@ -275,7 +275,7 @@ impl Source {
             .map(|event| event.encode_to_vec().into())
             .collect();
         let first = claim.position.next();
-        let is_over = events.last().is_some_and(is_last);
+        let is_over = events.last().is_some_and(ends_log);
         let append = self.log.append(&claim.key, first, &payloads, is_over);
         let began = Instant::now();
         within(limits.timeout, append).await?;
@@ -345,7 +345,7 @@ async fn ready(events: &mut Events) -> Option<Option<Result<RunEvent, Error>>> {
 }
 
 /// After this event the run's log is over.
-fn is_last(event: &RunEvent) -> bool {
+pub(super) fn ends_log(event: &RunEvent) -> bool {
     matches!(&event.payload, Some(Payload::Run(run)) if is_terminal(run.status()))
 }
 

@@ -1,0 +1,115 @@
+//! What runs inside of Redis, each whole or not at all.
+//!
+//! Must hold: a script names all keys that it touches, and they are in one hash slot.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// `KEYS`: events, lease. `ARGV`: owner, lease (ms), time to live (ms), only if free. Gives the new
+/// epoch; 0 if somebody else writes.
+pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if ARGV[4] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+        local last = '0-0'
+        if redis.call('EXISTS', KEYS[1]) == 1 then
+            local info = redis.call('XINFO', 'STREAM', KEYS[1])
+            for i = 1, #info, 2 do
+                if info[i] == 'last-generated-id' then last = info[i + 1] end
+            end
+        end
+        local epoch = tonumber(string.match(last, '^(%d+)')) + 1
+        local id = string.format('%d', epoch)
+        redis.call('XADD', KEYS[1], id .. '-0', 'e', last)
+        redis.call('PEXPIRE', KEYS[1], ARGV[3])
+        redis.call('SET', KEYS[2], id .. ':' .. ARGV[1], 'PX', ARGV[2])
+        redis.call('PUBLISH', KEYS[1], '')
+        return epoch",
+    )
+});
+
+/// `KEYS`: events. `ARGV`: epoch, number of the first entry, time to live (ms), most entries, number
+/// of the oldest entry of this epoch that stays, entries. Gives 0 if another epoch has begun, or
+/// the log is gone.
+pub(super) static APPEND: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+        local info = redis.call('XINFO', 'STREAM', KEYS[1])
+        local last
+        for i = 1, #info, 2 do
+            if info[i] == 'last-generated-id' then last = info[i + 1] end
+        end
+        local epoch, stored = string.match(last, '^(%d+)-(%d+)$')
+        if epoch ~= ARGV[1] then return 0 end
+        stored = tonumber(stored)
+        local number = tonumber(ARGV[2])
+        for i = 6, #ARGV do
+            if number > stored then
+                redis.call('XADD', KEYS[1], string.format('%s-%d', epoch, number), 'e', ARGV[i])
+            end
+            number = number + 1
+        end
+        redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[4])
+        if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', epoch .. '-' .. ARGV[5]) end
+        redis.call('PEXPIRE', KEYS[1], ARGV[3])
+        redis.call('PUBLISH', KEYS[1], '')
+        return 1",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: position, most bytes. Gives whether somebody writes, the last
+/// position (empty: no log), and positions and entries in turn.
+pub(super) static READ: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local held = redis.call('EXISTS', KEYS[2])
+        if redis.call('EXISTS', KEYS[1]) == 0 then return {held, '', {}} end
+        local info = redis.call('XINFO', 'STREAM', KEYS[1])
+        local last
+        for i = 1, #info, 2 do
+            if info[i] == 'last-generated-id' then last = info[i + 1] end
+        end
+        local found, bytes, after, most = {}, 0, ARGV[1], tonumber(ARGV[2])
+        while true do
+            local page = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 16)
+            for _, entry in ipairs(page) do
+                local payload = entry[2][2]
+                if bytes > 0 and bytes + #payload > most then return {held, last, found} end
+                bytes = bytes + #payload
+                found[#found + 1] = entry[1]
+                found[#found + 1] = payload
+                after = entry[1]
+            end
+            if #page < 16 then return {held, last, found} end
+        end",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: owner, epoch, lease (ms). Gives 0 if somebody else writes.
+pub(super) static RENEW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local mine = ARGV[2] .. ':' .. ARGV[1]
+        local holder = redis.call('GET', KEYS[2])
+        if holder and holder ~= mine then return 0 end
+        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+        local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+        if not last[1] or string.match(last[1][1], '^(%d+)') ~= ARGV[2] then return 0 end
+        redis.call('SET', KEYS[2], mine, 'PX', ARGV[3])
+        return 1",
+    )
+});
+
+/// `KEYS`: events, lease. `ARGV`: owner, epoch.
+pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) == ARGV[2] .. ':' .. ARGV[1] then
+            redis.call('DEL', KEYS[2])
+            redis.call('PUBLISH', KEYS[1], '')
+        end
+        return 1",
+    )
+});
