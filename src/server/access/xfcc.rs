@@ -171,13 +171,29 @@ mod tests {
         assert_eq!(caller(b"URI=\xff"), Err(MALFORMED));
     }
 
+    /// What proxies append, with and without a subject, which some CAs leave empty.
+    const NEAR: [&str; 3] = [
+        "URI=spiffe://d/near",
+        "By=spiffe://d/gateway;Hash=1;Subject=\"\";URI=spiffe://d/near",
+        "Hash=1;Subject=\"CN=\\\"x\\\",O=y\";URI=spiffe://d/near;DNS=near",
+    ];
+
     proptest! {
-        /// Whatever others told the proxy before its own element, they change nothing.
+        /// A caller may write what it likes before the proxy's own element, an open quote among it:
+        /// it is that caller, or nobody.
         #[test]
-        fn what_stands_before_the_last_element_changes_nothing(before in "[a-zA-Z=;,\"\\\\ ]{0,40}") {
-            if let Ok(named) = caller(format!("{before},URI=spiffe://d/near").as_bytes()) {
-                prop_assert_eq!(named, "spiffe://d/near");
+        fn what_stands_before_the_last_element_changes_nothing(before in "([UuRrIiXx=;,\"\\\\ ]|URI=|X=\"|DNS=a){0,12}") {
+            for near in NEAR {
+                if let Ok(named) = caller(format!("{before},{near}").as_bytes()) {
+                    prop_assert_eq!(&named, "spiffe://d/near", "{} {}", before, near);
+                }
             }
+        }
+
+        /// Any bytes are an answer.
+        #[test]
+        fn no_bytes_make_it_panic(value in prop::collection::vec(any::<u8>(), 0..100)) {
+            _ = caller(&value);
         }
     }
 }
