@@ -26,8 +26,9 @@ pub(super) struct AccessArgs {
     tokens_file: Option<PathBuf>,
 
     /// The issuer of JWTs that admit callers: their `iss`. They are sent as `authorization: Bearer
-    /// JWT`, signed by RS256, ES256 or `EdDSA`, and have an `exp`.
-    #[arg(long, requires_all = ["jwt_audience", "jwks"])]
+    /// JWT`, signed by RS256, ES256 or `EdDSA`, and have an `exp`. Beside --tokens-file, what has two
+    /// dots is a JWT.
+    #[arg(long, value_parser = client_name, requires_all = ["jwt_audience", "jwks"])]
     jwt_issuer: Option<String>,
 
     /// Whom JWTs have to be for: one of their `aud`. May be given more than once.
@@ -43,26 +44,51 @@ pub(super) struct AccessArgs {
     jwt_jwks_url: Option<String>,
 
     /// The claim of a JWT that is its caller's name. It has to be text.
-    #[arg(long, default_value = "sub", value_parser = client_name)]
+    #[arg(
+        long,
+        default_value = "sub",
+        value_parser = client_name,
+        requires = "jwt_issuer"
+    )]
     jwt_name_claim: String,
 
     /// The age at which keys of --jwt-jwks-url are fetched again. If that fails, it is tried ten
     /// times as often.
-    #[arg(long, default_value = "5m")]
+    #[arg(
+        long,
+        default_value = "5m",
+        requires = "jwt_jwks_url",
+        conflicts_with = "jwt_jwks_file"
+    )]
     jwt_jwks_renewal: Duration,
 
     /// The age at which keys of --jwt-jwks-url that could not be fetched again are used no longer:
     /// no JWT is admitted then.
-    #[arg(long, default_value = "1h")]
+    #[arg(
+        long,
+        default_value = "1h",
+        requires = "jwt_jwks_url",
+        conflicts_with = "jwt_jwks_file"
+    )]
     jwt_jwks_max_age: Duration,
 
     /// The shortest time between two fetches of --jwt-jwks-url, however many JWTs name keys that
     /// are not known.
-    #[arg(long, default_value = "5s")]
+    #[arg(
+        long,
+        default_value = "5s",
+        requires = "jwt_jwks_url",
+        conflicts_with = "jwt_jwks_file"
+    )]
     jwt_jwks_pause: Duration,
 
     /// The longest time of a fetch of --jwt-jwks-url, and for which calls wait for it.
-    #[arg(long, default_value = "5s")]
+    #[arg(
+        long,
+        default_value = "5s",
+        requires = "jwt_jwks_url",
+        conflicts_with = "jwt_jwks_file"
+    )]
     jwt_jwks_timeout: Duration,
 
     /// The header by which a mesh's proxies say who calls: `xfcc` (`x-forwarded-client-cert`, of

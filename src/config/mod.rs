@@ -479,6 +479,8 @@ mod tests {
             "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-max-age 5m",
             "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-pause 0s",
             "--jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--jwt-name-claim email",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-pause 1s",
             "--upstream-api-key k --mesh-identity xfcc",
             "--upstream-api-key k --mesh-peer loopback",
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",

@@ -169,21 +169,21 @@ where
         if self.access.strip(&self.peer, request.headers_mut()) {
             self.telemetry.metrics().mesh_headers_stripped.inc();
         }
-        let (path, headers) = (request.uri().path(), request.headers());
+        let (began, path, headers) = (Instant::now(), request.uri().path(), request.headers());
         let Some(renewed) = self.access.renewal(&self.peer, path, headers) else {
-            return self.begin(request);
+            return self.begin(request, began);
         };
         let calls = self.clone();
         Box::pin(async move {
             renewed.wait().await;
-            calls.begin(request).await
+            calls.begin(request, began).await
         })
     }
 }
 
 impl Calls {
-    /// Begins a call whose caller can be decided on.
-    fn begin<B>(&self, mut request: Request<B>) -> Answering
+    /// Begins a call whose caller can be decided on. It came at `began`: a deadline counts from then.
+    fn begin<B>(&self, mut request: Request<B>, began: Instant) -> Answering
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -196,7 +196,7 @@ impl Calls {
             .ok()
             .copied()
             .flatten()
-            .map(|timeout| Instant::now() + timeout.min(self.max_deadline));
+            .map(|timeout| began + timeout.min(self.max_deadline));
         let path = request.uri().path();
         let mut call = Call::begin(
             self,

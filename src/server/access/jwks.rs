@@ -13,7 +13,7 @@ use std::{fmt, future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::{
-    Algorithm, DecodingKey,
+    Algorithm, DecodingKey, DecodingKeyKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
 use prometheus::IntGauge;
@@ -32,8 +32,11 @@ use crate::{reloadable::Reloadable, upstream::fetch_document};
 /// The largest set that is fetched, in bytes.
 const MAX_BYTES: usize = 1 << 20;
 
-/// The most keys of a set that are looked at.
+/// The most keys of a set.
 const MAX_KEYS: usize = 100;
+
+/// The shortest RSA modulus, in bytes: ring takes none of less than 2048 bits.
+const MIN_MODULUS: usize = 256;
 
 /// The most calls that wait for a fetch. More are refused: they are a flood, or come again.
 const WAITING: usize = 1000;
@@ -67,9 +70,11 @@ impl KeySet {
         let Some(Value::Array(keys)) = document.get("keys") else {
             return Err("not a JWKS document: it has no list of keys".to_owned());
         };
+        if keys.len() > MAX_KEYS {
+            return Err(format!("more than {MAX_KEYS} keys in it"));
+        }
         let keys: Vec<_> = keys
             .iter()
-            .take(MAX_KEYS)
             // Others' keys may be of kinds that nobody here has heard of.
             .filter_map(|key| Key::new(&serde_json::from_value(key.clone()).ok()?))
             .collect();
@@ -102,7 +107,6 @@ impl Key {
     fn new(jwk: &Jwk) -> Option<Self> {
         let common = &jwk.common;
         let (algorithm, name) = match &jwk.algorithm {
-            // Shorter ones are refused by ring, too, but only when they are used.
             AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
             AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
                 (Algorithm::ES256, KeyAlgorithm::ES256)
@@ -121,11 +125,17 @@ impl Key {
                 .as_ref()
                 .is_none_or(|operations| operations.contains(&KeyOperations::Verify))
             && common.key_algorithm.is_none_or(|known| known == name);
-        is_for_signatures.then_some(())?;
-        Some(Self {
+        let decoding = DecodingKey::from_jwk(jwk).ok()?;
+        let is_long_enough = match decoding.kind() {
+            DecodingKeyKind::RsaModulusExponent { n, .. } => {
+                n.iter().skip_while(|byte| **byte == 0).count() >= MIN_MODULUS
+            }
+            DecodingKeyKind::SecretOrDer(_) => true,
+        };
+        (is_for_signatures && is_long_enough).then(|| Self {
             kid: common.key_id.clone(),
             algorithm,
-            decoding: DecodingKey::from_jwk(jwk).ok()?,
+            decoding,
         })
     }
 }
@@ -315,5 +325,119 @@ impl Shared {
         let keys = Arc::new(KeySet::parse(&text)?);
         self.keys.store(Some(Arc::new(Fetched { keys, at })));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_set_is_the_keys_that_verify_by_what_is_taken_here() {
+        let rsa = |bytes: usize| {
+            // Four letters of base64 are three bytes.
+            json!({"kty": "RSA", "kid": "a", "e": "AQAB", "n": "_".repeat(bytes * 4 / 3)})
+        };
+        let point = "A".repeat(43);
+        let p256 = json!({"kty": "EC", "crv": "P-256", "kid": "b", "x": point, "y": point});
+        let ed25519 = json!({"kty": "OKP", "crv": "Ed25519", "kid": "c", "x": point});
+        let with = |name: &str, value: Value| {
+            let mut key = p256.clone();
+            key[name] = value;
+            key
+        };
+        let cases = [
+            ("RSA", json!([rsa(258)]), Ok(1)),
+            ("RSA of 1536 bits", json!([rsa(192)]), Err("verifies")),
+            ("all three", json!([rsa(258), p256, ed25519]), Ok(3)),
+            ("for signatures", json!([with("use", json!("sig"))]), Ok(1)),
+            (
+                "for encryption",
+                json!([with("use", json!("enc"))]),
+                Err("verifies"),
+            ),
+            (
+                "to verify",
+                json!([with("key_ops", json!(["verify"]))]),
+                Ok(1),
+            ),
+            (
+                "to sign",
+                json!([with("key_ops", json!(["sign"]))]),
+                Err("verifies"),
+            ),
+            ("its algorithm", json!([with("alg", json!("ES256"))]), Ok(1)),
+            (
+                "another algorithm",
+                json!([with("alg", json!("RS256"))]),
+                Err("verifies"),
+            ),
+            (
+                "another curve",
+                json!([with("crv", json!("P-384"))]),
+                Err("verifies"),
+            ),
+            ("no base64", json!([with("x", json!("ä"))]), Err("verifies")),
+            (
+                "a secret",
+                json!([{"kty": "oct", "k": point}]),
+                Err("verifies"),
+            ),
+            (
+                "not all are known",
+                json!([1, null, {"kty": "new"}, p256]),
+                Ok(1),
+            ),
+            (
+                "as many as there may be",
+                Value::from(vec![p256.clone(); 100]),
+                Ok(100),
+            ),
+            (
+                "one more",
+                Value::from(vec![p256.clone(); 101]),
+                Err("more than 100"),
+            ),
+            ("none", json!([]), Err("verifies")),
+            ("no list", json!({}), Err("no list")),
+        ];
+        for (case, keys, expected) in cases {
+            let set = KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
+            match (set.map(|set| set.0.len()), expected) {
+                (Ok(count), Ok(expected)) => assert_eq!(count, expected, "{case}"),
+                (Err(error), Err(words)) => assert!(error.contains(words), "{case}: {error}"),
+                (set, _) => panic!("{case}: {set:?}"),
+            }
+        }
+        for text in ["", "[]", "{}", "<html>"] {
+            KeySet::parse(text.as_bytes()).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_name_and_without_one_only_if_it_is_the_only_one() {
+        let point = "A".repeat(43);
+        let p256 = json!({"kty": "EC", "crv": "P-256", "kid": "a", "x": point, "y": point});
+        let ed25519 = json!({"kty": "OKP", "crv": "Ed25519", "kid": "a", "x": point});
+        let set = |keys: Value| {
+            KeySet::parse(json!({ "keys": keys }).to_string().as_bytes()).expect("keys")
+        };
+        let (one, two) = (set(json!([p256])), set(json!([p256, ed25519])));
+        let cases = [
+            (&one, Some("a"), Algorithm::ES256, Some(Algorithm::ES256)),
+            // The key has the last word: it does not verify by what the token says.
+            (&one, Some("a"), Algorithm::HS256, Some(Algorithm::ES256)),
+            (&one, None, Algorithm::ES256, Some(Algorithm::ES256)),
+            (&one, Some("b"), Algorithm::ES256, None),
+            (&two, Some("a"), Algorithm::ES256, Some(Algorithm::ES256)),
+            (&two, Some("a"), Algorithm::EdDSA, Some(Algorithm::EdDSA)),
+            (&two, None, Algorithm::EdDSA, None),
+        ];
+        for (keys, kid, told, expected) in cases {
+            let found = keys.find(kid, told).map(|key| key.algorithm);
+            assert_eq!(found, expected, "{kid:?} {told:?}");
+        }
     }
 }
