@@ -15,8 +15,11 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tonic::{Code, Request, Status};
 
 use crate::{
-    SECRET, get_run,
+    SECRET,
+    certificates::Authority,
+    get_run,
     issuer::{AUDIENCE, ISSUER, Signer, claims, hs256, jwks, now, unsigned},
+    outbound::front,
     spawn_gateway,
     support::{
         gateway::Gateway,
@@ -602,6 +605,51 @@ async fn a_place_of_keys_that_is_down_slow_or_wrong_admits_nobody_and_holds_nobo
     assert!(message.contains("no current keys"), "{message}");
     gateway.drain().await;
     assert!(upstream.requests().is_empty());
+}
+
+#[tokio::test]
+async fn keys_by_https_are_those_of_a_server_that_the_systems_roots_know() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (folder, upstream) = (TempDir::new().expect("a folder"), upstream().await);
+    let key = Signer::p256();
+    let published = Published::start(jwks(&[key.jwk("k")])).await;
+    let good = key.jwt("k", &claims(&json!({})));
+    let roots = write(&folder, "roots", authority.pem());
+    let cases = [
+        (
+            "a certificate of the CA",
+            authority.server("localhost"),
+            Ok(()),
+        ),
+        ("another CA", stranger.server("localhost"), Err(())),
+        ("another name", authority.server("issuer.example"), Err(())),
+        ("expired", authority.expired_server("localhost"), Err(())),
+    ];
+    for (case, certificate, expected) in cases {
+        let address = front(&published.server, certificate, None).await;
+        let (api, keys) = (
+            upstream.url(),
+            format!("https://localhost:{}/keys", address.port()),
+        );
+        let flags = [
+            "--upstream-url",
+            &api,
+            "--upstream-api-key",
+            "sk-own",
+            "--jwt-issuer",
+            ISSUER,
+            "--jwt-audience",
+            AUDIENCE,
+            "--jwt-jwks-url",
+            &keys,
+        ];
+        // What the system's roots are, for this one process.
+        let program = Running::start_in(&flags, &[("SSL_CERT_FILE", &roots)]).await;
+        let answer = told(get_run(program.channel.clone(), Some(&good)).await);
+        assert_eq!(answer.map_err(|_| ()), expected, "{case}");
+        program.stop("-TERM").await;
+    }
+    assert_eq!(published.server.requests().len(), 1);
 }
 
 #[tokio::test]
