@@ -85,7 +85,12 @@ impl App {
                 format!("client certificates of {}", names.join(", "))
             }
         });
-        let known: Vec<_> = tokens.into_iter().chain(clients).collect();
+        let mesh = config.access.mesh.as_ref();
+        let mesh = mesh.map(|mesh| format!("whom the mesh names in {}", mesh.identity.header()));
+        let jwt = config.access.jwt.as_ref();
+        let jwt = jwt.map(|(rules, _)| format!("JWTs of {}", rules.issuer));
+        let ways = [clients, mesh, jwt, tokens];
+        let known: Vec<_> = ways.into_iter().flatten().collect();
         let callers = match (known.is_empty(), config.upstream.has_own_key()) {
             (false, _) => known.join(" and "),
             (true, true) => "anybody, with the gateway's key".to_owned(),

@@ -117,7 +117,10 @@ pub enum Error {
     /// The caller's deadline passed.
     DeadlineExceeded,
     /// The gateway does not know the caller.
-    NotAdmitted,
+    NotAdmitted {
+        /// Why, or what to show, in words that hold nothing of what was shown.
+        what: &'static str,
+    },
     /// The gateway is shutting down, or the connection or the call has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
@@ -184,7 +187,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::UnknownEncoding
-            | Self::NotAdmitted
+            | Self::NotAdmitted { .. }
             | Self::DeadlineExceeded
             | Self::OutputsMissing { .. }
             | Self::OutputsTooLarge { .. } => false,
@@ -398,13 +401,9 @@ impl Error {
                     message.to_owned(),
                 )
             }
-            Self::NotAdmitted => {
-                let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
-                Verdict::new(
-                    Code::Unauthenticated,
-                    R::CallerNotAdmitted,
-                    message.to_owned(),
-                )
+            Self::NotAdmitted { what } => {
+                let message = format!("the gateway does not know this caller: {what}");
+                Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message)
             }
             Self::Draining => Verdict::new(
                 Code::Unavailable,
@@ -564,7 +563,7 @@ impl fmt::Display for Log<'_> {
             Error::Malformed { what } => write!(out, "malformed: {what}"),
             Error::UnknownEncoding => out.write_str("unknown encoding"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
-            Error::NotAdmitted => out.write_str("caller not admitted"),
+            Error::NotAdmitted { what } => write!(out, "caller not admitted: {what}"),
             Error::Draining => out.write_str("draining"),
             Error::Overloaded(limit) => write!(out, "overloaded: {}", limit.what),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),

@@ -30,12 +30,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::SecretString;
 use url::Url;
 
+use self::{
+    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+};
 pub use self::{
-    access::AccessConfig,
+    access::{AccessConfig, JwksSource},
     environment::{check_environment, log_old_names, settings},
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
-use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
     embedded,
     runs::StreamLimits,
@@ -242,7 +244,7 @@ impl Serve {
                 ..gateway.limits.into()
             },
             streams: gateway.streams.try_into()?,
-            access: gateway.access.into(),
+            access: gateway.access.try_into()?,
         };
         serve.check()?;
         Ok(serve)
@@ -307,7 +309,7 @@ impl TryFrom<ServeArgs> for Serve {
         if has_key && open && !args.allow_anonymous {
             return Err(Invalid(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
-                 --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
+                 {WAYS}, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
         if has_key
@@ -315,26 +317,25 @@ impl TryFrom<ServeArgs> for Serve {
             && !args.gateway.access.is_closed()
             && !args.allow_anonymous
         {
-            return Err(Invalid(
+            return Err(Invalid(format!(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
-                 origins, admit callers by --tokens-file or --tls-client-ca-file, or allow it by --allow-anonymous"
-                    .to_owned(),
-            ));
+                 origins, admit callers by {WAYS}, or allow it by --allow-anonymous"
+            )));
         }
         let credential = auth.header();
-        if !has_key && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
-            return Err(Invalid(
-                "with --tokens-file callers' authorization is a token of this gateway, not a key of the upstream: give the \
-                 gateway a key of its own by --upstream-api-key-file"
-                    .to_owned(),
-            ));
+        let bearer = args.gateway.access.bearer_flag();
+        if let Some(flag) = bearer.filter(|_| !has_key && credential == AUTHORIZATION) {
+            return Err(Invalid(format!(
+                "with {flag} callers' authorization is for this gateway, not a key of the upstream: give the gateway a key of its \
+                 own by --upstream-api-key-file"
+            )));
         }
-        if args.gateway.access.has_tokens()
-            && args.gateway.forward_metadata.contains(&AUTHORIZATION)
+        if let Some(flag) =
+            bearer.filter(|_| args.gateway.forward_metadata.contains(&AUTHORIZATION))
         {
-            return Err(Invalid(
-                "--forward-metadata authorization would give the upstream the tokens of --tokens-file".to_owned(),
-            ));
+            return Err(Invalid(format!(
+                "--forward-metadata authorization would give the upstream what {flag} admits callers by"
+            )));
         }
         if let Some(name) = args
             .gateway
@@ -467,6 +468,24 @@ mod tests {
             "--upstream-api-key k --web-origins *",
             "--web-origins https://app.example/",
             "--web-origins http://localhost:5173,nonsense",
+            "--upstream-api-key k --jwt-issuer i",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a",
+            "--upstream-api-key k --jwt-issuer i --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-audience a --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-url https://h/",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url http://h/jwks",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://u:secret@h/jwks",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience , --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-max-age 5m",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-pause 0s",
+            "--jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--jwt-name-claim email",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-pause 1s",
+            "--upstream-api-key k --mesh-identity xfcc",
+            "--upstream-api-key k --mesh-peer loopback",
+            "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",
+            "--upstream-api-key k --mesh-identity xfcc --mesh-peer name:proxy",
+            "--upstream-api-key k --mesh-identity nonsense --mesh-peer loopback",
             "--upstream-profile azure",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
@@ -484,6 +503,15 @@ mod tests {
             "--upstream-api-key k --web-origins * --tokens-file tokens",
             "--web-origins *",
             &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
+            "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a,b --jwt-jwks-url https://h/jwks",
+            "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a --jwt-jwks-url http://[::1]:1/jwks",
+            "--upstream-api-key k --web-origins * --jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--upstream-api-key k --listen 0.0.0.0:1 --mesh-identity xfcc --mesh-peer loopback,10.0.0.0/8",
+            &format!(
+                "--upstream-api-key k --listen 0.0.0.0:1 --mesh-identity xfcc --mesh-peer name:proxy {tls}"
+            ),
+            // Callers' own keys, and the mesh says whose they are.
+            "--listen 0.0.0.0:1 --mesh-identity l5d-client-id --mesh-peer loopback",
         ];
         for flags in admitted {
             serve(flags).expect(flags);

@@ -6,7 +6,7 @@
 //! | `routes` | the services by name; health and reflection beside the gateway's own |
 //! | `health`, `reflection` | what tools and balancers ask |
 //! | `message` | a call's messages on the wire: how many, how large, packed or not |
-//! | `access` | who may call |
+//! | `access` | who may call, and as whom |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
 //! | `writes` | what a connection writes in one turn, as one write |
@@ -55,7 +55,10 @@ use crate::{
 };
 
 pub use self::{
-    access::{Access, Account, Tenant, Tokens},
+    access::{
+        Access, Account, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer,
+        RemoteKeys, Tenant, Tokens,
+    },
     call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
     health::Health,

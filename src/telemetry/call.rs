@@ -53,6 +53,8 @@ struct Notes {
     error: Option<String>,
     /// The upstream's id of the last request made for it.
     upstream_request_id: Option<String>,
+    /// The caller's name, if callers are told apart.
+    caller: Option<Arc<str>>,
 }
 
 impl Telemetry {
@@ -97,6 +99,13 @@ impl Call {
                 .inc();
         }
         open.notes().error = Some(error.log().to_string());
+    }
+
+    /// It is the call of the caller of this name.
+    pub fn by(&self, caller: &Arc<str>) {
+        if let Some(open) = &self.0 {
+            open.notes().caller = Some(Arc::clone(caller));
+        }
     }
 
     /// The upstream answered a request that was made for it.
@@ -152,6 +161,7 @@ impl Call {
             code = code_name(code),
             duration_ms = duration.as_secs_f64() * 1000.0,
             events = (events > 0).then_some(events),
+            caller = notes.caller.as_deref(),
             upstream_request_id = notes.upstream_request_id,
             trace_id = open.span.trace_id(),
             error = notes.error,

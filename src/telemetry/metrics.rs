@@ -111,6 +111,8 @@ pub struct Metrics {
     pub event_log: EventLogMetrics,
     /// Troubles that somebody has to mend, by what they are.
     pub(super) troubles: IntCounterVec,
+    /// Calls of which headers were taken off that only a mesh's proxies may set.
+    pub mesh_headers_stripped: IntCounter,
     reload_failing: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
     runs_ended: IntCounterVec,
@@ -268,6 +270,10 @@ impl Metrics {
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
             event_log: EventLogMetrics::new(&new),
             troubles,
+            mesh_headers_stripped: new.counter(
+                "runs_gateway_mesh_headers_stripped_total",
+                "Calls that named their caller as only a mesh's proxies may (--mesh-peer), and went on without.",
+            ),
             reload_failing: new.gauges(
                 "runs_gateway_reload_failing",
                 "1 while files cannot be used and what was read before stays.",

@@ -6,6 +6,7 @@
 //! | `endpoints.rs` | from an RPC's request to a REST request; the calls written by hand |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
+//! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `error_body.rs` | what an error's body says, in any of its shapes |
 //! | `delay.rs` | how long an upstream asks to wait |
@@ -24,6 +25,7 @@ mod admission;
 mod answer;
 mod calls;
 mod delay;
+mod document;
 mod endpoints;
 mod error_body;
 mod failure;
@@ -48,6 +50,7 @@ use url::Url;
 pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
+pub use document::fetch_document;
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;

@@ -187,21 +187,37 @@ fn parse_key(text: Option<&Vec<u8>>) -> Result<SecretString, String> {
     Ok(SecretString::from(key))
 }
 
-fn no_tls() -> ClientConfig {
+/// For a server in the clear: it trusts nobody, and reads no roots.
+pub(super) fn no_tls() -> ClientConfig {
     config(RootCertStore::empty()).with_no_client_auth()
+}
+
+/// For a server that is known by the system's roots. Reads files.
+pub(super) fn system_tls() -> Result<ClientConfig, String> {
+    let roots = system_roots();
+    if roots.is_empty() {
+        return Err("there are no TLS roots to know the server by: install them".to_owned());
+    }
+    let mut config = config(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!(%error, "some of the system's TLS roots cannot be read");
+    }
+    roots.add_parsable_certificates(native.certs);
+    roots
 }
 
 fn tls(ca: Option<&Vec<u8>>, identity: Option<Identity>) -> Result<ClientConfig, String> {
     let roots = if let Some(ca) = ca {
         pem::roots(CA, ca)?
     } else {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        for error in &native.errors {
-            tracing::warn!(%error, "some of the system's TLS roots cannot be read");
-        }
-        roots.add_parsable_certificates(native.certs);
-        roots
+        system_roots()
     };
     if roots.is_empty() {
         return Err(

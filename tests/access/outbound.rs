@@ -38,8 +38,8 @@ use crate::{
     until, upstream, write,
 };
 
-/// TLS in front of an upstream. Lives as long as the test's runtime.
-async fn front(
+/// TLS in front of an upstream, or of anything else that is scripted. Lives as long as the test's runtime.
+pub(crate) async fn front(
     upstream: &Upstream,
     certificate: (String, String),
     clients: Option<&Authority>,
