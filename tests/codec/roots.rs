@@ -4,6 +4,8 @@
 //! Must hold: the table has exactly the bodies and the answers of the contract's REST calls, and
 //! what the events of streams carry (`main.rs` compares).
 
+use std::sync::LazyLock;
+
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
 use runs_gateway::{
@@ -104,7 +106,10 @@ pub(crate) const ROOTS: &[Root] = roots![
 
 /// The contract.
 pub(crate) fn contract() -> DescriptorPool {
-    DescriptorPool::decode(v1::DESCRIPTOR).expect("the descriptor set is whole")
+    static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+        DescriptorPool::decode(v1::DESCRIPTOR).expect("the descriptor set is whole")
+    });
+    POOL.clone()
 }
 
 pub(crate) fn descriptor(root: &Root) -> MessageDescriptor {
