@@ -344,6 +344,29 @@ def test_the_fake_creates_reads_changes_and_cancels_runs(_schema, _functions, fa
     assert made.thread_id not in ("", thread)
 
 
+def test_the_fake_creates_reads_changes_and_deletes_assistants_threads_and_messages(_schema, _functions, fake):
+    def life(kind, create, where, update):
+        """Makes one, reads, lists, changes and deletes it."""
+        made = fake.call(f"Create{kind}", create)
+        one = {**where, f"{kind.lower()}Id": made.id}
+        assert fake.call(f"Get{kind}", one) == made
+        if kind != "Thread":
+            assert made.id in [item.id for item in fake.call(f"List{kind}s", where).data]
+        assert fake.call(f"Modify{kind}", {**one, kind.lower(): update}).metadata["b"] == "2"
+        gone = fake.call(f"Delete{kind}", one)
+        assert (gone.id, gone.deleted) == (made.id, True), gone
+        # The fake has no error bodies: see below.
+        assert failure(lambda: fake.call(f"Get{kind}", one)).code() == grpc.StatusCode.UNIMPLEMENTED
+        return made
+
+    changed = {"metadata": {"b": "2"}}
+    assert life("Assistant", {"assistant": {"model": "m", "name": "Tutor"}}, {}, changed).name == "Tutor"
+    life("Thread", {"thread": METADATA}, {}, changed)
+    where = {"threadId": fake.seeds["thread_id"]}
+    message = life("Message", {**where, "message": MESSAGES[1]}, where, changed)
+    assert message.content[0].text.value == "A picture."
+
+
 def test_a_stream_of_an_api_that_does_not_stream_is_made_by_polling(_schema, _functions, fake):
     request = {"threadId": fake.seeds["thread_id"], "run": {"assistantId": fake.seeds["assistant_id"]}}
     events = fake.call("StreamCreateRun", request)
