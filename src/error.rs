@@ -220,9 +220,10 @@ impl Error {
         }
     }
 
-    /// Whether the upstream has no such resource. A 404 without an error body is of the route.
+    /// Whether the upstream has no such resource. A 404 of a server that has no such route says
+    /// nothing about the resource.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && rejection.body.is_some())
+        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && !rejection.missing_route)
     }
 
     /// Whether it is not the request that is wrong, but the state of the thread or run.

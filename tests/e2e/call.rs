@@ -16,10 +16,7 @@ use tonic::{
     transport::Channel,
 };
 
-use crate::{
-    roots::{body, calls, rest, root},
-    support::upstream::Answer,
-};
+use crate::roots::{body, calls, rest, root};
 
 /// One call.
 #[derive(Debug, Clone)]
@@ -342,20 +339,6 @@ pub(crate) fn is_on(route: &str, path: &[String]) -> bool {
     let route: Vec<_> = route.split('/').skip(1).collect();
     let mut pairs = route.iter().zip(path);
     route.len() == path.len() && pairs.all(|(one, other)| one == other || one.starts_with('{'))
-}
-
-/// An answer that suits any call: a list, and the resource that the target names.
-pub(crate) fn agreed(target: &str) -> Answer {
-    let (path, _) = parts(target);
-    let mut path = path
-        .iter()
-        .skip_while(|it| !["threads", "assistants"].contains(&it.as_str()));
-    // A collection, an id in it, a collection of that one's, and so on.
-    let mut id = "x";
-    while let (Some(_), Some(next)) = (path.next(), path.next()) {
-        id = next;
-    }
-    Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
 }
 
 /// Path segments and query pairs of a target, decoded.

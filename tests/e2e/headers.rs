@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use tonic::metadata::{KeyAndValueRef, MetadataMap};
 
 use crate::{
-    call::{ALL, Call, agreed},
+    call::{ALL, Call},
     support::{
         gateway::spawn_gateway,
-        upstream::{Answer, Upstream},
+        upstream::{Answer, Recorded, Upstream, agreed},
     },
 };
 
@@ -119,7 +119,7 @@ async fn the_upstream_gets_the_configured_headers_and_query_and_of_the_callers_o
         ),
     ];
     for (flags, prefix, query, headers) in table {
-        let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+        let upstream = Upstream::answering(Recorded::agreed).await;
         let gateway = spawn_gateway(&format!("{}{prefix}", upstream.url()), &flags).await;
         for (call, (_, target, _)) in Call::all().zip(ALL) {
             call.with(&gateway, &METADATA)

@@ -9,10 +9,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    call::{ALL, Call, agreed, parts},
+    call::{ALL, Call, parts},
     support::{
         gateway::{Gateway, spawn_gateway},
-        upstream::Upstream,
+        upstream::{Recorded, Upstream},
     },
 };
 
@@ -49,7 +49,7 @@ async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
         "a/b", "/", "../x", "a?b", "a#b", "é", "%2e%2e", "%2F", "a\\b", " ", "a\nb", "a\r\nb",
         "\0", "...", "runs", &long,
     ];
-    let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+    let upstream = Upstream::answering(Recorded::agreed).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let mut requests = 0;
     for id in refused.into_iter().chain(sent) {

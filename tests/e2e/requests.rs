@@ -10,7 +10,7 @@ use prost_reflect::{Kind, MessageDescriptor};
 use serde_json::{Value, json};
 
 use crate::{
-    call::{Call, agreed, is_on, parts, walk},
+    call::{Call, is_on, parts, walk},
     roots::{body, calls},
     support::{
         gateway::{Gateway, spawn_gateway},
@@ -221,7 +221,7 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
-        let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+        let upstream = Upstream::answering(Recorded::agreed).await;
         let gateway = spawn_gateway(&upstream.url(), &[]).await;
         Self { upstream, gateway }
     }

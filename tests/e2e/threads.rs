@@ -19,11 +19,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    call::{ALL, Answered, Call, agreed, bare},
+    call::{ALL, Answered, Call, bare},
     roots::{body, calls, rest},
     support::{
         gateway::{spawn_gateway, spawn_retrying_gateway},
-        upstream::{Answer, Recorded, Upstream},
+        upstream::{Answer, Recorded, Upstream, agreed},
     },
 };
 
@@ -302,7 +302,7 @@ async fn the_upstream_sees_what_was_asked_and_the_caller_gets_what_was_answered(
 
 #[tokio::test]
 async fn a_body_that_is_not_set_is_refused_by_name_and_only_a_thread_may_be_made_of_nothing() {
-    let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+    let upstream = Upstream::answering(Recorded::agreed).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let (mut refused, mut sent) = (0, Vec::new());
     for call in Call::all() {
@@ -354,18 +354,21 @@ type Script = Vec<fn(&str) -> Answer>;
 #[tokio::test]
 async fn what_is_lost_or_not_there_is_told_by_the_kind_of_call() {
     const NOT_FOUND: Told = Err((Code::NotFound, "NOT_FOUND"));
+    const NO_ROUTE: Told = Err((Code::Unimplemented, "ROUTE_NOT_FOUND"));
     const UNKNOWN: Told = Err((Code::Unknown, "OUTCOME_UNKNOWN"));
     const FAILED: Told = Err((Code::Internal, "SERVER_ERROR"));
     const UNAVAILABLE: Told = Err((Code::Unavailable, "UPSTREAM_UNAVAILABLE"));
     let lost: fn(&str) -> Answer = |_| Answer::cut_before_answer();
     let failed: fn(&str) -> Answer = |_| error(500);
     let gone: fn(&str) -> Answer = |_| error(404);
+    let no_route: fn(&str) -> Answer = |_| Answer::json(404, r#"{"detail":"Not Found"}"#);
     let limited: fn(&str) -> Answer = |_| error(429);
     let good: fn(&str) -> Answer = agreed;
     // How the call ends if it creates, if it reads or changes, and if it deletes. A create ends
     // after so many answers, with the first of which nobody knows what it did.
     let scripts: Vec<(Script, usize, [Told; 3])> = vec![
         (vec![gone], 1, [NOT_FOUND; 3]),
+        (vec![no_route], 1, [NO_ROUTE; 3]),
         (vec![limited, good], 2, [Ok(()); 3]),
         // What was refused took no effect.
         (vec![limited, gone], 2, [NOT_FOUND; 3]),
@@ -373,6 +376,8 @@ async fn what_is_lost_or_not_there_is_told_by_the_kind_of_call() {
         (vec![failed, good], 1, [FAILED, Ok(()), Ok(())]),
         (vec![lost, gone], 1, [UNKNOWN, NOT_FOUND, Ok(())]),
         (vec![failed, gone], 1, [FAILED, NOT_FOUND, Ok(())]),
+        // What has no such route has deleted nothing.
+        (vec![lost, no_route], 1, [UNKNOWN, NO_ROUTE, NO_ROUTE]),
         (vec![lost, limited, gone], 1, [UNKNOWN, NOT_FOUND, Ok(())]),
         (vec![limited, lost, gone], 2, [UNKNOWN, NOT_FOUND, Ok(())]),
         (vec![lost; 3], 1, [UNKNOWN, UNAVAILABLE, UNAVAILABLE]),
@@ -462,7 +467,7 @@ async fn a_deletion_that_its_caller_repeats_and_that_finds_nothing_has_succeeded
 
 #[tokio::test]
 async fn every_body_takes_what_the_contract_does_not_know_and_refuses_what_it_says_already() {
-    let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+    let upstream = Upstream::answering(Recorded::agreed).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let mut requests = 0;
     for call in Call::all() {

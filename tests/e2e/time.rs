@@ -8,10 +8,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    call::{ALL, Call, agreed},
+    call::{ALL, Call},
     support::{
         gateway::{Gateway, spawn_gateway},
-        upstream::{Answer, Upstream},
+        upstream::{Answer, Upstream, agreed},
     },
 };
 
