@@ -51,7 +51,7 @@ const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What doing an upstream request twice would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idempotency {
-    /// The same as doing it once: reads, `CancelRun`, `ModifyRun`.
+    /// The same as doing it once: reads, changes, deletions, `CancelRun`.
     Idempotent,
     /// Harm: creates and submits.
     NonIdempotent,
