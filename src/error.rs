@@ -51,7 +51,7 @@ const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What doing an upstream request twice would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idempotency {
-    /// The same as doing it once: reads, `CancelRun`, `ModifyRun`.
+    /// The same as doing it once: reads, changes, deletions, `CancelRun`.
     Idempotent,
     /// Harm: creates and submits.
     NonIdempotent,
@@ -223,9 +223,10 @@ impl Error {
         }
     }
 
-    /// Whether the upstream has no such resource. A 404 without an error body is of the route.
+    /// Whether the upstream has no such resource. A 404 of a server that has no such route says
+    /// nothing about the resource.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && rejection.body.is_some())
+        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && !rejection.missing_route)
     }
 
     /// Whether it is not the request that is wrong, but the state of the thread or run.
