@@ -164,8 +164,10 @@ impl Streams {
     ///
     /// What is wrong with the event log's store. It need not be there.
     pub fn new(client: Client, limits: StreamLimits) -> Result<Self, String> {
+        let log = open_log(&limits)?;
+        let poll = limits.poll.clone();
         Ok(Self {
-            watches: watch::PollerRegistry::new(client.clone(), limits.poll.clone()),
+            watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
             client,
             live: Shares::new(Limit {
                 what: "live streams",
@@ -173,7 +175,7 @@ impl Streams {
                 flag: "--max-live-streams",
             }),
             detached: TaskTracker::new(),
-            log: open_log(&limits)?,
+            log,
             sources_end: CancellationToken::new(),
             log_failures: Arc::default(),
             limits: Arc::new(limits),

@@ -61,12 +61,27 @@ impl Keys {
 
     /// The key of a run's log, as `caller` records it.
     pub(in crate::runs) fn key(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
+        self.sign("log", caller, thread_id, run_id)
+    }
+
+    /// The key of a run's board, as it is polled for all who may see what `caller` may see.
+    pub(in crate::runs) fn poll_key(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
+        self.sign("poll", caller, thread_id, run_id)
+    }
+
+    /// The key of a run, whoever sees it.
+    pub(in crate::runs) fn run_key(&self, thread_id: &str, run_id: &str) -> Key {
+        self.sign("run", &Caller::default(), thread_id, run_id)
+    }
+
+    fn sign(&self, kind: &str, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
         let mut context = hmac::Context::with_key(&self.0);
         // With its length, no part can pose as two.
         let mut add = |part: &[u8]| {
             context.update(&part.len().to_be_bytes());
             context.update(part);
         };
+        add(kind.as_bytes());
         add(caller.name.as_deref().unwrap_or_default().as_bytes());
         for (name, value) in caller.identity().headers() {
             add(name.as_str().as_bytes());

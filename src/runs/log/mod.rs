@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `key.rs` | which log: of one run, as one caller recorded it; and places in it |
+//! | `board.rs` | which replica polls a run, and what it found |
 //! | `followers.rs` | who waits for more entries |
 //! | `memory.rs` | logs in memory, of this replica only |
 //! | `redis.rs`, `scripts.rs` | logs that replicas share |
@@ -15,6 +16,7 @@
 //!   epoch names the one before it. So a reader sees from the entries alone that some were trimmed.
 //! - **Bounded**: each log in entries and bytes, each page in bytes, all of it in time.
 
+mod board;
 mod followers;
 mod key;
 mod memory;
@@ -28,6 +30,7 @@ use std::{fmt::Debug, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(super) use board::{Board, STAY, Turn};
 pub(super) use followers::{Followers, Following};
 pub(super) use key::{Key, Keys, Position};
 pub(super) use memory::MemoryLog;
@@ -142,6 +145,18 @@ pub(super) trait EventLog: Debug + Send + Sync {
 
     /// The writer of this epoch is done. Does not wait.
     fn release(&self, key: &Key, epoch: u64);
+
+    /// What replicas tell each other of a run that they poll; `None` if there is no other replica.
+    /// Who polls is taken to live for as long as `lease` after it did so, at least.
+    fn board(&self, _key: &Key, _lease: Duration) -> Option<Board> {
+        None
+    }
+
+    /// Tells all replicas that a run was changed.
+    async fn changed(&self, _key: &Key) {}
+
+    /// From here on `heard` is told which runs other replicas have changed.
+    fn on_change(&self, _heard: Box<dyn Fn(&str) + Send + Sync>) {}
 
     /// Gives all claims of this replica away, within the time that a store may take.
     async fn close(&self);

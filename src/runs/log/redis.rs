@@ -21,7 +21,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -40,8 +40,8 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES, Page,
-    Position,
+    Board, Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES,
+    Page, Position,
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
@@ -120,15 +120,17 @@ pub(in crate::runs) struct RedisLog {
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-struct Shared {
-    connection: ConnectionManager,
-    limits: Arc<LogLimits>,
+pub(super) struct Shared {
+    pub(super) connection: ConnectionManager,
+    pub(super) limits: Arc<LogLimits>,
     /// This replica.
-    owner: String,
+    pub(super) owner: String,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
     followers: Followers,
+    /// Told of the runs that other replicas have changed.
+    on_change: Arc<OnceLock<Heard>>,
     /// Other logs are followed than the connection has subscribed to.
     changed: Arc<Notify>,
 }
@@ -171,6 +173,12 @@ impl Claimed {
     }
 }
 
+/// Is told the key of a run.
+type Heard = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The channel on which replicas say which runs they have changed.
+const CHANGED: &str = "runs-gateway:changed";
+
 impl RedisLog {
     /// Connects when first used. Has to be called in a runtime.
     ///
@@ -180,14 +188,21 @@ impl RedisLog {
     pub(in crate::runs) fn new(store: &RedisStore, limits: Arc<LogLimits>) -> Result<Self, String> {
         let followers = Followers::default();
         let changed = Arc::new(Notify::new());
-        let (woken, subscribe) = (followers.clone(), Arc::clone(&changed));
+        let on_change = Arc::new(OnceLock::new());
+        let owner = hex(&random()[..16]);
+        let name = owner.clone();
+        let (woken, subscribe, told) = (
+            followers.clone(),
+            Arc::clone(&changed),
+            Arc::clone(&on_change),
+        );
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(limits.timeout))
             .set_response_timeout(Some(limits.timeout))
             .set_max_delay(Duration::from_secs(1))
             .set_automatic_resubscription()
             .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
-                pushed(&woken, &subscribe, &push);
+                pushed(&name, &woken, &subscribe, &told, &push);
                 Ok(())
             });
         let connection = store
@@ -201,10 +216,11 @@ impl RedisLog {
         let shared = Arc::new(Shared {
             connection,
             limits,
-            owner: hex(&random()[..16]),
+            owner,
             own: MemoryLog::with(own, followers.clone()),
             claims: Mutex::default(),
             followers,
+            on_change,
             changed,
         });
         let tasks = [
@@ -324,6 +340,29 @@ impl EventLog for RedisLog {
         }
     }
 
+    fn board(&self, key: &Key, lease: Duration) -> Option<Board> {
+        let following = self.follow(key);
+        let lease = lease.max(self.shared.limits.lease);
+        Some(Board::new(
+            Arc::clone(&self.shared),
+            key.clone(),
+            following,
+            lease,
+        ))
+    }
+
+    async fn changed(&self, key: &Key) {
+        let mut connection = self.shared.connection.clone();
+        let mut publish = redis::cmd("PUBLISH");
+        let change = format!("{}:{}", self.shared.owner, key.as_str());
+        publish.arg(CHANGED).arg(change);
+        _ = publish.query_async::<u64>(&mut connection).await;
+    }
+
+    fn on_change(&self, heard: Box<dyn Fn(&str) + Send + Sync>) {
+        _ = self.shared.on_change.set(heard);
+    }
+
     async fn close(&self) {
         let claims: Vec<_> = self.shared.claims().drain().collect();
         let released = async {
@@ -336,7 +375,7 @@ impl EventLog for RedisLog {
 }
 
 impl Shared {
-    async fn run<T: FromRedisValue>(
+    pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, LogError> {
@@ -421,6 +460,7 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
     let Some(changed) = shared.upgrade().map(|shared| Arc::clone(&shared.changed)) else {
         return;
     };
+    let mut hears_changes = false;
     loop {
         // Whoever leaves does not say so.
         _ = timeout(Duration::from_secs(5), changed.notified()).await;
@@ -433,6 +473,9 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
             followed.filter(|key| !claims.contains_key(key)).collect()
         };
         let mut connection = shared.connection.clone();
+        if !hears_changes && shared.on_change.get().is_some() {
+            hears_changes = connection.subscribe(CHANGED).await.is_ok();
+        }
         for key in &wanted {
             if !subscribed.contains(key) && connection.subscribe(events(key)).await.is_ok() {
                 subscribed.insert(key.clone());
@@ -447,11 +490,29 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
 }
 
 /// What the store says of itself.
-fn pushed(followers: &Followers, changed: &Notify, push: &PushInfo) {
+fn pushed(
+    owner: &str,
+    followers: &Followers,
+    changed: &Notify,
+    on_change: &OnceLock<Heard>,
+    push: &PushInfo,
+) {
     match push.kind {
         PushKind::Message => {
-            let channel = push.data.first().cloned();
-            let channel = channel.and_then(|it| String::from_redis_value(it).ok());
+            let text = |index: usize| {
+                let value = push.data.get(index).cloned();
+                value.and_then(|it| String::from_redis_value(it).ok())
+            };
+            let channel = text(0);
+            if channel.as_deref() == Some(CHANGED) {
+                let change = text(1).unwrap_or_default();
+                if let (Some(heard), Some((by, key))) = (on_change.get(), change.split_once(':'))
+                    && by != owner
+                {
+                    heard(key);
+                }
+                return;
+            }
             let key = channel.as_deref().and_then(key_of);
             if let Some(key) = key {
                 followers.wake(key);
@@ -464,6 +525,11 @@ fn pushed(followers: &Followers, changed: &Notify, push: &PushInfo) {
         }
         _ => {}
     }
+}
+
+/// The channel of a run's hints.
+pub(super) fn channel(key: &Key) -> String {
+    events(key)
 }
 
 fn events(key: &Key) -> String {
@@ -480,7 +546,7 @@ fn key_of(events: &str) -> Option<&str> {
     rest.strip_suffix("}:events")
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

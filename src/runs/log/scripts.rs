@@ -113,3 +113,57 @@ pub(super) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
         return 1",
     )
 });
+
+/// `KEYS`: poller, wants, wanted by parts. `ARGV`: owner, lease (ms). Gives 1 if this owner polls,
+/// the number of asks, and the most that others want (0: nothing).
+pub(super) static LOOK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local poller = redis.call('GET', KEYS[1])
+        if poller and poller ~= ARGV[1] then return {0, 0, 0} end
+        redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+        local wanted = 0
+        for i = 3, #KEYS do
+            if redis.call('EXISTS', KEYS[i]) == 1 then wanted = i - 2 end
+        end
+        return {1, tonumber(redis.call('GET', KEYS[2]) or '0'), wanted}",
+    )
+});
+
+/// `KEYS`: wants, wanted. `ARGV`: how long (ms), channel. Gives the number of the ask.
+pub(super) static ASK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local asks = redis.call('INCR', KEYS[1])
+        redis.call('PEXPIRE', KEYS[1], 3600000)
+        redis.call('SET', KEYS[2], '1', 'PX', ARGV[1])
+        redis.call('PUBLISH', ARGV[2], '')
+        return asks",
+    )
+});
+
+/// `KEYS`: state, poller. `ARGV`: owner, asks, state, how long (ms), channel. Gives 0 if somebody
+/// else polls.
+pub(super) static SHOW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+        redis.call('HINCRBY', KEYS[1], 'number', 1)
+        redis.call('HSET', KEYS[1], 'asks', ARGV[2], 'state', ARGV[3])
+        redis.call('PEXPIRE', KEYS[1], ARGV[4])
+        redis.call('PUBLISH', ARGV[5], '')
+        return 1",
+    )
+});
+
+/// `KEYS`: poller. `ARGV`: owner, channel.
+pub(super) static STEP_DOWN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[1]) == ARGV[1] then
+            redis.call('DEL', KEYS[1])
+            redis.call('PUBLISH', ARGV[2], '')
+        end
+        return 1",
+    )
+});
