@@ -7,7 +7,7 @@ use humantime::Duration;
 
 use super::Invalid;
 use crate::{
-    reloadable::{NamedFile, Reloadable, Source},
+    reloadable::{Loaded, NamedFile, Reloadable, Source},
     server::{self, Origin, TlsFiles, Tokens},
     telemetry::Telemetry,
 };
@@ -116,12 +116,11 @@ impl AccessConfig {
             Reloadable::new(source, |contents| {
                 let tokens = Tokens::parse(contents.first().map_or(&[], Vec::as_slice))
                     .map_err(|error| format!("{FLAG}: {error}"))?;
-                if tokens.is_empty() {
-                    return Err(format!(
-                        "{FLAG}: there is no token in it, so nobody could call"
-                    ));
-                }
-                Ok(tokens)
+                Ok(Loaded {
+                    summary: tokens.summary(),
+                    value: tokens,
+                    expires: None,
+                })
             })
         };
         let tokens = self
@@ -129,7 +128,7 @@ impl AccessConfig {
             .clone()
             .map(watch)
             .transpose()
-            .map_err(|error| Invalid(format!("--tokens-file: {error}")))?;
+            .map_err(Invalid)?;
         Ok(server::Access {
             tokens,
             clients: self.clients.clone(),

@@ -4,6 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
 use super::{Invalid, address};
 
 /// The flags.
@@ -23,6 +26,15 @@ pub(super) struct TelemetryArgs {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+
+    /// Whether the line of each call has the ids of its thread and run, and its caller's name. By
+    /// them a log tells who talks, when and where about.
+    #[arg(long)]
+    log_ids: bool,
+
+    /// The variables ask for traces, or do not: nobody is to be told.
+    #[arg(skip)]
+    pub(super) untraced: bool,
 }
 
 /// How log lines look.
@@ -46,6 +58,8 @@ pub struct TelemetryConfig {
     pub log: String,
     /// How.
     pub log_format: LogFormat,
+    /// Whether lines of calls have ids and names.
+    pub log_ids: bool,
     /// Whether and how traces are exported.
     pub traces: Option<Traces>,
 }
@@ -84,24 +98,48 @@ impl Traces {
     fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Invalid> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let either = |what: &str| {
-            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"))
-                .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
+            let names = [
+                format!("OTEL_EXPORTER_OTLP_TRACES_{what}"),
+                format!("OTEL_EXPORTER_OTLP_{what}"),
+            ];
+            let found = |name: String| variable(&name).map(|value| (name, value));
+            names.into_iter().find_map(found)
         };
-        let off = variable("OTEL_SDK_DISABLED")
-            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
-        if off || either("ENDPOINT").is_none() {
+        let disabled = variable("OTEL_SDK_DISABLED")
+            .is_some_and(|value| value.trim().eq_ignore_ascii_case("true"));
+        if disabled {
             return Ok(None);
         }
-        let protocol = match either("PROTOCOL").as_deref() {
-            Some("grpc") => OtlpProtocol::Grpc,
-            None | Some("http/protobuf") => OtlpProtocol::Http,
+        match variable("OTEL_TRACES_EXPORTER").as_deref().map(str::trim) {
+            None | Some("otlp") => {}
+            Some("none") => return Ok(None),
             Some(other) => {
                 return Err(Invalid::new(format!(
-                    "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf, not {other:?}"
+                    "OTEL_TRACES_EXPORTER must be otlp or none, not {other:?}"
+                )));
+            }
+        }
+        let protocol = match &either("PROTOCOL") {
+            Some((_, value)) if value.trim() == "grpc" => OtlpProtocol::Grpc,
+            None => OtlpProtocol::Http,
+            Some((_, value)) if value.trim() == "http/protobuf" => OtlpProtocol::Http,
+            Some((name, other)) => {
+                return Err(Invalid::new(format!(
+                    "{name} must be grpc or http/protobuf, not {other:?}"
                 )));
             }
         };
+        let Some((name, endpoint)) = either("ENDPOINT") else {
+            return Ok(None);
+        };
+        let is_url = Url::parse(endpoint.trim())
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if !is_url {
+            // Not repeated: it may hold a key.
+            return Err(Invalid::new(format!(
+                "{name} must be a URL that begins with http:// or https://"
+            )));
+        }
         let named = variable("OTEL_RESOURCE_ATTRIBUTES")
             .is_some_and(|attributes| attributes.contains("service.name="));
         Ok(Some(Self {
@@ -144,7 +182,9 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
             )));
         }
     }
-    Ok(())
+    EnvFilter::try_new(directives)
+        .map(drop)
+        .map_err(|error| Invalid::new(format!("--log {directives:?}: {error}")))
 }
 
 impl TryFrom<TelemetryArgs> for TelemetryConfig {
@@ -157,7 +197,12 @@ impl TryFrom<TelemetryArgs> for TelemetryConfig {
             admin: args.admin_listen.map_or(Admin::IfFree(usual), Admin::At),
             log: args.log,
             log_format: args.log_format,
-            traces: Traces::new(|name| std::env::var(name).ok())?,
+            log_ids: args.log_ids,
+            traces: if args.untraced {
+                None
+            } else {
+                Traces::new(|name| std::env::var(name).ok())?
+            },
         })
     }
 }

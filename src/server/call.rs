@@ -36,7 +36,7 @@ use tonic::{Code, Status, body::Body};
 use tower::BoxError;
 
 use super::{
-    access::{Access, Account, Peer},
+    access::{Access, Account, Peer, Tenant},
     connection::jittered,
     deadline,
     drain::Drain,
@@ -201,6 +201,9 @@ where
             .and_then(|()| self.access.admit(&self.peer, path, request.headers()))
             .and_then(|tenant| encoding.map(|packed| (tenant, packed)))
             .and_then(|(tenant, packed)| {
+                if let Some(Tenant(name)) = &tenant {
+                    call.record.by(name);
+                }
                 let headers = request.headers();
                 let account = self.access.account(&self.peer, tenant.as_ref(), headers);
                 call.permit = self.permit(path, account.owner)?;

@@ -9,6 +9,7 @@
 //! | `access` | who may call |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `handshake` | why a handshake failed, for those who have to mend it |
 //! | `writes` | what a connection writes in one turn, as one write |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
@@ -26,6 +27,7 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
+mod handshake;
 mod health;
 mod limits;
 mod message;
@@ -95,6 +97,7 @@ pub async fn serve(
         routes: Arc::new(routes),
         access,
         tls,
+        handshakes: handshake::Failures::new(&telemetry),
         telemetry,
         web,
         lines: Lines::default(),
@@ -176,6 +179,8 @@ struct Server {
     infra_shares: Shares,
     /// Lines of the log that peers can cause.
     lines: Lines,
+    /// Handshakes that failed.
+    handshakes: handshake::Failures,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -187,7 +192,6 @@ struct Server {
 struct Lines {
     accept: OncePerSecond,
     too_many: OncePerSecond,
-    handshake: OncePerSecond,
     ended: OncePerSecond,
 }
 

@@ -2,6 +2,7 @@
 //! keys, and files that change under a running gateway.
 
 mod certificates;
+mod front;
 mod outbound;
 #[path = "../support/mod.rs"]
 mod support;
