@@ -4,6 +4,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
+    os::unix::fs::symlink,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -78,7 +79,9 @@ async fn call(program: &Running) -> Result<(), Status> {
 /// What happens to a file.
 #[derive(Debug)]
 enum To {
-    /// It is written anew in place.
+    /// It is emptied in place.
+    Truncated,
+    /// It is replaced.
     Content(&'static str),
     /// It is gone.
     Nothing,
@@ -89,19 +92,20 @@ enum To {
 }
 
 impl To {
+    /// It is made beside the file and takes its place at once: no look sees anything between.
     fn come(&self, path: &Path) {
-        let _ = fs::remove_dir(path);
-        if !matches!(self, Self::Content(_)) {
-            let _ = fs::remove_file(path);
-        }
+        let made = path.with_extension("made");
         match self {
-            Self::Nothing => {}
-            Self::Content(content) => fs::write(path, content).expect("a file"),
-            Self::Folder => fs::create_dir(path).expect("a folder"),
+            Self::Nothing => return fs::remove_file(path).expect("a file"),
+            Self::Truncated => return fs::write(path, "").expect("a file"),
+            Self::Content(content) => fs::write(&made, content).expect("a file"),
+            // A link to one: a folder itself cannot take a file's place.
+            Self::Folder => symlink("/", &made).expect("a link"),
             Self::Fifo => {
-                Command::new("mkfifo").arg(path).assert().success();
+                Command::new("mkfifo").arg(&made).assert().success();
             }
         }
+        fs::rename(&made, path).expect("its place");
     }
 }
 
@@ -122,7 +126,7 @@ async fn a_file_that_cannot_be_used_keeps_the_old_and_is_said_once() {
     .await;
     let half = &HASH[..40];
     let table: [(&str, &str, To, &str); 11] = [
-        ("tokens", "emptied", To::Content(""), "the file is empty"),
+        ("tokens", "emptied", To::Truncated, "the file is empty"),
         (
             "tokens",
             "comments only",
@@ -133,7 +137,7 @@ async fn a_file_that_cannot_be_used_keeps_the_old_and_is_said_once() {
         ("tokens", "gone", To::Nothing, "No such file"),
         ("tokens", "a FIFO", To::Fifo, "not a regular file"),
         ("tokens", "a folder", To::Folder, "not a regular file"),
-        ("upstream", "emptied", To::Content(""), "the file is empty"),
+        ("upstream", "emptied", To::Truncated, "the file is empty"),
         ("upstream", "blank", To::Content("\n\n"), "the key is empty"),
         (
             "upstream",
@@ -198,7 +202,6 @@ async fn a_file_that_cannot_be_used_keeps_the_old_and_is_said_once() {
         } else {
             "sk-whole-key"
         };
-        let _ = fs::remove_file(&path);
         To::Content(good).come(&path);
         let said = lines(&program, "are in use", 1).await;
         let loaded = if what == "tokens" {
