@@ -27,8 +27,8 @@ pub(super) struct TelemetryArgs {
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
 
-    /// Whether the line of each call has the ids of its thread and run, and its caller's name. By
-    /// them a log tells who talks, when and where about.
+    /// Whether the line of each call has the ids of its thread and run, and its caller's name. Such
+    /// a log tells who talks, when, and about which threads.
     #[arg(long)]
     log_ids: bool,
 
