@@ -75,6 +75,8 @@ impl App {
     pub fn describe(&self, config: &config::Serve) -> String {
         let base = &config.upstream.base;
         let host = base.host_str().unwrap_or_default();
+        let port = base.port().map(|port| format!(":{port}"));
+        let port = port.unwrap_or_default();
         let tokens = self.access.tokens.as_ref();
         let tokens = tokens.map(|tokens| tokens.summary().to_string());
         let clients = self.access.clients.as_ref().map(|names| {
@@ -95,7 +97,7 @@ impl App {
             |tls| format!("TLS with the {}", tls.summary()),
         );
         let scheme = base.scheme();
-        format!("upstream {scheme}://{host}; admitted: {callers}; {tls}")
+        format!("upstream {scheme}://{host}{port}; admitted: {callers}; {tls}")
     }
 
     /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is

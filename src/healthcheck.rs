@@ -3,7 +3,7 @@
 
 use std::{
     error::Error,
-    fs,
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -81,10 +81,13 @@ async fn ask_grpc(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sy
     } else {
         " (if it speaks TLS: ask its admin port by --admin-addr, or give --tls-ca-file)"
     };
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| format!("{address}: {}{hint}", innermost(&error)))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let cause = innermost(&error);
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        // Nobody is there, whatever would be spoken.
+        let nobody = io == Some(io::ErrorKind::ConnectionRefused);
+        format!("{address}: {cause}{}", if nobody { "" } else { hint })
+    })?;
     let answer = HealthClient::new(channel)
         .check(HealthCheckRequest::default())
         .await;

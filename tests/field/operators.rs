@@ -426,7 +426,7 @@ fn a_check_says_what_would_be_served_and_serves_nothing() {
         ),
         (
             "--upstream-url http://h:1/v1 --log-ids",
-            "upstream http://h; ",
+            "upstream http://h:1; ",
         ),
         (
             &format!("--upstream-api-key SECRET --tokens-file {tokens}"),
@@ -486,7 +486,7 @@ async fn one_line_says_what_was_started() {
         (
             "--upstream-url http://u.example:81/v1?key=SECRET",
             &[],
-            &["upstream http://u.example;"],
+            &["upstream http://u.example:81;"],
         ),
         (
             &own,

@@ -116,6 +116,8 @@ async fn a_probe_is_answered_whatever_the_gateway_asks_of_its_callers() {
                     said.contains(words) && said.lines().count() == 1,
                     "{row}: {said}"
                 );
+                // Whoever is not there speaks no TLS either.
+                assert!(words != "refused" || !said.contains("TLS"), "{row}: {said}");
                 assert!(
                     !said.trim_end().ends_with("transport error"),
                     "{row}: {said}"
