@@ -149,9 +149,12 @@ impl Traces {
     }
 }
 
+/// The target of the gateway's own lines.
+const OWN: &str = "runs_gateway";
+
 /// Crates whose lines a bare word of `--log` may ask for.
 const TARGETS: [&str; 12] = [
-    "runs_gateway",
+    OWN,
     "h2",
     "hyper",
     "hyper_util",
@@ -174,6 +177,12 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
             .any(|level| level.eq_ignore_ascii_case(directive))
             || directive.parse::<u8>().is_ok_and(|level| level <= 5);
         let target = directive.split("::").next().unwrap_or_default();
+        let named = directive.split(['=', '[', ':']).next().unwrap_or_default();
+        if named != OWN && !named.is_empty() && strsim::levenshtein(named, OWN) <= 2 {
+            return Err(Invalid::new(format!(
+                "--log: there is no target {named:?}: did you mean {OWN}?"
+            )));
+        }
         let is_more = directive.contains(['=', '[']) || TARGETS.contains(&target);
         if !(directive.is_empty() || is_level || is_more) {
             return Err(Invalid::new(format!(

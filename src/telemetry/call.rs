@@ -110,9 +110,11 @@ impl Call {
         }
     }
 
-    /// The caller, by its name.
+    /// The caller, by its name; empty, if its certificate has none.
     pub fn by(&self, caller: &str) {
-        self.note_ids(|ids| ids.caller = Some(shortened(caller)));
+        if !caller.is_empty() {
+            self.note_ids(|ids| ids.caller = Some(shortened(caller)));
+        }
     }
 
     /// The thread and the run that it is about; empty, if they are not known.

@@ -260,6 +260,18 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             &["--log", "loud"],
         ),
         (
+            "O3 log, hyphen",
+            flags("--log info,runs-gateway=debug"),
+            &[],
+            &["--log", "runs_gateway?"],
+        ),
+        (
+            "O3 log, misspelt target",
+            flags("--log runs_gatewy::server=debug"),
+            &[],
+            &["--log", "runs_gateway?"],
+        ),
+        (
             "O3 log, variable",
             flags(""),
             &[("RUNS_GATEWAY_LOG", "verbose")],
