@@ -43,6 +43,7 @@ impl App {
                 .transpose()
                 .map_err(config::Invalid::new)?
                 .unwrap_or_else(Tracer::off),
+            config.telemetry.log_ids,
         );
         let client =
             upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
@@ -74,10 +75,10 @@ impl App {
     pub fn describe(&self, config: &config::Serve) -> String {
         let base = &config.upstream.base;
         let host = base.host_str().unwrap_or_default();
-        let tokens = self.access.tokens.as_ref().map(|tokens| {
-            let callers = tokens.get().callers();
-            format!("{callers} callers by token")
-        });
+        let port = base.port().map(|port| format!(":{port}"));
+        let port = port.unwrap_or_default();
+        let tokens = self.access.tokens.as_ref();
+        let tokens = tokens.map(|tokens| tokens.summary().to_string());
         let clients = self.access.clients.as_ref().map(|names| {
             if names.is_empty() {
                 "every client certificate of the CA".to_owned()
@@ -96,9 +97,12 @@ impl App {
             (true, true) => "anybody, with the gateway's key".to_owned(),
             (true, false) => "anybody, with a key of their own".to_owned(),
         };
-        let tls = if self.tls.is_some() { "TLS" } else { "no TLS" };
+        let tls = self.tls.as_ref().map_or_else(
+            || "no TLS".to_owned(),
+            |tls| format!("TLS with the {}", tls.summary()),
+        );
         let scheme = base.scheme();
-        format!("upstream {scheme}://{host}; admitted: {callers}; {tls}")
+        format!("upstream {scheme}://{host}{port}; admitted: {callers}; {tls}")
     }
 
     /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is

@@ -8,7 +8,7 @@ use url::{Host, Url};
 
 use super::Invalid;
 use crate::{
-    reloadable::{NamedFile, Reloadable, Source},
+    reloadable::{Loaded, NamedFile, Reloadable, Source},
     server::{
         self, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer, Origin,
         RemoteKeys, TlsFiles, Tokens,
@@ -279,22 +279,16 @@ impl AccessConfig {
         let tokens = self.tokens_file.clone().map(|path| {
             self.watch("tokens", "--tokens-file", path, telemetry, |text| {
                 let tokens = Tokens::parse(text)?;
-                if tokens.is_empty() {
-                    return Err("there is no token in it, so nobody could call".to_owned());
-                }
-                Ok(tokens)
+                Ok((tokens.summary(), tokens))
             })
         });
         let jwt = self.jwt.clone().map(|(rules, source)| {
             let keys = match source {
                 JwksSource::File(path) => self
-                    .watch(
-                        "JWT keys",
-                        "--jwt-jwks-file",
-                        path,
-                        telemetry,
-                        KeySet::parse,
-                    )
+                    .watch("JWT keys", "--jwt-jwks-file", path, telemetry, |text| {
+                        let keys = KeySet::parse(text)?;
+                        Ok((keys.summary(), keys))
+                    })
                     .map(Jwks::File)?,
                 JwksSource::Url(url, fetch) => {
                     let failing = telemetry.metrics().reload_failing("JWT keys");
@@ -319,7 +313,7 @@ impl AccessConfig {
         flag: &'static str,
         path: PathBuf,
         telemetry: &Telemetry,
-        parse: fn(&[u8]) -> Result<T, String>,
+        parse: fn(&[u8]) -> Result<(String, T), String>,
     ) -> Result<Reloadable<T>, Invalid> {
         let source = Source {
             what,
@@ -330,9 +324,14 @@ impl AccessConfig {
         };
         let made = Reloadable::new(source, move |contents| {
             let text = contents.first().map_or(&[][..], Vec::as_slice);
-            parse(text).map_err(|error| format!("{flag}: {error}"))
+            let parsed = parse(text).map_err(|error| format!("{flag}: {error}"));
+            parsed.map(|(summary, value)| Loaded {
+                value,
+                summary,
+                expires: None,
+            })
         });
-        made.map_err(|error| Invalid(format!("{flag}: {error}")))
+        made.map_err(Invalid)
     }
 }
 

@@ -252,22 +252,50 @@ impl Serve {
 
     /// Refuses what could serve nobody.
     fn check(&self) -> Result<(), Invalid> {
-        let zero = [
-            ("--max-calls", self.limits.calls),
-            ("--max-connections", self.limits.connections),
-            ("--max-streams-per-connection", self.limits.streams as usize),
-            ("--max-metadata-bytes", self.limits.metadata as usize),
-            ("--max-answer-bytes", self.upstream.max_answer_bytes),
-            ("--max-event-bytes", self.upstream.max_event_bytes),
+        let (limits, upstream, streams) = (&self.limits, &self.upstream, &self.streams);
+        let counts = [
+            ("--max-calls", limits.calls),
+            ("--max-connections", limits.connections),
+            ("--max-streams-per-connection", limits.streams as usize),
+            ("--max-metadata-bytes", limits.metadata as usize),
+            ("--max-request-bytes", limits.request_bytes),
+            ("--stream-send-buffer", limits.stream_send_buffer as usize),
+            ("--max-answer-bytes", upstream.max_answer_bytes),
+            ("--max-event-bytes", upstream.max_event_bytes),
+            ("--max-live-streams", streams.live),
+            ("--max-polled-runs", streams.poll.runs),
+            ("--max-polled-step-bytes", streams.poll.step_bytes),
+            ("--max-held-output-bytes", streams.held_output_bytes),
         ];
-        if let Some((flag, _)) = zero.iter().find(|(_, limit)| *limit == 0) {
-            return Err(Invalid(format!("{flag} 0 could serve nobody")));
-        }
-        if Admin::At(self.listen) == self.telemetry.admin && self.listen.port() != 0 {
-            let listen = self.listen;
+        // A timeout of a ping that is never sent says nothing.
+        let ping = limits.ping_interval.map(|_| limits.ping_timeout);
+        let upstream_ping = upstream.ping_interval.map(|_| upstream.ping_timeout);
+        let times = [
+            ("--handshake-timeout", Some(limits.handshake)),
+            ("--ping-timeout", ping),
+            ("--max-deadline", Some(limits.deadline)),
+            ("--connect-timeout", Some(upstream.connect_timeout)),
+            ("--answer-timeout", Some(upstream.answer_timeout)),
+            ("--upstream-ping-timeout", upstream_ping),
+            ("--stream-idle-timeout", Some(streams.idle)),
+            ("--cancel-timeout", Some(streams.cancel_timeout)),
+            ("--poll-ceiling", Some(streams.poll.ceiling)),
+        ];
+        let zero = counts
+            .into_iter()
+            .filter_map(|(flag, limit)| (limit == 0).then_some((flag, "0")))
+            .chain(times.into_iter().filter_map(|(flag, time)| {
+                time.is_some_and(|time| time.is_zero())
+                    .then_some((flag, "0s"))
+            }))
+            .next();
+        if let Some((flag, zero)) = zero {
             return Err(Invalid(format!(
-                "--listen and --admin-listen are both {listen}: give each a port of its own"
+                "{flag} {zero} could serve nobody: give it more, or leave it out"
             )));
+        }
+        if let Admin::At(admin) = self.telemetry.admin {
+            differ(("--listen", self.listen), ("--admin-listen", admin))?;
         }
         Ok(())
     }
@@ -294,6 +322,21 @@ impl Serve {
         names.dedup();
         names
     }
+}
+
+/// Refuses two listeners of which only one could have its port.
+fn differ(
+    (flag, address): (&str, SocketAddr),
+    (other_flag, other): (&str, SocketAddr),
+) -> Result<(), Invalid> {
+    let same = address.ip() == other.ip();
+    let all = address.ip().is_unspecified() || other.ip().is_unspecified();
+    if address.port() != 0 && address.port() == other.port() && (same || all) {
+        return Err(Invalid(format!(
+            "{flag} {address} and {other_flag} {other} take the same port: give each one of its own"
+        )));
+    }
+    Ok(())
 }
 
 impl TryFrom<ServeArgs> for Serve {
@@ -363,6 +406,13 @@ impl TryFrom<ServeArgs> for Serve {
 }
 
 impl Dev {
+    /// The same without traces, whatever the environment asks for.
+    #[must_use]
+    pub fn untraced(mut self) -> Self {
+        self.gateway.telemetry.untraced = true;
+        self
+    }
+
     /// Logs, metrics and traces.
     pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
         self.gateway.telemetry.clone().try_into()
@@ -378,6 +428,7 @@ impl Dev {
         let base = format!("http://{rest}/v1")
             .parse()
             .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+        differ(("--listen", self.gateway.listen), ("--rest-listen", rest))?;
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
             key: None,

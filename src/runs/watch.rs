@@ -221,6 +221,7 @@ impl PollerRegistry {
         run_id: &str,
         interest: Interest,
     ) -> Result<Subscription, Error> {
+        caller.call.about(thread_id, run_id);
         let key = Key {
             thread_id: thread_id.to_owned(),
             run_id: run_id.to_owned(),

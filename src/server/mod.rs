@@ -9,6 +9,7 @@
 //! | `access` | who may call, and as whom |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `handshake` | why a handshake failed, for those who have to mend it |
 //! | `writes` | what a connection writes in one turn, as one write |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
@@ -26,6 +27,7 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
+mod handshake;
 mod health;
 mod limits;
 mod message;
@@ -98,6 +100,7 @@ pub async fn serve(
         routes: Arc::new(routes),
         access,
         tls,
+        handshakes: handshake::Failures::new(&telemetry),
         telemetry,
         web,
         lines: Lines::default(),
@@ -179,6 +182,8 @@ struct Server {
     infra_shares: Shares,
     /// Lines of the log that peers can cause.
     lines: Lines,
+    /// Handshakes that failed.
+    handshakes: handshake::Failures,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -190,7 +195,6 @@ struct Server {
 struct Lines {
     accept: OncePerSecond,
     too_many: OncePerSecond,
-    handshake: OncePerSecond,
     ended: OncePerSecond,
 }
 

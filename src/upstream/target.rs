@@ -78,15 +78,21 @@ pub(super) fn target(route: &'static str, ids: &[(&str, &str)]) -> Result<Target
 }
 
 impl Target {
-    /// Whether the path has this id where the route has this name, or the route has no such name.
-    pub(super) fn names(&self, name: &str, id: &str) -> bool {
-        let segments = self.route.split('/').zip(self.path.split('/'));
-        let named = segments.into_iter().find_map(|(field, segment)| {
+    /// The segment of the path where the route has this name: empty if it has none.
+    pub(super) fn id(&self, name: &str) -> &str {
+        let mut segments = self.route.split('/').zip(self.path.split('/'));
+        let named = segments.find_map(|(field, segment)| {
             let field = field.strip_prefix('{')?.strip_suffix('}')?;
             (field == name).then_some(segment)
         });
+        named.unwrap_or_default()
+    }
+
+    /// Whether the path has this id where the route has this name, or the route has no such name.
+    pub(super) fn names(&self, name: &str, id: &str) -> bool {
+        let segment = self.id(name);
         // An id seldom has anything to encode, and is then compared as it is.
-        named.is_none_or(|segment| Cow::from(utf8_percent_encode(id, RESERVED)) == segment)
+        segment.is_empty() || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
     }
 }
 

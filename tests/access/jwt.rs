@@ -17,9 +17,9 @@ use tonic::{Code, Request, Status};
 use crate::{
     SECRET,
     certificates::Authority,
+    front::front,
     get_run,
     issuer::{AUDIENCE, ISSUER, Signer, claims, hs256, jwks, now, unsigned},
-    outbound::front,
     spawn_gateway,
     support::{
         gateway::Gateway,
@@ -671,6 +671,7 @@ async fn the_log_names_the_caller_and_never_the_token() {
         &file,
         "--jwt-name-claim",
         "client_id",
+        "--log-ids",
         "--log-format",
         "json",
     ];

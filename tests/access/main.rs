@@ -2,6 +2,7 @@
 //! keys, and files that change under a running gateway.
 
 mod certificates;
+mod front;
 mod issuer;
 mod jwt;
 mod mesh;

@@ -34,6 +34,7 @@ async fn program(upstream: &Upstream, flags: &[&str]) -> Running {
         &url,
         "--upstream-api-key",
         "sk-own",
+        "--log-ids",
         "--log-format",
         "json",
     ];

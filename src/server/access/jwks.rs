@@ -63,6 +63,11 @@ impl fmt::Debug for KeySet {
 }
 
 impl KeySet {
+    /// How many they are.
+    pub fn summary(&self) -> String {
+        format!("{} keys", self.0.len())
+    }
+
     /// Reads a JWKS document. An error holds nothing of it.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let document: Value = serde_json::from_slice(text)

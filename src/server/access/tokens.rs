@@ -54,15 +54,10 @@ impl Tokens {
         Ok(Self(tokens))
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// How many callers they are of, by name.
-    pub fn callers(&self) -> usize {
+    /// How many they are, and of how many callers, by name.
+    pub fn summary(&self) -> String {
         let names: BTreeSet<_> = self.0.iter().map(|(_, tenant)| &tenant.0).collect();
-        names.len()
+        format!("{} callers by {} tokens", names.len(), self.0.len())
     }
 
     /// The caller whose token this is.
