@@ -273,6 +273,9 @@ impl AccessArgs {
     }
 }
 
+/// What was read of a file, with a summary of it.
+type Parsed<T> = Result<(String, T), String>;
+
 impl AccessConfig {
     /// Reads what it names. Has to be called in a runtime.
     pub fn open(&self, telemetry: &Telemetry) -> Result<server::Access, Invalid> {
@@ -313,7 +316,7 @@ impl AccessConfig {
         flag: &'static str,
         path: PathBuf,
         telemetry: &Telemetry,
-        parse: fn(&[u8]) -> Result<(String, T), String>,
+        parse: fn(&[u8]) -> Parsed<T>,
     ) -> Result<Reloadable<T>, Invalid> {
         let source = Source {
             what,

@@ -492,16 +492,15 @@ impl Poller {
             return Followed::Not;
         };
         // Numbered before it is asked for: whoever joins from here on asks again.
-        let asked = match ask {
-            Some(told) => match board.ask(parts).await {
-                Some(ask) => Some((ask, told)),
-                None => return Followed::Not,
-            },
-            None => {
-                board.stay(parts).await;
-                None
-            }
-        };
+        let mut asked = None;
+        if let Some(told) = ask {
+            let Some(ask) = board.ask(parts).await else {
+                return Followed::Not;
+            };
+            asked = Some((ask, told));
+        } else {
+            board.stay(parts).await;
+        }
         let patience = match asked {
             Some(_) => ANSWER,
             None => STAY.min(board.lease() / 3),

@@ -11,11 +11,11 @@ use crate::{
 
 const FAST: &[&str] = &["--poll-floor", "10ms", "--poll-ceiling", "20ms"];
 
-fn resumable() -> Option<StreamOptions> {
-    Some(StreamOptions {
+fn resumable() -> StreamOptions {
+    StreamOptions {
         resumable: true,
         ..StreamOptions::default()
-    })
+    }
 }
 
 fn attach_after(position: &str) -> Message {
@@ -67,7 +67,7 @@ async fn a_conversation_is_taken_up_after_any_of_its_events() {
         ])
         .await;
         let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
-        let mut caller = converse(&gateway, start(resumable())).await;
+        let mut caller = converse(&gateway, start(Some(resumable()))).await;
         let mut had = until(&mut caller, left_after).await;
         if submitted {
             caller.say(outputs(&[("a", "1")]));
@@ -107,7 +107,7 @@ async fn a_conversation_is_taken_up_after_any_of_its_events() {
 async fn a_conversation_goes_on_being_recorded_until_it_needs_its_caller() {
     let script = Script::new([(completes(), run("completed", &[]))]).await;
     let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
-    let mut caller = converse(&gateway, start(resumable())).await;
+    let mut caller = converse(&gateway, start(Some(resumable()))).await;
     let first = caller.next().await.expect("no error").expect("an event");
     drop(caller);
     let mut caller = converse(&gateway, attach_after(&first.position)).await;
@@ -128,7 +128,7 @@ async fn a_position_of_another_run_is_refused_and_a_run_that_was_not_recorded_is
     assert!(end.is_ok(), "{end:?}");
     assert_eq!(events, ["~run_failed"]);
 
-    let mut caller = converse(&gateway, start(resumable())).await;
+    let mut caller = converse(&gateway, start(Some(resumable()))).await;
     caller.rest().await.1.expect("a conversation");
     let refused = Caller::say_first(&gateway, [attach_after("1-2-anything")]).await;
     let status = refused.err().expect("no conversation");

@@ -158,8 +158,8 @@ impl Board {
         command
             .arg(self.name("state"))
             .arg(&["asks", "number", "state"]);
-        let found: Result<(Option<u64>, Option<u64>, Option<Vec<u8>>), _> =
-            command.query_async(&mut connection).await;
+        type Fields = (Option<u64>, Option<u64>, Option<Vec<u8>>);
+        let found = command.query_async::<Fields>(&mut connection).await;
         let (Some(asks), Some(number), Some(state)) =
             found.map_err(|error| LogError::Away(error.category().to_owned()))?
         else {
