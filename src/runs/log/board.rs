@@ -52,6 +52,9 @@ pub(in crate::runs) struct Board {
     is_mine: bool,
 }
 
+/// Which asks a state answers, its number, and the state.
+type Fields = (Option<u64>, Option<u64>, Option<Vec<u8>>);
+
 /// Whose turn it is to poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::runs) enum Turn {
@@ -158,7 +161,6 @@ impl Board {
         command
             .arg(self.name("state"))
             .arg(&["asks", "number", "state"]);
-        type Fields = (Option<u64>, Option<u64>, Option<Vec<u8>>);
         let found = command.query_async::<Fields>(&mut connection).await;
         let (Some(asks), Some(number), Some(state)) =
             found.map_err(|error| LogError::Away(error.category().to_owned()))?
