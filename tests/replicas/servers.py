@@ -49,7 +49,7 @@ class Gateway:
         self.starts = 0
         # When each process was killed, by its name.
         self.killed = {}
-        self.printed = collections.deque(maxlen=200)
+        self.printed = collections.deque(maxlen=50)
 
     @property
     def name(self):

@@ -137,7 +137,7 @@ class Storm:
                     self.count[kind] += 1
                     self.count["events before gaps"] += sum(not it.synthesized for it in reader.events)
                 elif died > run.finished + SURE:
-                    assert not seen.gaps, f"{run.id}: its source lived, and there is a gap: {[(e.name, e.synthesized, e.named) for e in reader.events]} {run.finished} {died}"
+                    assert not seen.gaps, f"{run.id}: its source lived, and there is a gap"
                     assert not seen.unrecorded, f"{run.id}: {seen.unrecorded} events without position"
                     self.count["of a living source, whole"] += 1
                     self.count["events of whole runs"] += len(reader.events)

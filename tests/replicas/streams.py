@@ -16,9 +16,8 @@ KEY = "Bearer one"
 class Runs:
     """`RunService` of one gateway. gRPC's own retries are off."""
 
-    def __init__(self, address, key=KEY):
-        # A pool of connections: each has a limit of streams, and a window that they share.
-        self.channel = grpc.aio.insecure_channel(address, OPTIONS)
+    def __init__(self, address, key=KEY, options=()):
+        self.channel = grpc.aio.insecure_channel(address, [*OPTIONS, *options])
         self.stub = run_service_pb2_grpc.RunServiceStub(self.channel)
         self.metadata = [("authorization", key)]
 
@@ -96,8 +95,9 @@ class Reader:
         self.run_id = run_id
         self.events = []
         self.error = None
-        # The longest time without an event.
-        self.stall = 0
+        # The longest time without an event, and when it was over, before the first gap: after it a
+        # message comes as a whole.
+        self.stall = 0, 0
         # Set at each event.
         self.heard = asyncio.Event()
 
@@ -114,11 +114,13 @@ class Reader:
     async def read(self, call, most=None):
         """Reads to the end, or for a number of events; gives the code that it ended with."""
         self.error = None
-        last, count = time.monotonic(), 0
+        last, count, polls = time.monotonic(), 0, False
         try:
             async for message in call:
                 event = read(message)
-                self.stall = max(self.stall, event.at - last)
+                if not polls:
+                    self.stall = max(self.stall, (event.at - last, event.at))
+                polls |= event.name == "gap"
                 last = event.at
                 self.events.append(event)
                 if message.WhichOneof("payload") == "run":
@@ -127,10 +129,8 @@ class Reader:
                 count += 1
                 if count == most:
                     return None
-            self.stall = max(self.stall, time.monotonic() - last)
             return grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
-            self.stall = max(self.stall, time.monotonic() - last)
             self.error = error
             return error.code()
 
