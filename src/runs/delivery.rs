@@ -3,7 +3,8 @@
 //! Must hold:
 //!
 //! - **Each event once, in order.** A delivery has one place in the log and reads on from it. What
-//!   was trimmed is a gap in its place.
+//!   was trimmed is a gap in its place. So is what the store has lost: a place behind the end of a
+//!   log whose run is not over is one of a caller that knows more than the store.
 //! - **Never silence.** While somebody writes, a delivery waits. If nobody does and the run is not
 //!   over, it takes over: it claims the log, reads the run, and records a gap and the run's further
 //!   states, which all other deliveries see, too. If the log cannot be had, it says so by a gap and
@@ -181,7 +182,14 @@ impl Delivery {
             Ok(Some(page)) => {
                 let after = match position {
                     "" => Some(Position::START),
-                    text => Position::from_text(text, &key).filter(|it| *it <= page.last),
+                    text => Position::from_text(text, &key),
+                };
+                let after = match after {
+                    Some(after) if after > page.last => {
+                        let may_be = delivery.may_have_lost(&key, page.last).await;
+                        may_be.then_some(after)
+                    }
+                    after => after,
                 };
                 let after =
                     after.ok_or_else(|| Error::invalid(field, "is no position of this run"))?;
@@ -194,6 +202,24 @@ impl Delivery {
             }
         }
         Ok(delivery)
+    }
+
+    /// Whether entries behind this last one may have been lost, with which a caller was sent away: a
+    /// store that fails may lose the newest. Not those behind a run's end.
+    async fn may_have_lost(&self, key: &Key, last: Position) -> bool {
+        if !self.log.as_ref().is_some_and(|log| log.is_shared()) {
+            return false;
+        }
+        let Some(before) = last.sequence.checked_sub(1) else {
+            return true;
+        };
+        let page = self.read(key, Position::new(last.epoch, before)).await;
+        let Ok(Some(page)) = page else {
+            return true;
+        };
+        let last = page.entries.first();
+        let last = last.and_then(|entry| RunEvent::decode(entry.payload.clone()).ok());
+        !last.is_some_and(|event| ends_log(&event))
     }
 
     /// Begins without a log.

@@ -265,8 +265,9 @@ impl Source {
             }
             Err(error) => {
                 self.streams.log_failed(&error);
-                self.claim = None;
+                // First, or a delivery that sees the claim given back looks for another writer.
                 self.state.send_modify(|state| state.is_direct = true);
+                self.claim = None;
                 Err(Some(events))
             }
         }
