@@ -35,6 +35,16 @@ class Runs:
         )
         return self.stub.StreamCreateRun(request, metadata=self.metadata)
 
+    def submit(self, thread_id, run_id):
+        output = run_pb2.ToolOutput(tool_call_id="call_1", output="42")
+        request = run_service_pb2.StreamSubmitToolOutputsRequest(
+            thread_id=thread_id,
+            run_id=run_id,
+            tool_outputs=run_pb2.ToolOutputs(tool_outputs=[output]),
+            options=run_service_pb2.StreamOptions(resumable=True),
+        )
+        return self.stub.StreamSubmitToolOutputs(request, metadata=self.metadata)
+
     def resume(self, thread_id, run_id, position=""):
         request = run_service_pb2.ResumeRunRequest(
             thread_id=thread_id, run_id=run_id, after_position=position

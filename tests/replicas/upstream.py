@@ -22,6 +22,16 @@ from aiohttp import web
 REPLICA = "x-replica"
 
 
+ACTION = {
+    "type": "submit_tool_outputs",
+    "submit_tool_outputs": {
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ]
+    },
+}
+
+
 @dataclasses.dataclass
 class Plan:
     """How a run speaks."""
@@ -34,6 +44,8 @@ class Plan:
     burst: int = 3
     # Bytes of a word.
     size: int = 12
+    # After the first message the run waits for the output of a tool.
+    tool: bool = False
 
 
 class Run:
@@ -53,6 +65,8 @@ class Run:
         self.broken = None
         self.finished = None
         self.script = list(self.write(number))
+        # What is yet to be said.
+        self.rest = iter(self.script)
         # All events, by name.
         self.names = [name for name, _, _ in self.script]
         self.ids = {name.split(" ")[1] for name in self.names if "completed" in name}
@@ -71,6 +85,7 @@ class Run:
             "thread_id": self.thread_id,
             "assistant_id": "asst_1",
             "status": self.status,
+            "required_action": ACTION if self.status == "requires_action" else None,
             "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
             if self.status == "completed"
             else None,
@@ -151,6 +166,8 @@ class Run:
             yield kept("thread.message.completed", self.messages, whole)
             ended = {**step, "status": "completed"}
             yield kept("thread.run.step.completed", self.steps, ended)
+            if self.plan.tool and index == 0:
+                yield run("thread.run.requires_action", "requires_action")
         yield run("thread.run.completed", "completed")
 
 
@@ -170,6 +187,7 @@ class Upstream:
         app = web.Application()
         app.router.add_post("/threads/{thread}/runs", self.create)
         app.router.add_get("/threads/{thread}/runs", self.list_runs)
+        app.router.add_post("/threads/{thread}/runs/{run}/submit_tool_outputs", self.submit)
         app.router.add_get("/threads/{thread}/runs/{run}", self.get_run)
         app.router.add_get("/threads/{thread}/runs/{run}/steps", self.list_steps)
         app.router.add_get("/threads/{thread}/messages", self.list_messages)
@@ -197,6 +215,16 @@ class Upstream:
         run.replica = request.headers.get(REPLICA, "")
         self.runs[run.id] = run
         self.by_thread.setdefault(thread_id, []).append(run)
+        return await self.stream(run, request)
+
+    async def submit(self, request):
+        run = self.find(request)
+        body = await request.json()
+        assert run.status == "requires_action" and body["stream"] is True, (run.status, body)
+        run.status = "in_progress"
+        return await self.stream(run, request)
+
+    async def stream(self, run, request):
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         # The run does not end with the request.
         speaking = asyncio.create_task(self.speak(run, request, response))
@@ -208,14 +236,13 @@ class Upstream:
     async def speak(self, run, request, response):
         with contextlib.suppress(ConnectionError):
             await response.prepare(request)
-        script = iter(run.script)
         is_over = False
         while not is_over:
             ready = b""
             for _ in range(run.chance.randint(1, run.plan.burst)):
-                name, _, change = next(script)
+                name, _, change = next(run.rest)
                 ready += change()
-                if name == run.names[-1]:
+                if run.status in ("completed", "requires_action"):
                     ready += b"event: done\ndata: [DONE]\n\n"
                     is_over = True
                     break
@@ -228,7 +255,8 @@ class Upstream:
                     run.broken = time.monotonic()
             if not is_over:
                 await asyncio.sleep(run.plan.pause * run.chance.uniform(0.2, 1.8))
-        run.finished = time.monotonic()
+        if run.status == "completed":
+            run.finished = time.monotonic()
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
 
