@@ -3,7 +3,8 @@
 //! Must hold:
 //!
 //! - **Each event once, in order.** A delivery has one place in the log and reads on from it. What
-//!   was trimmed is a gap in its place.
+//!   was trimmed is a gap in its place. So is what the store has lost: a place behind the end of a
+//!   log whose run is not over is one of a caller that knows more than the store.
 //! - **Never silence.** While somebody writes, a delivery waits. If nobody does and the run is not
 //!   over, it takes over: it claims the log, reads the run, and records a gap and the run's further
 //!   states, which all other deliveries see, too. If the log cannot be had, it says so by a gap and
@@ -181,7 +182,14 @@ impl Delivery {
             Ok(Some(page)) => {
                 let after = match position {
                     "" => Some(Position::START),
-                    text => Position::from_text(text, &key).filter(|it| *it <= page.last),
+                    text => Position::from_text(text, &key),
+                };
+                let after = match after {
+                    Some(after) if after > page.last => {
+                        let may_be = delivery.may_have_lost(&key, page.last).await;
+                        may_be.then_some(after)
+                    }
+                    after => after,
                 };
                 let after =
                     after.ok_or_else(|| Error::invalid(field, "is no position of this run"))?;
@@ -194,6 +202,24 @@ impl Delivery {
             }
         }
         Ok(delivery)
+    }
+
+    /// Whether entries behind this last one may have been lost, with which a caller was sent away: a
+    /// store that fails may lose the newest. Not those behind a run's end.
+    async fn may_have_lost(&self, key: &Key, last: Position) -> bool {
+        if !self.log.as_ref().is_some_and(|log| log.is_shared()) {
+            return false;
+        }
+        let Some(before) = last.sequence.checked_sub(1) else {
+            return true;
+        };
+        let page = self.read(key, Position::new(last.epoch, before)).await;
+        let Ok(Some(page)) = page else {
+            return true;
+        };
+        let last = page.entries.first();
+        let last = last.and_then(|entry| RunEvent::decode(entry.payload.clone()).ok());
+        !last.is_some_and(|event| ends_log(&event))
     }
 
     /// Begins without a log.
@@ -254,8 +280,9 @@ impl Delivery {
             });
             let source =
                 source.filter(|(state, is_gone)| !is_gone || state.is_done || state.is_direct);
+            // The last entry that is this delivery's: after it nothing is recorded.
             let stored = match &source {
-                Some((state, _)) if state.is_direct => Some(state.stored),
+                Some((state, _)) if state.is_direct || state.is_done => Some(state.stored),
                 _ => None,
             };
             if stored.is_some_and(|stored| after >= stored) {
@@ -290,12 +317,13 @@ impl Delivery {
             if !is_empty {
                 continue;
             }
+            let last = stored.unwrap_or(page.last);
+            if after < last {
+                // All that was left was trimmed: nobody knows what it was.
+                self.place = Some((key, last));
+                return Ok(Next::Events(vec![gap_event(Gap::default())]));
+            }
             match source {
-                Some((state, _)) if state.is_direct || state.is_done => {
-                    if let Some(next) = self.directly().await? {
-                        return Ok(next);
-                    }
-                }
                 Some(_) => self.wait().await,
                 None => {
                     self.recording = None;
@@ -470,11 +498,12 @@ impl Delivery {
 
     /// Goes on with a log that nobody writes to.
     async fn take_over(&mut self, log: &Arc<dyn EventLog>, key: &Key) -> Result<(), Arc<Error>> {
+        let place = self.place.as_ref().map_or(Position::START, |(_, it)| *it);
         let before = match &mut self.successor {
-            Successor::Conversation { before, .. } => Ok(Some(std::mem::take(before))),
+            Successor::Conversation { before, .. } => Ok(Some((std::mem::take(before), place))),
             Successor::Polling => self.read_all(key).await,
         };
-        let before = match before {
+        let (before, last) = match before {
             Ok(Some(before)) => before,
             Ok(None) => return self.begin_to_poll().await,
             Err(error) => {
@@ -482,12 +511,16 @@ impl Delivery {
                 return self.begin_to_poll().await;
             }
         };
+        if self.place.as_ref().is_some_and(|(_, place)| *place < last) {
+            // Somebody else was first: that is read before anything else.
+            return Ok(());
+        }
         if before.is_terminal() {
             self.is_over = true;
             return Ok(());
         }
-        let only_if_free = matches!(self.successor, Successor::Polling);
-        match self.streams.claim(log, key.clone(), only_if_free).await {
+        let after = matches!(self.successor, Successor::Polling).then_some(last);
+        match self.streams.claim(log, key.clone(), after).await {
             Ok(claim) => self.go_on(log, before, claim),
             // Somebody else was first.
             Err(LogError::Held | LogError::Fenced) => {
@@ -501,8 +534,8 @@ impl Delivery {
         }
     }
 
-    /// What the whole log tells; `None` if it is gone.
-    async fn read_all(&mut self, key: &Key) -> Result<Option<Progress>, LogError> {
+    /// What the whole log tells, and its last entry; `None` if it is gone.
+    async fn read_all(&mut self, key: &Key) -> Result<Option<(Progress, Position)>, LogError> {
         let resume = self.progress.resume();
         let mut progress =
             Progress::new(SharedResume::default(), &resume.thread_id, &resume.run_id);
@@ -520,7 +553,7 @@ impl Delivery {
                 }
             }
             if page.entries.is_empty() {
-                return Ok(Some(progress));
+                return Ok(Some((progress, page.last)));
             }
         }
     }

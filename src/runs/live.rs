@@ -96,6 +96,7 @@ impl Streams {
 
     /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening
     /// goes on when it leaves meanwhile: without the answer nobody would know which run to cancel.
+    /// It goes on as well if the run is to be recorded, and then that goes on, too.
     async fn start<F>(
         &self,
         reader: Reader,
@@ -131,34 +132,53 @@ impl Streams {
                 Err(error) => Err((reader, error)),
             }
         };
-        let opened = if options.cancel_on_disconnect {
-            // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels
-            // the run.
-            self.detached
-                .spawn(opened)
-                .await
-                .map_err(|_| Error::Unusable {
-                    what: "the request was aborted".to_owned(),
-                    request_id: None,
-                })?
-        } else {
-            opened.await
-        };
-        let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
-        let resume = reader.progress.shared();
-        let events: Events = Box::pin(events(reader, first));
-        let events = match record.0 {
-            None => events,
+        let (events, headers) = match record.0 {
+            None => {
+                let opened = if options.cancel_on_disconnect {
+                    // If nobody waits for the task, what it gives is dropped, and the reader's drop
+                    // cancels the run.
+                    self.finish(opened).await?
+                } else {
+                    opened.await
+                };
+                let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
+                (Box::pin(events(reader, first)) as Events, headers)
+            }
             Some(recorded) => {
                 let Recorded { log, caller, call } = *recorded;
-                let recording = self.record(&log, &caller, resume, events);
-                delivery::Delivery::of(self, &log, caller, call, options, recording).events(leave)
+                let streams = self.clone();
+                // What a delivery does when nobody takes it is what it does when its caller leaves.
+                let recorded = self.finish(async move {
+                    let (reader, headers, first) = opened.await.map_err(|(_, error)| error)?;
+                    let resume = reader.progress.shared();
+                    let events: Events = Box::pin(events(reader, first));
+                    let recording = streams.record(&log, &caller, resume, events);
+                    let delivery =
+                        delivery::Delivery::of(&streams, &log, caller, call, options, recording);
+                    Ok::<_, Error>((delivery, headers))
+                });
+                let (delivery, headers) = recorded.await??;
+                (delivery.events(leave), headers)
             }
         };
         Ok(Started {
             headers,
             events: with_heartbeat(events, options.heartbeat),
         })
+    }
+
+    /// Does work to its end, whoever waits for it.
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.detached
+            .spawn(work)
+            .await
+            .map_err(|_| Error::Unusable {
+                what: "the request was aborted".to_owned(),
+                request_id: None,
+            })
     }
 
     /// How a stream with these options is recorded.

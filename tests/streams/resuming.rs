@@ -149,15 +149,17 @@ async fn what_is_no_position_of_this_run_is_refused_and_without_a_log_any_is_ans
         .await;
     let heard = hear(stream.expect("a stream").into_inner()).await;
     let last = positions(&heard.events).pop().expect("events");
-    let (_, tag) = last.rsplit_once('-').expect("a tag");
+    let (place, tag) = last.rsplit_once('-').expect("a tag");
+    let (epoch, _) = place.split_once('-').expect("an epoch");
+    let later = epoch.parse::<u64>().expect("a number") + 1;
     let wrong = [
         "nonsense".to_owned(),
-        "1-2".to_owned(),
-        "1-2-00000000".to_owned(),
-        format!("1-99-{tag}"),
-        format!("2-0-{tag}"),
-        format!("01-2-{tag}"),
-        format!("1-+2-{tag}"),
+        format!("{epoch}-2"),
+        format!("{epoch}-2-00000000"),
+        format!("{epoch}-99-{tag}"),
+        format!("{later}-0-{tag}"),
+        format!("0{epoch}-2-{tag}"),
+        format!("{epoch}-+2-{tag}"),
         format!("{last}x"),
     ];
     for position in &wrong {

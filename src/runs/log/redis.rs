@@ -35,6 +35,7 @@ use redis::{
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::Notify,
+    task::JoinSet,
     time::{interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -49,6 +50,10 @@ use super::{
 /// The most that this replica remembers of a log that it writes, in bytes. Who is further behind
 /// reads from the store.
 const OWN_BYTES: usize = 512 << 10;
+
+/// The most leases that are renewed at a time: one after the other they would take a round trip
+/// each, and the last would come too late.
+const RENEWALS: usize = 256;
 
 /// Where the store is. Printed without its secrets.
 #[derive(Clone)]
@@ -240,7 +245,7 @@ impl EventLog for RedisLog {
         true
     }
 
-    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError> {
+    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError> {
         let shared = &self.shared;
         let mut claim = CLAIM.key(events(key));
         claim
@@ -248,7 +253,7 @@ impl EventLog for RedisLog {
             .arg(&shared.owner)
             .arg(millis(shared.limits.lease))
             .arg(millis(shared.limits.live_ttl))
-            .arg(u8::from(only_if_free));
+            .arg(after.map(|after| after.to_string()).unwrap_or_default());
         let epoch: u64 = shared.run(&claim).await?;
         if epoch == 0 {
             return Err(LogError::Held);
@@ -282,10 +287,13 @@ impl EventLog for RedisLog {
         for payload in payloads {
             append.arg(&payload[..]);
         }
-        let stored: u64 = shared.run(&append).await?;
+        let stored: i64 = shared.run(&append).await?;
         if stored == 0 {
-            shared.lost(key);
+            shared.lost(key, first.epoch);
             return Err(LogError::Fenced);
+        }
+        if stored < 0 {
+            return Err(LogError::Away("the log is gone".to_owned()));
         }
         shared.own.append(key, first, payloads, is_over).await
     }
@@ -332,12 +340,17 @@ impl EventLog for RedisLog {
         }
         claims.remove(key);
         drop(claims);
-        shared.lost(key);
+        shared.own.release(key, epoch);
+        shared.changed.notify_one();
         // Without a runtime the program is at its end, and the lease expires.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (shared, key) = (Arc::clone(shared), key.clone());
             runtime.spawn(async move { shared.release(&key, epoch).await });
         }
+    }
+
+    fn forget(&self, key: &Key, epoch: u64) {
+        self.shared.own.drop_log(key, epoch);
     }
 
     fn board(&self, key: &Key, lease: Duration) -> Option<Board> {
@@ -384,6 +397,19 @@ impl Shared {
         done.map_err(|error| away(&error))
     }
 
+    async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {
+        let mut renew = RENEW.key(events(key));
+        renew
+            .key(lease(key))
+            .arg(&self.owner)
+            .arg(epoch)
+            .arg(millis(self.limits.lease));
+        if self.run::<u8>(&renew).await? == 0 {
+            self.lost(key, epoch);
+        }
+        Ok(())
+    }
+
     async fn release(&self, key: &Key, epoch: u64) {
         let mut release = RELEASE.key(events(key));
         release.key(lease(key)).arg(&self.owner).arg(epoch);
@@ -403,9 +429,16 @@ impl Shared {
     }
 
     /// Somebody else may write this log from here on: it is read from the store.
-    fn lost(&self, key: &Key) {
-        self.claims().remove(key);
-        self.own.forget(key);
+    fn lost(&self, key: &Key, epoch: u64) {
+        let mut claims = self.claims();
+        if claims
+            .get(key)
+            .is_some_and(|claimed| claimed.epoch == epoch)
+        {
+            claims.remove(key);
+        }
+        drop(claims);
+        self.own.drop_log(key, epoch);
         self.followers.wake(key.as_str());
         self.changed.notify_one();
     }
@@ -437,18 +470,15 @@ async fn renew(shared: Weak<Shared>) {
             .iter()
             .map(|(key, claimed)| (key.clone(), claimed.epoch))
             .collect();
-        for (key, epoch) in claims {
-            let mut renew = RENEW.key(events(&key));
-            renew
-                .key(lease(&key))
-                .arg(&shared.owner)
-                .arg(epoch)
-                .arg(millis(lease_time));
-            match shared.run::<u8>(&renew).await {
-                Ok(0) => shared.lost(&key),
-                Ok(_) => {}
+        for some in claims.chunks(RENEWALS) {
+            let mut renewals = JoinSet::new();
+            for (key, epoch) in some.iter().cloned() {
+                let shared = Arc::clone(&shared);
+                renewals.spawn(async move { shared.renew(&key, epoch).await });
+            }
+            if renewals.join_all().await.iter().any(Result::is_err) {
                 // All others would wait as long.
-                Err(_) => break,
+                break;
             }
         }
     }

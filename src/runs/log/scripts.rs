@@ -6,12 +6,13 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-/// `KEYS`: events, lease. `ARGV`: owner, lease (ms), time to live (ms), only if free. Gives the new
-/// epoch; 0 if somebody else writes.
+/// `KEYS`: events, lease. `ARGV`: owner, lease (ms), time to live (ms), the last entry that the
+/// claimer knows (empty: whoever writes is driven out). Gives the new epoch; 0 if somebody else
+/// writes, or has written since.
 pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        if ARGV[4] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+        if ARGV[4] ~= '' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
         local last = '0-0'
         if redis.call('EXISTS', KEYS[1]) == 1 then
             local info = redis.call('XINFO', 'STREAM', KEYS[1])
@@ -19,7 +20,11 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| {
                 if info[i] == 'last-generated-id' then last = info[i + 1] end
             end
         end
-        local epoch = tonumber(string.match(last, '^(%d+)')) + 1
+        if ARGV[4] ~= '' and ARGV[4] ~= last then return 0 end
+        local now = redis.call('TIME')
+        local epoch = math.max(
+            tonumber(string.match(last, '^(%d+)')) + 1,
+            now[1] * 1000 + math.floor(now[2] / 1000))
         local id = string.format('%d', epoch)
         redis.call('XADD', KEYS[1], id .. '-0', 'e', last)
         redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -30,12 +35,12 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// `KEYS`: events. `ARGV`: epoch, number of the first entry, time to live (ms), most entries, number
-/// of the oldest entry of this epoch that stays, entries. Gives 0 if another epoch has begun, or
-/// the log is gone.
+/// of the oldest entry of this epoch that stays, entries. Gives 1 if they are stored, 0 if another
+/// epoch has begun, -1 if the log is gone.
 pub(super) static APPEND: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+        if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
         local info = redis.call('XINFO', 'STREAM', KEYS[1])
         local last
         for i = 1, #info, 2 do
@@ -87,7 +92,8 @@ pub(super) static READ: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// `KEYS`: events, lease. `ARGV`: owner, epoch, lease (ms). Gives 0 if somebody else writes.
+/// `KEYS`: events, lease. `ARGV`: owner, epoch, lease (ms). Gives 0 if somebody else writes. A store
+/// that is full renews what is there, since that takes no room.
 pub(super) static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -97,7 +103,11 @@ pub(super) static RENEW: LazyLock<Script> = LazyLock::new(|| {
         if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
         local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
         if not last[1] or string.match(last[1][1], '^(%d+)') ~= ARGV[2] then return 0 end
-        redis.call('SET', KEYS[2], mine, 'PX', ARGV[3])
+        if holder then
+            redis.call('PEXPIRE', KEYS[2], ARGV[3])
+        else
+            redis.call('SET', KEYS[2], mine, 'PX', ARGV[3])
+        end
         return 1",
     )
 });
