@@ -62,7 +62,12 @@ impl Call {
             ),
             Self::Record => {
                 // Of the options the fourth, `resumable`.
-                let fields = [thread.as_bytes(), &field(1, b"asst_load"), b"", &[4 << 3, 1]];
+                let fields = [
+                    thread.as_bytes(),
+                    &field(1, b"asst_load"),
+                    b"",
+                    &[4 << 3, 1],
+                ];
                 grpc("StreamCreateRun", &fields)
             }
             Self::Json => (format!("/threads/{thread}/runs/{run}"), Vec::new()),
@@ -74,6 +79,10 @@ impl Call {
         let mut request = Request::builder().uri(format!("http://{to}{path}"));
         if !body.is_empty() {
             request = request.method("POST").header("content-length", body.len());
+        }
+        if let Self::Record = self {
+            // The upstream has one run only: its logs are told apart by whose they are.
+            request = request.header("authorization", format!("Bearer {thread}"));
         }
         request = match self {
             Self::Json => request,
