@@ -206,7 +206,7 @@ impl Delivery {
 
     /// Whether entries behind this last one may have been lost, with which a caller was sent away: a
     /// store that fails may lose the newest. Not those behind a run's end.
-    async fn may_have_lost(&self, key: &Key, last: Position) -> bool {
+    async fn may_have_lost(&mut self, key: &Key, last: Position) -> bool {
         if !self.log.as_ref().is_some_and(|log| log.is_shared()) {
             return false;
         }
