@@ -193,6 +193,7 @@ impl Delivery {
                 };
                 let after =
                     after.ok_or_else(|| Error::invalid(field, "is no position of this run"))?;
+                delivery.recall(&key, after).await;
                 delivery.place = Some((key, after));
             }
             Ok(None) => delivery.begin().await?,
@@ -220,6 +221,19 @@ impl Delivery {
         let last = page.entries.first();
         let last = last.and_then(|entry| RunEvent::decode(entry.payload.clone()).ok());
         !last.is_some_and(|event| ends_log(&event))
+    }
+
+    /// If the last event that the caller has is a gap: what it named.
+    async fn recall(&mut self, key: &Key, after: Position) {
+        let Some(before) = after.sequence.checked_sub(1) else {
+            return;
+        };
+        if let Ok(Some(page)) = self.read(key, Position::new(after.epoch, before)).await
+            && let Some(entry) = page.entries.first()
+            && entry.position == after
+        {
+            self.event(key, entry);
+        }
     }
 
     /// Begins without a log.
@@ -323,16 +337,13 @@ impl Delivery {
                 self.place = Some((key, last));
                 return Ok(Next::Events(vec![gap_event(Gap::default())]));
             }
-            match source {
-                Some(_) => self.wait().await,
-                None => {
-                    self.recording = None;
-                    if page.is_held && !self.is_next() {
-                        self.wait().await;
-                    } else {
-                        self.take_over(&log, &key).await?;
-                    }
-                }
+            if source.is_none() {
+                self.recording = None;
+            }
+            if source.is_some() || (page.is_held && !self.is_next()) {
+                self.wait().await;
+            } else {
+                self.take_over(&log, &key).await?;
             }
         }
     }

@@ -26,8 +26,8 @@ use crate::{
     error::Error,
     upstream::{Caller, Client},
     v1::{
-        GetMessageRequest, GetRunRequest, ListMessagesRequest, ListRunStepsRequest, MessageStatus,
-        Run, RunStep, RunStepStatus, SortOrder, ThreadMessage,
+        GetMessageRequest, GetRunRequest, ListMessagesRequest, ListRunStepsRequest, MessageRole,
+        MessageStatus, Run, RunStep, RunStepStatus, SortOrder, ThreadMessage,
     },
 };
 
@@ -95,17 +95,17 @@ impl Snapshot {
             .unwrap_or_default()
     }
 
-    /// Neither the steps nor a list of the messages says what there is of the run.
-    pub(super) fn is_unknown(&self) -> bool {
-        let listed = self.messages.as_ref().is_some_and(|it| it.failed.is_none());
-        matches!(self.steps, Some(Err(_))) && !listed
-    }
-
-    /// Why something cannot be had. A message of a run that goes on is read again anyway.
+    /// Why something cannot be had; if there are two reasons, the one that may pass. A message of a
+    /// run that goes on is read again anyway.
     pub(super) fn failed(&self) -> Option<&Arc<Error>> {
         let steps = self.steps.as_ref().and_then(|steps| steps.as_ref().err());
         let messages = self.messages.as_ref().and_then(|it| it.failed.as_ref());
-        steps.or(messages.filter(|_| is_settled(self.run.status())))
+        let messages = messages.filter(|_| is_settled(self.run.status()));
+        let mut reasons = [messages, steps].into_iter().flatten();
+        reasons
+            .clone()
+            .find(|error| error.is_transient())
+            .or_else(|| reasons.next())
     }
 
     /// Leaves out what cannot be had: whoever wants it waits for the next state.
@@ -245,17 +245,18 @@ impl Fetch {
     /// The run's messages: those that its steps made; where there are no steps, those that the
     /// thread has of it once it is settled.
     async fn messages(&mut self, run: &Run, steps: &[RunStep], pace: &Pace) -> Messages {
-        if steps.is_empty() {
+        let is_over = is_terminal(run.status());
+        let none_made = steps.iter().all(|step| message_id(step).is_none());
+        if steps.is_empty() || (none_made && is_over) {
             if !is_settled(run.status()) {
                 return Messages::default();
             }
-            let listed = self.list_messages(pace).await;
+            let listed = self.list_messages(run, pace).await;
             return listed.unwrap_or_else(|error| Messages {
                 failed: Some(Arc::new(error)),
                 ..Messages::default()
             });
         }
-        let is_over = is_terminal(run.status());
         let ids = steps
             .iter()
             .filter(|step| is_over || has_ended(step))
@@ -264,7 +265,8 @@ impl Fetch {
         for id in ids {
             match self.message(id, pace).await {
                 Ok(Some(message)) => messages.read.push(message),
-                Ok(None) => messages.unread.push(id.to_owned()),
+                // What is unusable now stays so.
+                Ok(None) | Err(Error::Unusable { .. }) => messages.unread.push(id.to_owned()),
                 Err(error) => {
                     messages.unread.push(id.to_owned());
                     messages.failed = Some(Arc::new(error));
@@ -301,7 +303,7 @@ impl Fetch {
         Ok(Some(message))
     }
 
-    async fn list_messages(&mut self, pace: &Pace) -> Result<Messages, Error> {
+    async fn list_messages(&mut self, run: &Run, pace: &Pace) -> Result<Messages, Error> {
         let request = ListMessagesRequest {
             thread_id: self.thread_id.clone(),
             run_id: self.run_id.clone(),
@@ -311,8 +313,12 @@ impl Fetch {
         };
         pace.turn().await.take();
         let listed = self.all("messages", &request, pace).await?;
-        // Some services do not know the filter.
-        let own = listed.into_iter().filter(|it| it.run_id == self.run_id);
+        // Some services do not know the filter, and some do not say whose a message is.
+        let is_own = |message: &ThreadMessage| match &*message.run_id {
+            "" => message.role() == MessageRole::Assistant && is_later(message, run),
+            run_id => run_id == self.run_id,
+        };
+        let own = listed.into_iter().filter(is_own);
         let (read, unread): (Vec<_>, Vec<_>) = own.partition(is_whole);
         Ok(Messages {
             read: read.into_iter().map(Arc::new).collect(),
@@ -400,11 +406,17 @@ pub(super) fn has_ended(step: &RunStep) -> bool {
 /// The message that a step makes.
 pub(super) fn message_id(step: &RunStep) -> Option<&str> {
     let creation = step.step_details.as_ref()?.message_creation.as_ref()?;
-    Some(&creation.message_id)
+    Some(&*creation.message_id).filter(|id| !id.is_empty())
+}
+
+/// The message was made after the run.
+fn is_later(message: &ThreadMessage, run: &Run) -> bool {
+    let seconds = |time: &Option<prost_types::Timestamp>| time.as_ref().map(|it| it.seconds);
+    seconds(&message.created_at) >= seconds(&run.created_at)
 }
 
 /// The message will not change any more. Some services tell no status.
-fn is_whole(message: &ThreadMessage) -> bool {
+pub(super) fn is_whole(message: &ThreadMessage) -> bool {
     message.status() != MessageStatus::InProgress
 }
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use super::{
     changes::Changes,
-    fetch::Snapshot,
+    fetch::{Snapshot, is_whole},
     is_settled,
     progress::{Progress, gap_event, message_event, run_event},
     watch::Subscription,
 };
 use crate::{
     error::Error,
-    v1::{Gap, Run, RunEvent, run_event::Payload},
+    upstream::{Caller, Client},
+    v1::{Gap, GetMessageRequest, Run, RunEvent, ThreadMessage, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -22,6 +23,8 @@ pub(super) struct Follow {
     mode: Mode,
     /// The first state, if it was awaited before anybody asked for it.
     first: Option<Arc<Snapshot>>,
+    /// What reads messages that no step tells of.
+    reads: Option<(Client, Caller)>,
 }
 
 /// What a run is followed for.
@@ -53,6 +56,7 @@ impl Follow {
             changes: Changes::default(),
             mode: Mode::Rest,
             first: None,
+            reads: None,
         }
     }
 
@@ -63,6 +67,39 @@ impl Follow {
             mode: Mode::Resumed,
             ..Self::new(watch)
         }
+    }
+
+    /// Reads what a gap names and no step tells of, as this caller.
+    pub(super) fn reading(mut self, client: Client, caller: Caller) -> Self {
+        self.reads = Some((client, caller));
+        self
+    }
+
+    /// The messages that a gap names, as far as they can be read.
+    async fn texts(&self, gap: &Gap, snapshot: &Snapshot) -> Vec<ThreadMessage> {
+        let Some(messages) = &snapshot.messages else {
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for id in &gap.message_ids {
+            let read = messages.read.iter().find(|message| message.id == *id);
+            if let Some(message) = read {
+                texts.push((**message).clone());
+            } else if !messages.unread.contains(id)
+                && let Some((client, caller)) = &self.reads
+            {
+                let request = GetMessageRequest {
+                    thread_id: snapshot.run.thread_id.clone(),
+                    message_id: id.clone(),
+                };
+                match client.get_message(caller, &request).await {
+                    Ok(message) if is_whole(&message.message) => texts.push(*message.message),
+                    Ok(_) => {}
+                    Err(error) => tracing::info!(error = %error.log(), "a message was not read"),
+                }
+            }
+        }
+        texts
     }
 
     /// Waits for the first state: its error is that of a run that cannot be had.
@@ -86,19 +123,16 @@ impl Follow {
                 changes.filter(|event| !progress.has(event)).collect(),
             ));
         }
-        // Something was missed, and nobody can say what: a gap that names nothing says so.
-        let gap = if snapshot.is_unknown() {
-            Some(Gap::default())
-        } else {
-            progress.gap(&snapshot)
+        let gap = match (&snapshot.steps, progress.gap(&snapshot)) {
+            // Something was missed, and nobody can say what: a gap that names nothing says so.
+            (Some(Err(_)), None) => Some(Gap::default()),
+            (_, gap) => gap,
         };
         let mut events = Vec::new();
         if let Some(gap) = gap {
-            let messages = snapshot.messages.iter().flat_map(|it| &it.read);
-            let missed = messages.filter(|message| gap.message_ids.contains(&message.id));
-            let missed: Vec<_> = missed.map(|it| message_event((**it).clone())).collect();
+            let missed = self.texts(&gap, &snapshot).await;
             events.push(gap_event(gap));
-            events.extend(missed);
+            events.extend(missed.into_iter().map(message_event));
         }
         events.push(run_event(snapshot.run.clone()));
         Ok(Followed::Settled(events, snapshot.run.clone()))
@@ -116,9 +150,7 @@ impl Follow {
                 return Followed::Settled(events, snapshot.run.clone());
             }
             self.changes.skip(progress.whole());
-            if !snapshot.is_unknown() {
-                gap = progress.missed(snapshot);
-            }
+            gap = progress.missed(snapshot);
             events.push(gap_event(gap.clone()));
         }
         let changes = self.changes.to(snapshot, true, true).into_iter();

@@ -339,7 +339,9 @@ pub(super) fn cut(reader: &Reader) {
 
 /// Begins to follow the run.
 pub(super) fn follow(reader: &Reader) -> Result<Follow, Error> {
-    watch(reader, Interest::Now(reader.parts)).map(Follow::new)
+    let follow = watch(reader, Interest::Now(reader.parts)).map(Follow::new)?;
+    let client = reader.streams.client.clone();
+    Ok(follow.reading(client, reader.caller.clone()))
 }
 
 /// Joins the run's watchers.
