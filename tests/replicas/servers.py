@@ -47,9 +47,9 @@ class Gateway:
         self.flags = {**FLAGS, **flags}
         self.listen = "127.0.0.1:0"
         self.starts = 0
-        # When each process was killed, and which were paused for longer than a lease, by name.
+        # When each process was killed; and which were paused, from when until when.
         self.killed = {}
-        self.paused = set()
+        self.paused = []
         self.printed = collections.deque(maxlen=50)
 
     @property
@@ -102,10 +102,11 @@ class Gateway:
         await self.end(signal.SIGKILL)
 
     async def pause(self, seconds):
-        self.paused.add(self.name)
+        began = time.monotonic()
         self.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(seconds)
         self.process.send_signal(signal.SIGCONT)
+        self.paused.append((self.name, began, time.monotonic()))
 
     async def end(self, how=signal.SIGKILL):
         """Ends the process; gives its exit code."""

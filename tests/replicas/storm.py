@@ -25,6 +25,8 @@ CUT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CAN
 class Storm:
     def __init__(self, chance, upstream, gateways):
         self.chance = chance
+        # Of its own: whatever callers do, who is killed when follows from the seed.
+        self.fate = random.Random(chance.random())
         self.upstream = upstream
         self.gateways = gateways
         self.over = False
@@ -114,37 +116,41 @@ class Storm:
         # Half of the callers are there.
         await asyncio.sleep(BEGIN / 2)
         while time.monotonic() < end:
-            gateway = self.chance.choice(self.gateways)
-            if self.chance.random() < 0.25:
-                await gateway.pause(self.chance.uniform(1, 2) * LEASE)
+            gateway = self.fate.choice(self.gateways)
+            if self.count["kills"] and self.fate.random() < 0.25:
+                await gateway.pause(self.fate.uniform(1, 2) * LEASE)
                 self.count["pauses"] += 1
             else:
                 await gateway.kill()
                 self.count["kills"] += 1
-                await asyncio.sleep(self.chance.uniform(0, 2))
+                await asyncio.sleep(self.fate.uniform(0, 2))
                 await gateway.start()
-            await asyncio.sleep(self.chance.uniform(1, 8))
+            await asyncio.sleep(self.fate.uniform(1, 8))
         self.over = True
 
     def judge(self):
         """Judges each run by what became of its source."""
-        kills, paused = {}, set()
+        kills, pauses = {}, []
         for gateway in self.gateways:
             kills.update(gateway.killed)
-            paused |= gateway.paused
+            pauses += gateway.paused
         for reader in self.checked:
             run = self.upstream.runs[reader.run_id]
             died = kills.get(run.replica, float("inf"))
             try:
                 seen = judge(reader, run)
-                if run.replica in paused:
+                was_paused = any(
+                    name == run.replica and run.began < end and run.finished + SURE > begin
+                    for name, begin, end in pauses
+                )
+                if was_paused:
                     self.count["of a paused source, of them with a gap"] += bool(seen.gaps)
                     self.count["of a paused source"] += 1
                 elif run.is_cut:
                     assert died < float("inf"), f"{run.id}: its source ended, its replica did not"
                     assert seen.gaps, f"{run.id}: its source died, and there is no gap"
                     # Each successor that was killed, or lost its lease, left one more.
-                    later = sum(died < at for at in kills.values()) + len(paused)
+                    later = sum(died < at for at in kills.values()) + len(pauses)
                     assert seen.gaps <= 1 + later, f"{run.id}: {seen.gaps} gaps, {later} later"
                     kinds = ["of a dead source, one gap", "of a dead source and successors, more gaps"]
                     self.count[kinds[seen.gaps > 1]] += 1
@@ -180,7 +186,9 @@ async def storm(number, streams, seconds, seed):
                 it.count["takeovers by those that live"] = sum(
                     [await gateway.count("takeovers") for gateway in gateways]
                 )
-                failures = [await gateway.count("failures") for gateway in gateways]
+                # Who was paused has waited for the store, as far as it can tell.
+                awake = [gateway for gateway in gateways if not gateway.paused]
+                failures = [await gateway.count("failures") for gateway in awake]
             finally:
                 for client in it.clients.values():
                     await client.channel.close()
