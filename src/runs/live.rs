@@ -168,17 +168,18 @@ impl Streams {
     }
 
     /// Does work to its end, whoever waits for it.
-    async fn finish<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.detached
-            .spawn(work)
-            .await
-            .map_err(|_| Error::Unusable {
+    fn finish<T, F>(&self, work: F) -> impl Future<Output = Result<T, Error>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let task = self.detached.spawn(work);
+        async move {
+            task.await.map_err(|_| Error::Unusable {
                 what: "the request was aborted".to_owned(),
                 request_id: None,
             })
+        }
     }
 
     /// How a stream with these options is recorded.

@@ -27,7 +27,8 @@ class Scene:
     """Runs that are at work: their source on the first replica, with a reader that started them,
     and a reader on the second."""
 
-    def __init__(self, upstream, gateways):
+    def __init__(self, upstream, gateways, name="thread"):
+        self.name = name
         self.upstream = upstream
         self.gateways = gateways
         self.runs = [Runs(gateway.listen) for gateway in gateways]
@@ -38,7 +39,7 @@ class Scene:
     async def begin(self, number, plan=PLAN, seen=8):
         """Returns once each reader has seen some events."""
         for index in range(number):
-            owner = Reader(f"thread_{index}")
+            owner = Reader(f"{self.name}_{index}")
             self.upstream.plans[owner.thread_id] = plan
             self.owners.append(owner)
             self.start(owner, self.runs[0].create(owner.thread_id))
@@ -102,6 +103,22 @@ async def scene(store, number=2, upstream=None, **flags):
                 await runs.channel.close()
 
 
+async def healthy(upstream, gateways):
+    """A new run is recorded, and followed on the other replica as it goes, whatever there was."""
+    it = Scene(upstream, gateways, "healthy")
+    try:
+        await it.begin(3, Plan(messages=1, words=14, pause=0.1, burst=1), seen=3)
+        await it.end()
+        seen = it.judge(it.owners + it.others)
+        assert not any(one.gaps or one.unrecorded for one in seen), f"not as before: {seen}"
+        # One that is not told of new entries looks once a second.
+        late = it.longest(it.others)
+        assert late < 0.9, f"new entries are not announced: silent for {late:.1f} s"
+    finally:
+        for runs in it.runs:
+            await runs.channel.close()
+
+
 async def store_fault(break_, mend, words=(), runs=10, lasts=2, through=None):
     """Breaks the store in the middle of runs, for a while. Says what was seen."""
     async with contextlib.AsyncExitStack() as stack:
@@ -142,6 +159,7 @@ async def store_fault(break_, mend, words=(), runs=10, lasts=2, through=None):
                 resumed.append(await it.resumed(reader, runs_))
         resumed = it.judge(resumed)
         whole = sum(not seen.gaps for seen in resumed)
+        await healthy(it.upstream, it.gateways)
         return (
             f"{len(owners)} live streams whole, silent for at most {it.longest(it.owners):.1f} s, {unrecorded} of their events not recorded; {gaps} "
             f"of {len(others)} other readers had a gap; {whole} of {len(resumed)} resumed whole"

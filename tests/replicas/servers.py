@@ -47,8 +47,9 @@ class Gateway:
         self.flags = {**FLAGS, **flags}
         self.listen = "127.0.0.1:0"
         self.starts = 0
-        # When each process was killed, by its name.
+        # When each process was killed; and which were paused, from when until when.
         self.killed = {}
+        self.paused = []
         self.printed = collections.deque(maxlen=50)
 
     @property
@@ -99,6 +100,13 @@ class Gateway:
     async def kill(self):
         self.killed[self.name] = time.monotonic()
         await self.end(signal.SIGKILL)
+
+    async def pause(self, seconds):
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        self.process.send_signal(signal.SIGCONT)
+        self.paused.append((self.name, began, time.monotonic()))
 
     async def end(self, how=signal.SIGKILL):
         """Ends the process; gives its exit code."""

@@ -15,17 +15,20 @@ from upstream import Plan, Upstream
 PLAN = Plan(messages=3, words=12, pause=1.0, burst=6)
 # Callers begin within this time, in seconds: a crowd that comes at once is not what is tested here.
 BEGIN = 5
+# In seconds.
+LEASE = 4
 # A source's replica that was killed so long after the run's end has recorded it.
 SURE = 2
 CUT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
 class Storm:
-    def __init__(self, chance, upstream, gateways, streams):
+    def __init__(self, chance, upstream, gateways):
         self.chance = chance
+        # Of its own: whatever callers do, who is killed when follows from the seed.
+        self.fate = random.Random(chance.random())
         self.upstream = upstream
         self.gateways = gateways
-        self.streams = streams
         self.over = False
         self.threads = 0
         self.count = collections.Counter()
@@ -107,37 +110,52 @@ class Storm:
                 await asyncio.sleep(0.2)
 
     async def kill(self, seconds):
-        """Kills gateways, one at a time, and starts them again."""
+        """Kills gateways, one at a time, and starts them again; or pauses them for longer than
+        their leases."""
         end = time.monotonic() + seconds
         # Half of the callers are there.
         await asyncio.sleep(BEGIN / 2)
         while time.monotonic() < end:
-            gateway = self.chance.choice(self.gateways)
-            await gateway.kill()
-            self.count["kills"] += 1
-            await asyncio.sleep(self.chance.uniform(0, 2))
-            await gateway.start()
-            await asyncio.sleep(self.chance.uniform(1, 8))
+            gateway = self.fate.choice(self.gateways)
+            if self.count["kills"] and self.fate.random() < 0.25:
+                await gateway.pause(self.fate.uniform(1, 2) * LEASE)
+                self.count["pauses"] += 1
+            else:
+                await gateway.kill()
+                self.count["kills"] += 1
+                await asyncio.sleep(self.fate.uniform(0, 2))
+                await gateway.start()
+            await asyncio.sleep(self.fate.uniform(1, 8))
         self.over = True
 
     def judge(self):
         """Judges each run by what became of its source."""
-        kills = {}
+        kills, pauses = {}, []
         for gateway in self.gateways:
             kills.update(gateway.killed)
+            pauses += gateway.paused
         for reader in self.checked:
             run = self.upstream.runs[reader.run_id]
             died = kills.get(run.replica, float("inf"))
             try:
                 seen = judge(reader, run)
-                if run.is_cut:
+                was_paused = any(
+                    name == run.replica and run.began < end and run.finished + SURE > begin
+                    for name, begin, end in pauses
+                )
+                if was_paused:
+                    self.count["of a paused source, of them with a gap"] += bool(seen.gaps)
+                    self.count["of a paused source"] += 1
+                elif run.is_cut:
                     assert died < float("inf"), f"{run.id}: its source ended, its replica did not"
                     assert seen.gaps, f"{run.id}: its source died, and there is no gap"
-                    later = sum(died < at < run.finished + 30 for at in kills.values())
-                    assert seen.gaps <= 1 + later, f"{run.id}: {seen.gaps} gaps, {later} kills"
-                    kind = "of a dead source, one gap" if seen.gaps == 1 else "of a dead source and dead successors, more gaps"
-                    self.count[kind] += 1
-                    self.count["events before gaps"] += sum(not it.synthesized for it in reader.events)
+                    # Each successor that was killed, or lost its lease, left one more.
+                    later = sum(died < at for at in kills.values()) + len(pauses)
+                    assert seen.gaps <= 1 + later, f"{run.id}: {seen.gaps} gaps, {later} later"
+                    kinds = ["of a dead source, one gap", "of a dead source and successors, more gaps"]
+                    self.count[kinds[seen.gaps > 1]] += 1
+                    before = sum(not it.synthesized for it in reader.events)
+                    self.count["events before gaps"] += before
                 elif died > run.finished + SURE:
                     assert not seen.gaps, f"{run.id}: its source lived, and there is a gap"
                     assert not seen.unrecorded, f"{run.id}: {seen.unrecorded} events without position"
@@ -154,9 +172,9 @@ async def storm(number, streams, seconds, seed):
     chance = random.Random(seed)
     async with Upstream(seed) as upstream, Redis() as store:
         # The machine is busy: a store that is slow for that is not what is tested here.
-        flags = {"event_log_timeout": "5s", "max_live_streams": "100000", "event_log_lease": "4s"}
+        flags = {"event_log_timeout": "5s", "max_live_streams": "100000", "event_log_lease": f"{LEASE}s"}
         async with replicas(number, upstream, store.url, **flags) as gateways:
-            it = Storm(chance, upstream, gateways, streams)
+            it = Storm(chance, upstream, gateways)
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(it.kill(seconds))
@@ -168,7 +186,9 @@ async def storm(number, streams, seconds, seed):
                 it.count["takeovers by those that live"] = sum(
                     [await gateway.count("takeovers") for gateway in gateways]
                 )
-                failures = [await gateway.count("failures") for gateway in gateways]
+                # Who was paused has waited for the store, as far as it can tell.
+                awake = [gateway for gateway in gateways if not gateway.paused]
+                failures = [await gateway.count("failures") for gateway in awake]
             finally:
                 for client in it.clients.values():
                     await client.channel.close()

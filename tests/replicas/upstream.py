@@ -60,8 +60,9 @@ class Run:
         self.events = []
         self.plan = plan
         self.chance = chance
-        # The process that reads, when its stream broke, and when the run was over.
+        # The process that reads; when the run began, when its stream broke, when the run was over.
         self.replica = ""
+        self.began = time.monotonic()
         self.broken = None
         self.finished = None
         self.script = list(self.write(number))
