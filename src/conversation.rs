@@ -25,24 +25,20 @@
 //! known, told. The functions of one round run side by side, each once, however often the stream
 //! breaks meanwhile; its outputs are sent again until the run goes on.
 
-use std::{collections::HashMap, fmt, pin::Pin, time::Duration};
+use std::{collections::HashMap, fmt, pin::Pin};
 
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
-use tonic_types::StatusExt as _;
+use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 
-use crate::v1::{
-    ConverseAttach, ConverseRunRequest, ConverseStart, Run, RunEvent, RunStatus, ToolOutput,
-    ToolOutputs, converse_run_request::Message, run_event::Payload,
-    run_service_client::RunServiceClient,
+use crate::{
+    resuming::{is_interruption, pause, run_of},
+    v1::{
+        ConverseAttach, ConverseRunRequest, ConverseStart, Run, RunEvent, RunStatus, ToolOutput,
+        ToolOutputs, converse_run_request::Message, run_event::Payload,
+        run_service_client::RunServiceClient,
+    },
 };
-
-/// The pause before it is taken up the first time; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 type Tool = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
 
@@ -134,11 +130,7 @@ impl Conversation {
             {
                 return Err(broken);
             }
-            let asked = broken
-                .get_details_retry_info()
-                .and_then(|info| info.retry_delay);
-            sleep(asked.unwrap_or((FIRST_PAUSE * 2_u32.saturating_pow(resumes)).min(MAX_PAUSE)))
-                .await;
+            sleep(pause(&broken, resumes)).await;
             resumes += 1;
             message = Message::Attach(talk.attach.clone());
         }
@@ -151,14 +143,6 @@ impl fmt::Debug for Conversation {
             .field("tools", &self.tools.keys())
             .finish_non_exhaustive()
     }
-}
-
-/// Whether the run may well go on.
-fn is_interruption(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::Unknown | Code::Internal | Code::Aborted
-    ) || status.get_details_retry_info().is_some()
 }
 
 /// One conversation, on as many streams as it takes.
@@ -281,13 +265,8 @@ impl Session<'_> {
 
     /// An error may name the run before any event has.
     fn learn_run(&mut self, status: &Status) {
-        let Some(info) = status.get_details_error_info() else {
-            return;
-        };
-        if let (Some(thread_id), Some(run_id)) =
-            (info.metadata.get("thread_id"), info.metadata.get("run_id"))
-        {
-            (self.attach.thread_id, self.attach.run_id) = (thread_id.clone(), run_id.clone());
+        if let Some((thread_id, run_id)) = run_of(status) {
+            (self.attach.thread_id, self.attach.run_id) = (thread_id, run_id);
         }
     }
 }
