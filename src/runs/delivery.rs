@@ -323,16 +323,15 @@ impl Delivery {
                 self.place = Some((key, last));
                 return Ok(Next::Events(vec![gap_event(Gap::default())]));
             }
-            match source {
-                Some(_) => self.wait().await,
-                None => {
-                    self.recording = None;
-                    if page.is_held && !self.is_next() {
-                        self.wait().await;
-                    } else {
-                        self.take_over(&log, &key).await?;
-                    }
-                }
+            if source.is_some() {
+                self.wait().await;
+                continue;
+            }
+            self.recording = None;
+            if page.is_held && !self.is_next() {
+                self.wait().await;
+            } else {
+                self.take_over(&log, &key).await?;
             }
         }
     }

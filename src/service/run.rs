@@ -22,10 +22,8 @@ pub(super) async fn stream_create_run(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
-        gateway
-            .streams
-            .create_run(caller, request, resume, leave)
-            .await,
+        // Large, and needed no longer than until the stream begins.
+        Box::pin(gateway.streams.create_run(caller, request, resume, leave)).await,
     )
 }
 
@@ -37,10 +35,13 @@ pub(super) async fn stream_create_thread_and_run(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
-        gateway
-            .streams
-            .create_thread_and_run(caller, request, resume, leave)
-            .await,
+        // Large, and needed no longer than until the stream begins.
+        Box::pin(
+            gateway
+                .streams
+                .create_thread_and_run(caller, request, resume, leave),
+        )
+        .await,
     )
 }
 
@@ -52,10 +53,13 @@ pub(super) async fn stream_submit_tool_outputs(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
-        gateway
-            .streams
-            .submit_tool_outputs(caller, request, resume, leave)
-            .await,
+        // Large, and needed no longer than until the stream begins.
+        Box::pin(
+            gateway
+                .streams
+                .submit_tool_outputs(caller, request, resume, leave),
+        )
+        .await,
     )
 }
 
