@@ -1,27 +1,15 @@
 //! `ResumingStream`, the library's stream that resumes by itself: a gateway behind a proxy whose
 //! connections are cut.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use runs_gateway::{
     resuming::ResumingStream,
-    v1::{ResumeRunRequest, RunEvent, StreamOptions, run_service_client::RunServiceClient},
+    v1::{ResumeRunRequest, RunEvent, StreamOptions},
 };
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-    task::JoinSet,
-};
-use tonic::{
-    Code, Request,
-    transport::{Channel, Endpoint},
-};
+use tokio::sync::mpsc;
+use tonic::{Code, Request};
 
 use crate::{
     script::{
@@ -29,61 +17,10 @@ use crate::{
     },
     support::{
         gateway::{Gateway, spawn_gateway},
+        proxy::Proxy,
         upstream::{Answer, Upstream},
     },
 };
-
-/// A proxy before a gateway.
-struct Proxy {
-    address: SocketAddr,
-    to: Arc<Mutex<Option<SocketAddr>>>,
-    connections: Arc<Mutex<JoinSet<()>>>,
-    _accepting: JoinSet<()>,
-}
-
-impl Proxy {
-    async fn before(gateway: &Gateway) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("a bound listener");
-        let to = Arc::new(Mutex::new(Some(gateway.address())));
-        let connections = Arc::new(Mutex::new(JoinSet::new()));
-        let (target, accepted) = (Arc::clone(&to), Arc::clone(&connections));
-        let mut accepting = JoinSet::new();
-        accepting.spawn(async move {
-            while let Ok((mut caller, _)) = listener.accept().await {
-                let Some(to) = *target.lock().expect("no panic") else {
-                    continue;
-                };
-                accepted.lock().expect("no panic").spawn(async move {
-                    if let Ok(mut gateway) = TcpStream::connect(to).await {
-                        _ = copy_bidirectional(&mut caller, &mut gateway).await;
-                    }
-                });
-            }
-        });
-        Self {
-            address,
-            to,
-            connections,
-            _accepting: accepting,
-        }
-    }
-
-    /// Cuts what is open.
-    fn cut(&self) {
-        self.connections.lock().expect("no panic").abort_all();
-    }
-
-    /// New connections lead to this gateway, or are cut at once.
-    fn lead_to(&self, gateway: Option<&Gateway>) {
-        *self.to.lock().expect("no panic") = gateway.map(Gateway::address);
-    }
-
-    fn client(&self) -> RunServiceClient<Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("a URL");
-        RunServiceClient::new(endpoint.connect_lazy())
-    }
-}
 
 async fn set_up() -> (Upstream, Gateway, Proxy) {
     let upstream = Upstream::start().await;
