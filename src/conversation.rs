@@ -23,26 +23,23 @@
 //!
 //! Must hold: no run is created twice: what breaks is taken up by `attach`, or, where no run is
 //! known, told. The functions of one round run side by side, each once, however often the stream
-//! breaks meanwhile; its outputs are sent again until the run goes on.
+//! breaks meanwhile; its outputs are sent again until the run goes on. No event comes twice of a
+//! conversation that is recorded (`options.resumable`).
 
-use std::{collections::HashMap, fmt, pin::Pin, time::Duration};
+use std::{collections::HashMap, fmt, pin::Pin};
 
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Request, Status, metadata::MetadataMap, transport::Channel};
-use tonic_types::StatusExt as _;
+use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 
-use crate::v1::{
-    ConverseAttach, ConverseRunRequest, ConverseStart, Run, RunEvent, RunStatus, ToolOutput,
-    ToolOutputs, converse_run_request::Message, run_event::Payload,
-    run_service_client::RunServiceClient,
+use crate::{
+    resuming::{is_interruption, pause, run_of},
+    v1::{
+        ConverseAttach, ConverseRunRequest, ConverseStart, GetRunRequest, RequiredToolCall, Run,
+        RunEvent, RunStatus, ToolOutput, ToolOutputs, converse_run_request::Message,
+        run_event::Payload, run_service_client::RunServiceClient,
+    },
 };
-
-/// The pause before it is taken up the first time; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The longest pause.
-const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 type Tool = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
 
@@ -134,11 +131,7 @@ impl Conversation {
             {
                 return Err(broken);
             }
-            let asked = broken
-                .get_details_retry_info()
-                .and_then(|info| info.retry_delay);
-            sleep(asked.unwrap_or((FIRST_PAUSE * 2_u32.saturating_pow(resumes)).min(MAX_PAUSE)))
-                .await;
+            sleep(pause(&broken, resumes)).await;
             resumes += 1;
             message = Message::Attach(talk.attach.clone());
         }
@@ -153,12 +146,13 @@ impl fmt::Debug for Conversation {
     }
 }
 
-/// Whether the run may well go on.
-fn is_interruption(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::Unknown | Code::Internal | Code::Aborted
-    ) || status.get_details_retry_info().is_some()
+/// The calls that the run waits for.
+fn calls(run: &Run) -> impl Iterator<Item = &RequiredToolCall> {
+    let action = run.required_action.iter();
+    action
+        .filter(|_| run.status() == RunStatus::RequiresAction)
+        .filter_map(|action| action.submit_tool_outputs.as_ref())
+        .flat_map(|action| &action.tool_calls)
 }
 
 /// One conversation, on as many streams as it takes.
@@ -198,11 +192,19 @@ impl Session<'_> {
             .converse_run(request)
             .await?
             .into_inner();
-        self.asked.clear();
+        let asked = std::mem::take(&mut self.asked);
+        // Boxed: it is seldom needed, and large.
+        if !asked.is_empty() && Box::pin(self.still_asks(&asked)).await? {
+            asked.iter().filter_map(|id| self.answer(id)).for_each(say);
+            self.asked = asked;
+        }
         loop {
             tokio::select! {
                 event = events.message() => {
                     let Some(event) = event? else { break };
+                    if !event.position.is_empty() {
+                        self.attach.after_position.clone_from(&event.position);
+                    }
                     let run = match &event.payload {
                         Some(Payload::Run(run)) => Some(run.clone()),
                         _ => None,
@@ -229,24 +231,28 @@ impl Session<'_> {
             .ok_or_else(|| Status::internal("the conversation ended without a run"))
     }
 
+    /// The run still waits for these calls, and no event will say so: the one that did was recorded,
+    /// and does not come again.
+    async fn still_asks(&self, asked: &[String]) -> Result<bool, Status> {
+        if self.attach.after_position.is_empty() {
+            return Ok(false);
+        }
+        let mut request = Request::new(GetRunRequest {
+            thread_id: self.attach.thread_id.clone(),
+            run_id: self.attach.run_id.clone(),
+        });
+        request.metadata_mut().clone_from(&self.with.metadata);
+        let run = self.with.client.clone().get_run(request).await?;
+        Ok(calls(run.get_ref()).map(|call| &call.id).eq(asked))
+    }
+
     /// The run is in this state now.
     fn turn(&mut self, run: Run) {
         (self.attach.thread_id, self.attach.run_id) = (run.thread_id.clone(), run.id.clone());
-        let action = run
-            .required_action
-            .as_ref()
-            .filter(|_| run.status() == RunStatus::RequiresAction);
-        let calls = action
-            .and_then(|action| action.submit_tool_outputs.as_ref())
-            .map(|action| &*action.tool_calls);
-        self.asked = calls
-            .into_iter()
-            .flatten()
-            .map(|call| call.id.clone())
-            .collect();
+        self.asked = calls(&run).map(|call| call.id.clone()).collect();
         // Those of a round that is over are needed no more.
         self.outputs.retain(|id, _| self.asked.contains(id));
-        for call in calls.into_iter().flatten() {
+        for call in calls(&run) {
             if self.outputs.contains_key(&call.id) {
                 continue;
             }
@@ -281,13 +287,8 @@ impl Session<'_> {
 
     /// An error may name the run before any event has.
     fn learn_run(&mut self, status: &Status) {
-        let Some(info) = status.get_details_error_info() else {
-            return;
-        };
-        if let (Some(thread_id), Some(run_id)) =
-            (info.metadata.get("thread_id"), info.metadata.get("run_id"))
-        {
-            (self.attach.thread_id, self.attach.run_id) = (thread_id.clone(), run_id.clone());
+        if let Some((thread_id, run_id)) = run_of(status) {
+            (self.attach.thread_id, self.attach.run_id) = (thread_id, run_id);
         }
     }
 }

@@ -20,6 +20,7 @@
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
+//! | [`resuming`] | the caller's side of a stream that resumes by itself, for services in Rust |
 //! | [`healthcheck`] | a question to a running gateway, for container probes |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
@@ -46,6 +47,7 @@ pub mod json;
 mod pem;
 mod registered_waker;
 pub mod reloadable;
+pub mod resuming;
 pub mod runs;
 pub mod server;
 pub mod service;

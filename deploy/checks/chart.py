@@ -23,6 +23,12 @@ FULL = {
         "allowedClients": ["a.example", "spiffe://b.example/c"],
     },
     "tls": {"secretName": "tls", "clientCa": True},
+    "eventLog": {
+        "store": "rediss://gateway@redis.example:6380/1",
+        "keySecret": {"name": "log-key"},
+        "passwordSecret": {"name": "log-password"},
+        "caSecret": {"name": "log-ca"},
+    },
     "flags": {"max-upstream-requests": 256},
     "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4317"}],
     "drain": {"delaySeconds": 10, "timeoutSeconds": 60, "preStopSeconds": 7},
@@ -109,6 +115,10 @@ def pods():
         # Kubernetes puts in only what stands before.
         names = list(environment)
         assert "POD_IP" not in names or names.index("POD_IP") < names.index("RUNS_GATEWAY_MESH_PEER")
+        folders = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+        files = [value for name, value in environment.items() if name.startswith("RUNS_GATEWAY_") and name.endswith("_FILE")]
+        assert sorted(folders) == sorted({file.rsplit("/", 1)[0] for file in files}), (folders, files)
+        assert [mount["name"] for mount in container.get("volumeMounts", [])] == [volume["name"] for volume in pod.get("volumes", [])]
         drain = sum(int(environment[f"RUNS_GATEWAY_DRAIN_{name}"].removesuffix("s")) for name in ["DELAY", "TIMEOUT"])
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert before == values.get("drain", {}).get("preStopSeconds", 0)
@@ -122,6 +132,15 @@ def pods():
             assert container[f"{probe}Probe"]["httpGet"]["port"] == "admin"
         (port,) = [port for service in find(values, "Service") for port in service["spec"]["ports"] if port["name"] == "grpc"]
         assert port["appProtocol"] == "grpc"
+
+
+def ports():
+    """The network policy lets gateways reach their event log's store."""
+    for store, port in [("redis://redis", 6379), ("redis://redis/0", 6379), ("redis://redis:7000", 7000), ("rediss://user@[::1]:6380/1", 6380), ("redis://[::1]/1", 6379)]:
+        (policy,) = find({"eventLog": {"store": store, "keySecret": {"name": "key"}}}, "NetworkPolicy")
+        assert [port] == [rule["ports"][0]["port"] for rule in policy["spec"]["egress"][1:-1]], (store, policy)
+    (policy,) = find({}, "NetworkPolicy")
+    assert len(policy["spec"]["egress"]) == 2
 
 
 def environment():
@@ -141,6 +160,9 @@ def refusals():
         "needs audience and jwksUrl": {"callers": {"jwt": {"issuer": "https://issuer.example"}}},
         "callers": {"callers": {"mesh": "consul"}},
         "upsteam": {"upsteam": {"url": "mistyped"}},
+        "needs eventLog.keySecret": {"eventLog": {"store": "redis://redis"}},
+        "belongs into eventLog.passwordSecret": {"eventLog": {"store": "redis://:p@redis", "keySecret": {"name": "key"}}},
+        "eventLog/store": {"eventLog": {"store": "disk"}},
     }
     for why, values in refused.items():
         done = helm("template", "release", values=values)

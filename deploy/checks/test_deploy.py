@@ -79,6 +79,10 @@ def test_a_pod_of_the_chart_is_confined_and_lives_as_long_as_a_drain():
     chart.pods()
 
 
+def test_the_network_policy_lets_gateways_reach_the_event_log():
+    chart.ports()
+
+
 def test_the_chart_sets_only_variables_that_the_gateway_has():
     chart.environment()
 

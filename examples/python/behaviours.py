@@ -1,7 +1,7 @@
 """What tests/polyglot holds a Python client to, one line per behaviour; no example to copy.
 
-The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a second; in front
-of the scripted upstream of tests/polyglot.
+The arguments are the addresses of four gateways: in front of the embedded API; the same with connections that grow old in a second; in front
+of the scripted upstream of tests/polyglot; the first one, by connections that are cut.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from runsgateway.v1 import message_pb2, message_service_pb2, message_service_pb2
 from runsgateway.v1 import run_event_pb2, run_pb2, run_service_pb2 as service, run_service_pb2_grpc
 from runsgateway.v1 import thread_service_pb2, thread_service_pb2_grpc, tool_pb2
 
-from example import thread_and_run
+from example import text_of, thread_and_run
+from resuming import resuming as resuming_stream
 
 
 class Gateway(run_service_pb2_grpc.RunServiceStub):
@@ -31,14 +32,14 @@ def detail(error, kind):
     return found
 
 
-async def metadata(_dev, _ageing, scripted):
+async def metadata(_dev, _ageing, scripted, _cutting):
     call = scripted.GetRun(
         service.GetRunRequest(thread_id="thread_1", run_id="run_paused"), metadata=[("x-client-request-id", "polyglot")]
     )
     return f"x-request-id {(await call.initial_metadata())['x-request-id']}"
 
 
-async def deadline(dev, _ageing, _scripted):
+async def deadline(dev, _ageing, _scripted, _cutting):
     spec = thread_and_run("Wait.", metadata={"embedded.scenario": "expire"})
     request = service.StreamCreateThreadAndRunRequest(thread_and_run=spec)
     try:
@@ -49,7 +50,7 @@ async def deadline(dev, _ageing, _scripted):
         return error.code().name
 
 
-async def cancellation(dev, _ageing, _scripted):
+async def cancellation(dev, _ageing, _scripted, _cutting):
     spec = thread_and_run("Wait.", metadata={"embedded.scenario": "expire"})
     options = service.StreamOptions(cancel_on_disconnect=True)
     call = dev.StreamCreateThreadAndRun(service.StreamCreateThreadAndRunRequest(thread_and_run=spec, options=options))
@@ -61,7 +62,7 @@ async def cancellation(dev, _ageing, _scripted):
     return run_pb2.RunStatus.Name((await dev.WaitRun(wait, timeout=30)).status)
 
 
-async def error_details(_dev, _ageing, scripted):
+async def error_details(_dev, _ageing, scripted, _cutting):
     try:
         await scripted.GetRun(service.GetRunRequest(thread_id="thread_1", run_id="run_limited"))
         return "no error"
@@ -71,14 +72,14 @@ async def error_details(_dev, _ageing, scripted):
         return f"{error.code().name} {info.domain} {info.reason} {info.metadata['http_status']}, again in {delay} ms"
 
 
-async def large_messages(dev, _ageing, _scripted):
+async def large_messages(dev, _ageing, _scripted, _cutting):
     tool = tool_pb2.Tool(function=tool_pb2.FunctionDefinition(name="f", description="x" * (1 << 20)))
     spec = thread_and_run("Hello!", tools=[tool])
     run = await dev.CreateThreadAndRun(service.CreateThreadAndRunRequest(thread_and_run=spec))
     return f"{len(run.tools[0].function.description)} bytes came back"
 
 
-async def unknown_enum_values(_dev, _ageing, scripted):
+async def unknown_enum_values(_dev, _ageing, scripted, _cutting):
     run = await scripted.GetRun(service.GetRunRequest(thread_id="thread_1", run_id="run_paused"))
     came = f"{run_pb2.RunStatus.Name(run.status)} {run.extra_json}"
     try:
@@ -89,14 +90,14 @@ async def unknown_enum_values(_dev, _ageing, scripted):
         return f"{came}, sent: {error.code().name} {field}"
 
 
-async def unknown_events(_dev, _ageing, scripted):
+async def unknown_events(_dev, _ageing, scripted, _cutting):
     spec = run_pb2.RunSpec(assistant_id="asst_1")
     async for event in scripted.StreamCreateRun(service.StreamCreateRunRequest(thread_id="thread_1", run=spec)):
         if event.WhichOneof("payload") == "unknown":
             return f"{run_event_pb2.RunEventType.Name(event.type)} {event.unknown.name} {event.unknown.data}"
 
 
-async def unknown_content(_dev, _ageing, scripted):
+async def unknown_content(_dev, _ageing, scripted, _cutting):
     request = message_service_pb2.ListMessagesRequest(thread_id="thread_1", run_id="run_1")
     [message] = (await scripted.messages.ListMessages(request)).data
     text, unknown = message.content
@@ -104,7 +105,7 @@ async def unknown_content(_dev, _ageing, scripted):
     return f"{text.text.value} {name} {unknown.extra_json}"
 
 
-async def deletion(dev, _ageing, _scripted):
+async def deletion(dev, _ageing, _scripted, _cutting):
     thread = await dev.threads.CreateThread(thread_service_pb2.CreateThreadRequest())
     request = thread_service_pb2.DeleteThreadRequest(thread_id=thread.id)
     deleted = await dev.threads.DeleteThread(request)
@@ -115,7 +116,7 @@ async def deletion(dev, _ageing, _scripted):
         return f"{deleted.object}, then {error.code().name}"
 
 
-async def resuming(_dev, ageing, _scripted):
+async def resuming(_dev, ageing, _scripted, _cutting):
     spec = thread_and_run("Tell me a long story.", metadata={"embedded.delay_ms": "150"})
     try:
         async for _ in ageing.StreamCreateThreadAndRun(service.StreamCreateThreadAndRunRequest(thread_and_run=spec)):
@@ -134,6 +135,15 @@ async def resuming(_dev, ageing, _scripted):
                 raise
 
 
+async def resumed_stream(_dev, _ageing, _scripted, cutting):
+    spec = thread_and_run("Tell me a long story.", metadata={"embedded.delay_ms": "50"})
+    options = service.StreamOptions(resumable=True)
+    call = cutting.StreamCreateThreadAndRun(service.StreamCreateThreadAndRunRequest(thread_and_run=spec, options=options))
+    events = [event async for event in resuming_stream(cutting, call)]
+    text = "".join(text_of(event) for event in events)
+    return f"{text} {len(events)} events, {run_event_pb2.RunEventType.Name(events[-1].type)}"
+
+
 BEHAVIOURS = {
     "metadata": metadata,
     "deadline": deadline,
@@ -145,11 +155,12 @@ BEHAVIOURS = {
     "unknown content": unknown_content,
     "deletion": deletion,
     "resuming": resuming,
+    "resumed stream": resumed_stream,
 }
 
 
 async def main():
-    channels = [grpc.aio.insecure_channel(address) for address in sys.argv[1:4]]
+    channels = [grpc.aio.insecure_channel(address) for address in sys.argv[1:5]]
     gateways = [Gateway(channel) for channel in channels]
     for name, behaviour in BEHAVIOURS.items():
         print(f"{name}: {await behaviour(*gateways)}", flush=True)

@@ -337,10 +337,12 @@ impl Delivery {
                 self.place = Some((key, last));
                 return Ok(Next::Events(vec![gap_event(Gap::default())]));
             }
-            if source.is_none() {
-                self.recording = None;
+            if source.is_some() {
+                self.wait().await;
+                continue;
             }
-            if source.is_some() || (page.is_held && !self.is_next()) {
+            self.recording = None;
+            if page.is_held && !self.is_next() {
                 self.wait().await;
             } else {
                 self.take_over(&log, &key).await?;

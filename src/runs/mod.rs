@@ -60,7 +60,7 @@ use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 use crate::{
     error::Error,
     shares::{Limit, Permit, Shares},
-    telemetry::OncePerSecond,
+    telemetry::{EventLogMetrics, OncePerSecond},
     upstream::{Caller, Client},
     v1::{RunEvent, RunStatus, StreamOptions},
 };
@@ -164,7 +164,7 @@ impl Streams {
     ///
     /// What is wrong with the event log's store. It need not be there.
     pub fn new(client: Client, limits: StreamLimits) -> Result<Self, String> {
-        let log = open_log(&limits)?;
+        let log = open_log(&limits, &client.telemetry().metrics().event_log)?;
         let poll = limits.poll.clone();
         Ok(Self {
             watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
@@ -245,13 +245,16 @@ impl Streams {
 /// A log, and what makes its keys.
 type Log = (Arc<dyn EventLog>, Keys);
 
-fn open_log(limits: &StreamLimits) -> Result<Option<Log>, String> {
+fn open_log(limits: &StreamLimits, metrics: &EventLogMetrics) -> Result<Option<Log>, String> {
     let log_limits = Arc::new(limits.log.clone());
     Ok(match &limits.store {
         LogStore::Off => None,
-        LogStore::Memory => Some((Arc::new(MemoryLog::new(log_limits)), Keys::random())),
+        LogStore::Memory => {
+            let log = MemoryLog::new(log_limits, metrics.clone());
+            Some((Arc::new(log), Keys::random()))
+        }
         LogStore::Redis(store) => {
-            let log = RedisLog::new(store, log_limits)?;
+            let log = RedisLog::new(store, log_limits, metrics.clone())?;
             Some((Arc::new(log), Keys::new(store.secret())))
         }
     })

@@ -265,6 +265,8 @@ impl Source {
             }
             Err(error) => {
                 self.streams.log_failed(&error);
+                let metrics = &self.streams.client.telemetry().metrics().event_log;
+                metrics.unrecorded.inc();
                 // First, or a delivery that sees the claim given back looks for another writer.
                 self.state.send_modify(|state| state.is_direct = true);
                 self.claim = None;

@@ -22,6 +22,7 @@ pub(super) async fn stream_create_run(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
+        // Large, and needed no longer than until the stream begins.
         Box::pin(gateway.streams.create_run(caller, request, resume, leave)).await,
     )
 }
@@ -34,6 +35,7 @@ pub(super) async fn stream_create_thread_and_run(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
+        // Large, and needed no longer than until the stream begins.
         Box::pin(
             gateway
                 .streams
@@ -51,6 +53,7 @@ pub(super) async fn stream_submit_tool_outputs(
     let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
+        // Large, and needed no longer than until the stream begins.
         Box::pin(
             gateway
                 .streams

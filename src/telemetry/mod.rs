@@ -33,7 +33,7 @@ use std::{fmt, sync::Arc};
 
 pub use self::{
     call::Call,
-    metrics::{Metrics, PROMETHEUS_TEXT},
+    metrics::{EventLogMetrics, Metrics, PROMETHEUS_TEXT},
     once::OncePerSecond,
     trace::Tracer,
     upstream_request::UpstreamRequest,

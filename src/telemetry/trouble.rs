@@ -46,7 +46,7 @@ impl Telemetry {
                 "the upstream redirects, which is not followed: mend the scheme or the path of \
                  --upstream-url",
             ),
-            Error::Rejected(it) if it.missing_route || it.status == 405 => (
+            Error::Rejected(it) if (it.missing_route && it.status == 404) || it.status == 405 => (
                 "upstream_unusable",
                 &troubles.unusable,
                 "the upstream has no such route: is --upstream-url the base of its API?",

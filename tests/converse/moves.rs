@@ -1,12 +1,23 @@
 //! Conversations that are recorded: taken up again, elsewhere or by another connection, no event
 //! comes twice, and no round is asked for again whose outputs were submitted.
 
-use runs_gateway::v1::{ConverseAttach, RunEvent, StreamOptions, converse_run_request::Message};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use runs_gateway::{
+    conversation::Conversation,
+    v1::{ConverseAttach, RunEvent, StreamOptions, converse_run_request::Message},
+};
 use tonic::Code;
 
 use crate::{
-    harness::{Caller, Script, asks, attach, completes, name, outputs, run, start},
-    support::gateway::{Gateway, spawn_gateway},
+    harness::{Caller, Script, asks, attach, completes, name, outputs, run, start, within},
+    support::{
+        gateway::{Gateway, spawn_gateway},
+        proxy::Proxy,
+    },
 };
 
 const FAST: &[&str] = &["--poll-floor", "10ms", "--poll-ceiling", "20ms"];
@@ -139,4 +150,51 @@ async fn a_position_of_another_run_is_refused_and_a_run_that_was_not_recorded_is
     );
     gateway.drain().await;
     script.finish();
+}
+
+#[tokio::test]
+async fn the_librarys_conversation_is_cut_anywhere_and_no_event_and_no_call_comes_twice() {
+    let names_of_all = [
+        "run_queued",
+        "run_in_progress",
+        "run_requires_action",
+        "run_in_progress",
+        "run_completed",
+    ];
+    // The number of the event that is the last one of its connection; none: while the tool works.
+    for cut_after in [None, Some(1), Some(2), Some(3), Some(4)] {
+        let script = Script::new([
+            (asks(&["a"]), run("requires_action", &["a"])),
+            (completes(), run("completed", &[])),
+        ])
+        .await;
+        let gateway = spawn_gateway(&script.upstream.url(), FAST).await;
+        let proxy = Arc::new(Proxy::before(&gateway).await);
+        let (called, cutting) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&proxy));
+        let calls = Arc::clone(&called);
+        let conversation = Conversation::new(proxy.client()).tool("f", move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+            if cut_after.is_none() {
+                cutting.cut();
+            }
+            async { "1".to_owned() }
+        });
+        let Message::Start(first) = start(Some(resumable())) else {
+            unreachable!()
+        };
+        let mut events = Vec::new();
+        let held = conversation.start(first, |event| {
+            events.push(event);
+            if cut_after == Some(events.len()) {
+                proxy.cut();
+            }
+        });
+        let ended = within("the run", held).await.expect("a run");
+        assert_eq!(ended.id, "run_1", "{cut_after:?}");
+        assert_eq!(names(&events), names_of_all, "{cut_after:?}");
+        assert_eq!(called.load(Ordering::Relaxed), 1, "{cut_after:?}");
+        assert_eq!(script.submits().len(), 1, "{cut_after:?}");
+        gateway.drain().await;
+        script.finish();
+    }
 }

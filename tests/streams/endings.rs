@@ -249,6 +249,7 @@ fn other_endings() -> Vec<Ending> {
             then: Answer::cut,
             polls: vec![polled("completed"), Answer::json(403, error("no_access"))],
             sees: &["gap*", "run.completed*"],
+            gap: missing(),
             ..Ending::default()
         },
         Ending {

@@ -6,6 +6,7 @@ mod support;
 mod delivery;
 mod dialects;
 mod endings;
+mod helper;
 mod leaving;
 mod openings;
 mod pressure;

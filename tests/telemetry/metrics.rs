@@ -1,11 +1,11 @@
 //! What a scraper sees.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io::Write as _, sync::Arc};
 
 use http::HeaderMap;
 use runs_gateway::{
     telemetry::Telemetry,
-    v1::{GetRunRequest, RunEvent, RunEventType},
+    v1::{GetRunRequest, RunEvent, RunEventType, StreamCreateRunRequest, StreamOptions},
 };
 use tokio::sync::Notify;
 
@@ -213,6 +213,67 @@ async fn what_is_open_is_there_as_long_as_it_is_open() {
     answered.notify_one();
     let (status, log) = gateway.stop("-TERM").await;
     assert!(status.success(), "{log}");
+}
+
+/// Asks for a stream that is recorded, of a gateway with these flags, and gives its events and what
+/// is counted after it.
+async fn recorded(flags: &[&str]) -> (Vec<RunEvent>, Scrape) {
+    let upstream = Upstream::start().await;
+    let url = upstream.url();
+    let gateway = Running::start(&[&["--upstream-url", &*url], flags].concat()).await;
+    upstream.push(events());
+    let request = StreamCreateRunRequest {
+        options: Some(StreamOptions {
+            resumable: true,
+            ..StreamOptions::default()
+        }),
+        ..stream()
+    };
+    let heard = all(runs(&gateway).stream_create_run(request).await).await;
+    let scrape = Scrape::of(&gateway).await;
+    gateway.stop("-TERM").await;
+    (heard, scrape)
+}
+
+#[tokio::test]
+async fn what_is_recorded_delivered_held_and_trimmed_is_counted() {
+    let (heard, scrape) = recorded(&["--event-log-run-entries", "2"]).await;
+    let delivered = f64::from(u32::try_from(heard.len()).expect("few"));
+    scrape.expect(&[
+        ("runs_gateway_event_log_appended_total", 4.0),
+        ("runs_gateway_event_log_delivered_total", delivered),
+        // Two stay; the fifth entry is that of the epoch.
+        ("runs_gateway_event_log_trimmed_total", 3.0),
+        ("runs_gateway_event_log_unrecorded_streams_total", 0.0),
+        ("runs_gateway_event_log_failures_total", 0.0),
+        ("runs_gateway_event_log_takeovers_total", 0.0),
+    ]);
+    assert!(scrape.get("runs_gateway_event_log_bytes") > 0.0);
+    assert!(scrape.get("runs_gateway_event_log_append_seconds_count") > 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_recorded_is_whole_and_counted() {
+    let mut secret = tempfile::NamedTempFile::new().expect("a file");
+    secret.write_all(&[b'x'; 32]).expect("written");
+    let (heard, scrape) = recorded(&[
+        "--event-log",
+        // Nothing listens there.
+        "redis://127.0.0.1:1",
+        "--event-log-key-file",
+        secret.path().to_str().expect("a path"),
+        "--event-log-timeout",
+        "100ms",
+    ])
+    .await;
+    assert_eq!(heard.len(), 4);
+    assert!(heard.iter().all(|event| event.position.is_empty()));
+    scrape.expect(&[
+        ("runs_gateway_event_log_appended_total", 0.0),
+        ("runs_gateway_event_log_unrecorded_streams_total", 1.0),
+        ("runs_gateway_event_log_failures_total", 1.0),
+        ("runs_gateway_event_log_bytes", 0.0),
+    ]);
 }
 
 #[tokio::test]

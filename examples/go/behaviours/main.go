@@ -1,7 +1,7 @@
 // What tests/polyglot holds a Go client to, one line per behaviour; no example to copy.
 //
-// The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a second; in
-// front of the scripted upstream of tests/polyglot.
+// The arguments are the addresses of four gateways: in front of the embedded API; the same with connections that grow old in a second; in
+// front of the scripted upstream of tests/polyglot; the first one, by connections that are cut.
 package main
 
 import (
@@ -21,9 +21,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/runs-gateway/runs-gateway/examples/go/gen/runsgateway/v1"
+	"github.com/runs-gateway/runs-gateway/examples/go/resuming"
 )
 
-type gateways struct{ dev, ageing, scripted gateway }
+type gateways struct{ dev, ageing, scripted, cutting gateway }
 
 type gateway struct {
 	pb.RunServiceClient
@@ -181,7 +182,7 @@ func deletion(ctx context.Context, to gateways) (string, error) {
 	return fmt.Sprintf("%s, then %s", deleted.GetObject(), code(err)), nil
 }
 
-func resuming(ctx context.Context, to gateways) (string, error) {
+func resumingBehaviour(ctx context.Context, to gateways) (string, error) {
 	request := &pb.StreamCreateThreadAndRunRequest{ThreadAndRun: threadAndRun(map[string]string{"embedded.delay_ms": "150"})}
 	events, err := to.ageing.StreamCreateThreadAndRun(ctx, request)
 	if err != nil {
@@ -203,6 +204,29 @@ func resuming(ctx context.Context, to gateways) (string, error) {
 	return said, err
 }
 
+func resumedStream(ctx context.Context, to gateways) (string, error) {
+	spec := threadAndRun(map[string]string{"embedded.delay_ms": "50"})
+	request := &pb.StreamCreateThreadAndRunRequest{ThreadAndRun: spec, Options: &pb.StreamOptions{Resumable: true}}
+	events, err := to.cutting.StreamCreateThreadAndRun(ctx, request)
+	if err != nil {
+		return "", err
+	}
+	var text string
+	var last *pb.RunEvent
+	count := 0
+	for event, err := range resuming.Events(ctx, to.cutting, events) {
+		if err != nil {
+			return "", err
+		}
+		for _, part := range event.GetMessageDelta().GetDelta().GetContent() {
+			text += part.GetText().GetValue()
+		}
+		last = event
+		count++
+	}
+	return fmt.Sprintf("%s %d events, %s", text, count, last.GetType()), nil
+}
+
 func main() {
 	var clients []gateway
 	for _, address := range os.Args[1:] {
@@ -217,7 +241,7 @@ func main() {
 			pb.NewMessageServiceClient(connection),
 		})
 	}
-	to := gateways{clients[0], clients[1], clients[2]}
+	to := gateways{clients[0], clients[1], clients[2], clients[3]}
 	for _, behaviour := range []struct {
 		name string
 		show func(context.Context, gateways) (string, error)
@@ -231,7 +255,8 @@ func main() {
 		{"unknown events", unknownEvents},
 		{"unknown content", unknownContent},
 		{"deletion", deletion},
-		{"resuming", resuming},
+		{"resuming", resumingBehaviour},
+		{"resumed stream", resumedStream},
 	} {
 		said, err := behaviour.show(context.Background(), to)
 		if err != nil {

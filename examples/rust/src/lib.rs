@@ -1,5 +1,9 @@
-//! The gateway's stubs.
+//! The gateway's stubs, and a stream that resumes by itself.
 
-#![allow(clippy::all, reason = "generated")]
+pub mod resuming;
 
-tonic::include_proto!("runsgateway.v1");
+#[allow(clippy::all, reason = "generated")]
+mod stubs {
+    tonic::include_proto!("runsgateway.v1");
+}
+pub use stubs::*;

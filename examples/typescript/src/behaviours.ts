@@ -1,7 +1,7 @@
 // What tests/polyglot holds a TypeScript client to, one line per behaviour; no example to copy.
 //
-// The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a second; in
-// front of the scripted upstream of tests/polyglot.
+// The arguments are the addresses of four gateways: in front of the embedded API; the same with connections that grow old in a second; in
+// front of the scripted upstream of tests/polyglot; the first one, by connections that are cut.
 
 import { type ClientReadableStream, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
 
@@ -33,8 +33,9 @@ import {
   type DeleteThreadResponse,
   ThreadServiceClient,
 } from "./gen/runsgateway/v1/thread_service.js";
+import { resuming } from "./resuming.js";
 
-const [dev, ageing, scripted] = process.argv.slice(2).map((address) => new RunServiceClient(address, credentials.createInsecure()));
+const [dev, ageing, scripted, cutting] = process.argv.slice(2).map((address) => new RunServiceClient(address, credentials.createInsecure()));
 const threads = new ThreadServiceClient(process.argv[2], credentials.createInsecure());
 const messages = new MessageServiceClient(process.argv[4], credentials.createInsecure());
 const PAUSED = { threadId: "thread_1", runId: "run_paused" };
@@ -153,7 +154,16 @@ const BEHAVIOURS: Record<string, () => Promise<string>> = {
       }
     }
   },
+  async "resumed stream"() {
+    const spec = { threadAndRun: threadAndRun({ metadata: { "embedded.delay_ms": "50" } }), options: { resumable: true } };
+    const events: RunEvent[] = [];
+    const call = cutting.streamCreateThreadAndRun(StreamCreateThreadAndRunRequest.fromPartial(spec));
+    for await (const event of resuming(cutting, call)) events.push(event);
+    const parts = events.flatMap((event) => event.messageDelta?.delta?.content ?? []);
+    const text = parts.map((part) => part.text?.value).join("");
+    return `${text} ${events.length} events, ${runEventTypeToJSON(events[events.length - 1].type)}`;
+  },
 };
 
 for (const [name, behaviour] of Object.entries(BEHAVIOURS)) console.log(`${name}: ${await behaviour()}`);
-for (const client of [dev, ageing, scripted, threads, messages]) client.close();
+for (const client of [dev, ageing, scripted, cutting, threads, messages]) client.close();

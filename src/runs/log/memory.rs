@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem::take,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     Entry, EventLog, Followers, Following, Key, LogError, LogLimits, PAGE_BYTES, Page, Position,
 };
+use crate::telemetry::EventLogMetrics;
 
 /// What an entry takes beside its payload, in bytes.
 const ENTRY_OVERHEAD: usize = 96;
@@ -22,6 +24,7 @@ const ENTRY_OVERHEAD: usize = 96;
 pub(in crate::runs) struct MemoryLog {
     limits: Arc<LogLimits>,
     followers: Followers,
+    metrics: EventLogMetrics,
     logs: Mutex<Logs>,
 }
 
@@ -29,7 +32,7 @@ pub(in crate::runs) struct MemoryLog {
 struct Logs {
     runs: HashMap<Key, RunLog>,
     bytes: usize,
-    /// Entries that were dropped for want of space.
+    /// Entries that were dropped for want of space and are not counted yet.
     trimmed: u64,
 }
 
@@ -45,15 +48,20 @@ struct RunLog {
 }
 
 impl MemoryLog {
-    pub(in crate::runs) fn new(limits: Arc<LogLimits>) -> Self {
-        Self::with(limits, Followers::default())
+    pub(in crate::runs) fn new(limits: Arc<LogLimits>, metrics: EventLogMetrics) -> Self {
+        Self::with(limits, Followers::default(), metrics)
     }
 
     /// The same, which wakes these followers.
-    pub(super) fn with(limits: Arc<LogLimits>, followers: Followers) -> Self {
+    pub(super) fn with(
+        limits: Arc<LogLimits>,
+        followers: Followers,
+        metrics: EventLogMetrics,
+    ) -> Self {
         Self {
             limits,
             followers,
+            metrics,
             logs: Mutex::default(),
         }
     }
@@ -71,6 +79,7 @@ impl MemoryLog {
         if let Some(before) = logs.runs.insert(key.clone(), log) {
             logs.bytes -= before.bytes;
         }
+        self.count(&mut logs);
     }
 
     /// Drops a log, unless an epoch later than `epoch` has begun.
@@ -84,6 +93,7 @@ impl MemoryLog {
         {
             logs.bytes -= log.bytes;
         }
+        self.count(&mut logs);
     }
 
     /// The entries after a position, if none of them has to be read elsewhere. Where nobody writes
@@ -103,6 +113,13 @@ impl MemoryLog {
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// Tells the metrics what has changed.
+    fn count(&self, logs: &mut Logs) {
+        self.metrics.trimmed.inc_by(take(&mut logs.trimmed));
+        let bytes = i64::try_from(logs.bytes).unwrap_or(i64::MAX);
+        self.metrics.bytes.set(bytes);
     }
 
     fn lock(&self) -> MutexGuard<'_, Logs> {
@@ -140,6 +157,7 @@ impl EventLog for MemoryLog {
         log.expires = expires;
         let added = log.push(Position::new(epoch, 0), before);
         logs.bytes += added;
+        self.count(&mut logs);
         drop(logs);
         self.followers.wake(key.as_str());
         Ok(epoch)
@@ -176,6 +194,7 @@ impl EventLog for MemoryLog {
         if logs.bytes > self.limits.bytes {
             logs.evict(self.limits.bytes - self.limits.bytes / 16);
         }
+        self.count(&mut logs);
         drop(logs);
         self.followers.wake(key.as_str());
         Ok(())

@@ -46,6 +46,7 @@ use super::{
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
+use crate::telemetry::EventLogMetrics;
 
 /// The most that this replica remembers of a log that it writes, in bytes. Who is further behind
 /// reads from the store.
@@ -128,6 +129,7 @@ pub(in crate::runs) struct RedisLog {
 pub(super) struct Shared {
     pub(super) connection: ConnectionManager,
     pub(super) limits: Arc<LogLimits>,
+    metrics: EventLogMetrics,
     /// This replica.
     pub(super) owner: String,
     /// What this replica writes, as far as it is in the store.
@@ -190,7 +192,11 @@ impl RedisLog {
     /// # Errors
     ///
     /// What is wrong with the certificates.
-    pub(in crate::runs) fn new(store: &RedisStore, limits: Arc<LogLimits>) -> Result<Self, String> {
+    pub(in crate::runs) fn new(
+        store: &RedisStore,
+        limits: Arc<LogLimits>,
+        metrics: EventLogMetrics,
+    ) -> Result<Self, String> {
         let followers = Followers::default();
         let changed = Arc::new(Notify::new());
         let on_change = Arc::new(OnceLock::new());
@@ -218,11 +224,17 @@ impl RedisLog {
             run_bytes: OWN_BYTES.min(limits.run_bytes),
             ..LogLimits::clone(&limits)
         });
+        // What leaves this replica's memory is in the store.
+        let own_metrics = EventLogMetrics {
+            bytes: metrics.bytes.clone(),
+            ..EventLogMetrics::default()
+        };
         let shared = Arc::new(Shared {
             connection,
             limits,
+            metrics,
             owner,
-            own: MemoryLog::with(own, followers.clone()),
+            own: MemoryLog::with(own, followers.clone(), own_metrics),
             claims: Mutex::default(),
             followers,
             on_change,
@@ -288,12 +300,13 @@ impl EventLog for RedisLog {
             append.arg(&payload[..]);
         }
         let stored: i64 = shared.run(&append).await?;
-        if stored == 0 {
-            shared.lost(key, first.epoch);
-            return Err(LogError::Fenced);
-        }
-        if stored < 0 {
-            return Err(LogError::Away("the log is gone".to_owned()));
+        match stored {
+            0 => {
+                shared.lost(key, first.epoch);
+                return Err(LogError::Fenced);
+            }
+            1.. => shared.metrics.trimmed.inc_by(stored.unsigned_abs() - 1),
+            _ => return Err(LogError::Away("the log is gone".to_owned())),
         }
         shared.own.append(key, first, payloads, is_over).await
     }

@@ -35,8 +35,8 @@ pub(super) static CLAIM: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// `KEYS`: events. `ARGV`: epoch, number of the first entry, time to live (ms), most entries, number
-/// of the oldest entry of this epoch that stays, entries. Gives 1 if they are stored, 0 if another
-/// epoch has begun, -1 if the log is gone.
+/// of the oldest entry of this epoch that stays, entries. Gives one more than the entries that were
+/// trimmed; 0 if another epoch has begun, -1 if the log is gone.
 pub(super) static APPEND: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -56,11 +56,13 @@ pub(super) static APPEND: LazyLock<Script> = LazyLock::new(|| {
             end
             number = number + 1
         end
-        redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[4])
-        if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', epoch .. '-' .. ARGV[5]) end
+        local trimmed = redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[4])
+        if ARGV[5] ~= '0' then
+            trimmed = trimmed + redis.call('XTRIM', KEYS[1], 'MINID', epoch .. '-' .. ARGV[5])
+        end
         redis.call('PEXPIRE', KEYS[1], ARGV[3])
         redis.call('PUBLISH', KEYS[1], '')
-        return 1",
+        return 1 + trimmed",
     )
 });
 

@@ -17,6 +17,7 @@ use super::{
     Entry, EventLog, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES, Position, RedisLog,
     RedisStore,
 };
+use crate::telemetry::EventLogMetrics;
 
 /// A Redis on a free port, which ends with its test.
 struct Server {
@@ -59,9 +60,13 @@ impl Server {
     }
 
     fn log(&self, limits: &LogLimits) -> Arc<dyn EventLog> {
+        self.counted_log(limits, EventLogMetrics::default())
+    }
+
+    fn counted_log(&self, limits: &LogLimits, metrics: EventLogMetrics) -> Arc<dyn EventLog> {
         let secret = SecretString::from("a secret of at least thirty-two bytes");
         let store = RedisStore::new(&self.url, None, None, secret).expect("a store");
-        Arc::new(RedisLog::new(&store, Arc::new(limits.clone())).expect("a log"))
+        Arc::new(RedisLog::new(&store, Arc::new(limits.clone()), metrics).expect("a log"))
     }
 }
 
@@ -78,18 +83,24 @@ impl Drop for Server {
 struct Logs {
     _server: Option<Server>,
     all: Vec<[Arc<dyn EventLog>; 2]>,
+    /// What each of those that write counts.
+    metrics: Vec<EventLogMetrics>,
 }
 
 async fn logs(limits: LogLimits) -> Logs {
-    let memory: Arc<dyn EventLog> = Arc::new(MemoryLog::new(Arc::new(limits.clone())));
+    let metrics = vec![EventLogMetrics::default(), EventLogMetrics::default()];
+    let memory = MemoryLog::new(Arc::new(limits.clone()), metrics[0].clone());
+    let memory: Arc<dyn EventLog> = Arc::new(memory);
     let mut all = vec![[Arc::clone(&memory), memory]];
     let server = Server::start().await;
     if let Some(server) = &server {
-        all.push([server.log(&limits), server.log(&limits)]);
+        let writer = server.counted_log(&limits, metrics[1].clone());
+        all.push([writer, server.log(&limits)]);
     }
     Logs {
         _server: server,
         all,
+        metrics,
     }
 }
 
@@ -288,7 +299,7 @@ async fn a_log_that_is_too_long_or_too_large_loses_its_oldest_and_the_reader_see
         ),
     ] {
         let logs = logs(limits).await;
-        for [writer, reader] in &logs.all {
+        for ([writer, reader], metrics) in logs.all.iter().zip(&logs.metrics) {
             let key = key("a");
             let epoch = writer
                 .claim(&key, Some(Position::START))
@@ -304,6 +315,8 @@ async fn a_log_that_is_too_long_or_too_large_loses_its_oldest_and_the_reader_see
             }
             let all = read_all(&**reader, &key, Position::START).await;
             assert!((5..=11).contains(&all.len()), "{} entries", all.len());
+            // The first one is that of the epoch.
+            assert_eq!(metrics.trimmed.get(), 101 - all.len() as u64);
             assert!(!all[0].follows(Position::START));
             assert!(is_whole(&all[1..], all[0].position));
             assert_eq!(all.last().expect("entries").position.sequence, 100);
@@ -430,7 +443,8 @@ async fn memory_is_bounded_over_all_logs() {
         bytes: 100_000,
         ..LogLimits::default()
     };
-    let log = MemoryLog::new(Arc::new(limits.clone()));
+    let metrics = EventLogMetrics::default();
+    let log = MemoryLog::new(Arc::new(limits.clone()), metrics.clone());
     let said = payloads(&[&"x".repeat(1000)]);
     for run in 0..1000 {
         let key = key(&run.to_string());
@@ -449,6 +463,7 @@ async fn memory_is_bounded_over_all_logs() {
             log.release(&key, epoch);
         }
         assert!(log.bytes() <= limits.bytes + 4 * 1200, "{}", log.bytes());
+        assert_eq!(metrics.bytes.get(), i64::try_from(log.bytes()).unwrap());
     }
     let last = read_all(&log, &key("999"), Position::START).await;
     assert_eq!(last.last().expect("entries").position.sequence, 3);

@@ -39,6 +39,12 @@ impl Tokens {
                     at + 1
                 )
             })?;
+            if hash[..] == *ring::digest::digest(&ring::digest::SHA256, b"").as_ref() {
+                return Err(format!(
+                    "line {} is the hash of nothing: an empty token",
+                    at + 1
+                ));
+            }
             let name = name.trim();
             let name = if matches!(name, "" | "-") {
                 &word[..8]

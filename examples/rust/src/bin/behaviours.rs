@@ -1,7 +1,8 @@
 //! What tests/polyglot holds a Rust client to, one line per behaviour; no example to copy.
 //!
-//! The arguments are the addresses of three gateways: in front of the embedded API; the same with
-//! connections that grow old in a second; in front of the scripted upstream of tests/polyglot.
+//! The arguments are the addresses of four gateways: in front of the embedded API; the same with
+//! connections that grow old in a second; in front of the scripted upstream of tests/polyglot; the
+//! first one, by connections that are cut.
 
 use std::{env, error::Error, time::Duration};
 
@@ -11,7 +12,7 @@ use runs_gateway_example::{
     MessageInput, MessageRole, RunEvent, RunSpec, StreamCreateRunRequest,
     StreamCreateThreadAndRunRequest, StreamOptions, ThreadAndRunSpec, ThreadSpec, Tool,
     WaitRunRequest, WatchRunRequest, message_service_client::MessageServiceClient,
-    run_event::Payload, run_service_client::RunServiceClient,
+    resuming::Resuming, run_event::Payload, run_service_client::RunServiceClient,
     thread_service_client::ThreadServiceClient,
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
@@ -26,13 +27,13 @@ async fn main() -> Result<()> {
     for address in env::args().skip(1) {
         channels.push(Channel::from_shared(format!("http://{address}"))?.connect_lazy());
     }
-    let [dev, ageing, scripted] = &channels[..] else {
-        return Err("three addresses are needed".into());
+    let [dev, ageing, scripted, cutting] = &channels[..] else {
+        return Err("four addresses are needed".into());
     };
     let mut threads = ThreadServiceClient::new(dev.clone());
     let mut messages = MessageServiceClient::new(scripted.clone());
-    let [dev, ageing, scripted] =
-        &mut [dev, ageing, scripted].map(|channel| RunServiceClient::new(channel.clone()));
+    let [dev, ageing, scripted, cutting] =
+        &mut [dev, ageing, scripted, cutting].map(|channel| RunServiceClient::new(channel.clone()));
     println!("metadata: {}", metadata(scripted).await?);
     println!("deadline: {}", deadline(dev).await?);
     println!("cancellation: {}", cancellation(dev).await?);
@@ -46,6 +47,7 @@ async fn main() -> Result<()> {
     println!("unknown content: {}", unknown_content(&mut messages).await?);
     println!("deletion: {}", deletion(&mut threads).await?);
     println!("resuming: {}", resuming(ageing).await?);
+    println!("resumed stream: {}", resumed_stream(cutting).await?);
     Ok(())
 }
 
@@ -294,6 +296,29 @@ async fn deletion(threads: &mut ThreadServiceClient<Channel>) -> Result<String> 
     let gone = threads.get_thread(GetThreadRequest { thread_id }).await;
     let status = gone.err().ok_or("it is there")?;
     Ok(format!("{}, then {}", deleted.object, name(status.code())))
+}
+
+async fn resumed_stream(cutting: &mut Runs) -> Result<String> {
+    let request = StreamCreateThreadAndRunRequest {
+        thread_and_run: Some(thread_and_run(&[("embedded.delay_ms", "50")])),
+        options: Some(StreamOptions {
+            resumable: true,
+            ..Default::default()
+        }),
+    };
+    let opened = cutting.stream_create_thread_and_run(request).await;
+    let mut events = Resuming::new(cutting.clone(), opened);
+    let (mut text, mut count, mut last) = (String::new(), 0, RunEvent::default());
+    while let Some(event) = events.message().await? {
+        if let Some(Payload::MessageDelta(message)) = &event.payload {
+            let parts = message.delta.iter().flat_map(|delta| &delta.content);
+            text.extend(parts.filter_map(|part| part.text.as_ref()?.value.as_deref()));
+        }
+        last = event;
+        count += 1;
+    }
+    let last = last.r#type().as_str_name();
+    Ok(format!("{text} {count} events, {last}"))
 }
 
 async fn resuming(ageing: &mut Runs) -> Result<String> {

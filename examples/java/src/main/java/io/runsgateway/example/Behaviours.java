@@ -17,6 +17,7 @@ import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.BlockingClientCall;
 import io.grpc.stub.MetadataUtils;
 import io.runsgateway.v1.ContentPart;
+import io.runsgateway.v1.ContentPartDelta;
 import io.runsgateway.v1.CreateThreadAndRunRequest;
 import io.runsgateway.v1.CreateThreadRequest;
 import io.runsgateway.v1.DeleteThreadRequest;
@@ -56,8 +57,8 @@ import java.util.concurrent.atomic.AtomicReference;
 /**
  * What tests/polyglot holds a Java client to, one line per behaviour; no example to copy.
  *
- * <p>The arguments are the addresses of three gateways: in front of the embedded API; the same with connections that grow old in a
- * second; in front of the scripted upstream of tests/polyglot.
+ * <p>The arguments are the addresses of four gateways: in front of the embedded API; the same with connections that grow old in a
+ * second; in front of the scripted upstream of tests/polyglot; the first one, by connections that are cut.
  */
 public final class Behaviours {
   private static final Metadata.Key<String> CLIENT_ID = key("x-client-request-id");
@@ -68,6 +69,7 @@ public final class Behaviours {
   private final RunServiceBlockingV2Stub dev;
   private final RunServiceBlockingV2Stub ageing;
   private final RunServiceBlockingV2Stub scripted;
+  private final RunServiceBlockingV2Stub cutting;
   private final ThreadServiceBlockingV2Stub threads;
   private final MessageServiceBlockingV2Stub messages;
 
@@ -75,6 +77,7 @@ public final class Behaviours {
     dev = RunServiceGrpc.newBlockingV2Stub(channels.get(0));
     ageing = RunServiceGrpc.newBlockingV2Stub(channels.get(1));
     scripted = RunServiceGrpc.newBlockingV2Stub(channels.get(2));
+    cutting = RunServiceGrpc.newBlockingV2Stub(channels.get(3));
     threads = ThreadServiceGrpc.newBlockingV2Stub(channels.get(0));
     messages = MessageServiceGrpc.newBlockingV2Stub(channels.get(2));
   }
@@ -95,6 +98,7 @@ public final class Behaviours {
     show("unknown content", behaviours::unknownContent);
     show("deletion", behaviours::deletion);
     show("resuming", behaviours::resuming);
+    show("resumed stream", behaviours::resumedStream);
     for (ManagedChannel channel : channels) {
       channel.shutdown().awaitTermination(5, TimeUnit.SECONDS);
     }
@@ -239,6 +243,27 @@ public final class Behaviours {
     GetThreadRequest get = GetThreadRequest.newBuilder().setThreadId(thread.getId()).build();
     StatusException error = failure(() -> threads.getThread(get));
     return deleted.getObject() + ", then " + error.getStatus().getCode();
+  }
+
+  private String resumedStream() throws Exception {
+    ThreadAndRunSpec.Builder spec = threadAndRun().putMetadata("embedded.delay_ms", "50");
+    StreamCreateThreadAndRunRequest request =
+        StreamCreateThreadAndRunRequest.newBuilder()
+            .setThreadAndRun(spec)
+            .setOptions(StreamOptions.newBuilder().setResumable(true))
+            .build();
+    Resuming events = new Resuming(cutting, cutting.streamCreateThreadAndRun(request));
+    StringBuilder text = new StringBuilder();
+    RunEvent last = null;
+    int count = 0;
+    for (RunEvent event = events.read(); event != null; event = events.read()) {
+      for (ContentPartDelta part : event.getMessageDelta().getDelta().getContentList()) {
+        text.append(part.getText().getValue());
+      }
+      last = event;
+      count++;
+    }
+    return String.format("%s %d events, %s", text, count, last.getType());
   }
 
   private String resuming() throws Exception {
