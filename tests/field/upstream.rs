@@ -1005,6 +1005,12 @@ async fn a_cut_stream_names_all_that_it_lost() {
             "U14 steps cannot be listed",
             vec![begun("msg_1")],
             json(404, r#"{"error":{"message":"no"}}"#),
+            "gap(msg_1)",
+        ),
+        (
+            "U14 steps cannot be listed, and nothing was begun",
+            vec![],
+            json(404, r#"{"error":{"message":"no"}}"#),
             "gap()",
         ),
         (
