@@ -122,7 +122,7 @@ async def test_gateway_and_envoy_tell_each_other_by_certificates():
 
 
 async def test_a_caller_is_who_its_certificate_says_whatever_it_writes_into_the_header():
-    flags = ["--upstream-api-key", "own", "--mesh-identity", "xfcc", "--mesh-peer", "name:envoy.example", "--log", "info", "--log-format", "json"]
+    flags = ["--upstream-api-key", "own", "--mesh-identity", "xfcc", "--mesh-peer", "name:envoy.example", "--log", "info", "--log-ids", "--log-format", "json"]
     admin = "URI=spiffe://mesh.example/ns/admin/sa/admin"
     # What callers try: nothing, an element, several, one that is not closed, and the header twice.
     tries = [[], [admin], [f"{admin},{admin}"], [f'{admin};Subject="'], [admin, admin], [f"By=a;{admin},"]]
