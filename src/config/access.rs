@@ -167,7 +167,8 @@ fn jwks_url(text: &str) -> Result<Url, Invalid> {
         "https" => Ok(url),
         "http" if is_here => Ok(url),
         _ => Err(invalid(
-            "must begin with https://, or name this machine: whoever could change the keys could be any caller",
+            "must begin with https://, or name this machine: whoever could change the keys could be \
+             any caller",
         )),
     }
 }
@@ -217,7 +218,8 @@ impl AccessArgs {
         let is_name = |peer: &MeshPeer| matches!(peer, MeshPeer::Name(_));
         if self.mesh_peers.iter().any(is_name) && self.tls_client_ca_file.is_none() {
             return Err(Invalid::new(
-                "--mesh-peer name:… is a name in a client certificate: name the CA that signs those by --tls-client-ca-file",
+                "--mesh-peer name:… is a name in a client certificate: name the CA that signs those \
+                 by --tls-client-ca-file",
             ));
         }
         let zero = [
@@ -232,7 +234,8 @@ impl AccessArgs {
         }
         if *self.jwt_jwks_max_age <= *self.jwt_jwks_renewal {
             return Err(Invalid::new(
-                "--jwt-jwks-max-age must be longer than --jwt-jwks-renewal: keys would be too old before they are fetched again",
+                "--jwt-jwks-max-age must be longer than --jwt-jwks-renewal: keys would be too old \
+                 before they are fetched again",
             ));
         }
         Ok(())

@@ -114,13 +114,17 @@ pub fn check_environment() -> Result<(), Invalid> {
 }
 
 fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Invalid> {
-    let known: BTreeSet<String> = Cli::command()
+    let commands = command();
+    // What a flag's variable is, clap knows: some flags have one of another name.
+    let read = commands
         .get_subcommands()
         .flat_map(Command::get_arguments)
-        .filter_map(Arg::get_long)
-        .chain(RENAMED.iter().map(|(old, _)| *old))
-        .map(variable)
-        .collect();
+        .filter_map(Arg::get_env)
+        .map(|name| name.to_string_lossy().into_owned());
+    let renamed = RENAMED
+        .iter()
+        .flat_map(|(old, new)| [variable(old), variable(new)]);
+    let known: BTreeSet<String> = read.chain(renamed).collect();
     let mut unknown: Vec<String> = variables
         .filter(|(name, value)| !is_service_link(&name.to_string_lossy(), value))
         .map(|(name, _)| name.to_string_lossy().into_owned())

@@ -88,7 +88,8 @@ impl EventLogArgs {
             return Err(Invalid::new(wrong));
         }
         let Some(key_file) = &self.event_log_key_file else {
-            let missing = "--event-log redis://… needs --event-log-key-file: a secret of at least 32 bytes, the same on all replicas";
+            let missing = "--event-log redis://… needs --event-log-key-file: a secret of at least \
+                           32 bytes, the same on all replicas";
             return Err(Invalid::new(missing));
         };
         let secret = read_secret("--event-log-key-file", key_file)?;

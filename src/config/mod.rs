@@ -266,6 +266,9 @@ impl Serve {
             ("--max-polled-runs", streams.poll.runs),
             ("--max-polled-step-bytes", streams.poll.step_bytes),
             ("--max-held-output-bytes", streams.held_output_bytes),
+            ("--event-log-bytes", streams.log.bytes),
+            ("--event-log-run-bytes", streams.log.run_bytes),
+            ("--event-log-run-entries", streams.log.run_entries),
         ];
         // A timeout of a ping that is never sent says nothing.
         let ping = limits.ping_interval.map(|_| limits.ping_timeout);
@@ -280,6 +283,11 @@ impl Serve {
             ("--stream-idle-timeout", Some(streams.idle)),
             ("--cancel-timeout", Some(streams.cancel_timeout)),
             ("--poll-ceiling", Some(streams.poll.ceiling)),
+            ("--event-log-ttl", Some(streams.log.ttl)),
+            ("--event-log-live-ttl", Some(streams.log.live_ttl)),
+            ("--event-log-timeout", Some(streams.log.timeout)),
+            ("--event-log-lease", Some(streams.log.lease)),
+            ("--max-source-age", Some(streams.log.source_age)),
         ];
         let zero = counts
             .into_iter()

@@ -97,6 +97,12 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             &["RUNS_GATEWAY_TOKENS_FILE?"],
         ),
         (
+            "O1 a flag of another command, which reads another variable",
+            flags(""),
+            &[("RUNS_GATEWAY_TLS_CA_FILE", "a")],
+            &["RUNS_GATEWAY_TLS_CA_FILE is unknown"],
+        ),
+        (
             "O1 read",
             flags(""),
             &[("RUNS_GATEWAY_ALLOWED_CLIENT", "a")],
@@ -396,6 +402,11 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
         "answer-timeout 0s",
         "ping-timeout 0s",
         "stream-idle-timeout 0s",
+        "event-log-run-entries 0",
+        "event-log-bytes 0",
+        "event-log-timeout 0s",
+        "event-log-lease 0s",
+        "max-source-age 0s",
     ];
     let zero = zero.map(|limit| {
         (
@@ -561,6 +572,9 @@ async fn service_links_are_no_mistake_and_old_names_are_taken() {
         ("RUNS_GATEWAY_SERVICE_PORT_GRPC", "50051"),
         ("RUNS_GATEWAY_PORT_50051_TCP_ADDR", "10.0.0.1"),
         ("RUNS_GATEWAY_POLL_PATIENCE", "3s"),
+        // Of the probe in the same container.
+        ("RUNS_GATEWAY_HEALTHCHECK_CA_FILE", "/ca.pem"),
+        ("RUNS_GATEWAY_HEALTHCHECK_TLS_NAME", "gateway"),
     ];
     let program = Running::start_in(&["--stream-linger=2s"], &variables).await;
     program.signal("-HUP");
