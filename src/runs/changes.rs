@@ -51,7 +51,8 @@ impl Changes {
         self.tell(messages, |_| true, &mut events);
         if self.run.as_ref() != Some(&snapshot.run) {
             if is_terminal(snapshot.run.status()) {
-                events.extend(unread(messages).map(gap_event));
+                let lost_steps = include_steps && matches!(snapshot.steps, Some(Err(_)));
+                events.extend(unread(messages, lost_steps).map(gap_event));
             }
             self.run = Some(snapshot.run.clone());
             events.push(run_event(snapshot.run.clone()));
@@ -75,8 +76,8 @@ impl Changes {
 }
 
 /// What cannot be told of a run that is over. A gap that names nothing: nobody knows what it is.
-fn unread(messages: &Messages) -> Option<Gap> {
-    let is_missing = messages.failed.is_some() || !messages.unread.is_empty();
+fn unread(messages: &Messages, lost_steps: bool) -> Option<Gap> {
+    let is_missing = lost_steps || messages.failed.is_some() || !messages.unread.is_empty();
     is_missing.then(|| Gap {
         message_ids: messages.unread.clone(),
         ..Gap::default()

@@ -59,7 +59,11 @@ impl Streams {
         let events = try_stream! {
             let mut changes = Changes::default();
             loop {
-                if include_steps && let Some(Err(error)) = &snapshot.steps {
+                // Whoever wants messages, too, has those: they are listed where steps are not.
+                if include_steps
+                    && !include_messages
+                    && let Some(Err(error)) = &snapshot.steps
+                {
                     Err(reader.interrupted(Arc::clone(error)))?;
                 }
                 for event in changes.to(&snapshot, include_steps, include_messages) {

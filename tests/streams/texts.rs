@@ -558,3 +558,27 @@ async fn a_list_of_messages_that_fails_in_passing_is_read_again() {
     );
     gateway.drain().await;
 }
+
+#[tokio::test]
+async fn who_wants_steps_and_messages_has_the_messages_where_there_are_no_steps() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+    upstream.push(polled("completed"));
+    upstream.push(Answer::json(404, error("not_found")));
+    upstream.push(there("/messages"));
+    let request = WatchRunRequest {
+        include_steps: true,
+        include_messages: true,
+        ..watch()
+    };
+    let stream = gateway.runs().watch_run(request).await;
+    let heard = hear(stream.expect("a stream").into_inner()).await;
+    let names = [
+        "message.completed*",
+        "message.completed*",
+        "gap*",
+        "run.completed*",
+    ];
+    assert_eq!(heard.names(), names);
+    gateway.drain().await;
+}
