@@ -452,7 +452,7 @@ impl Conversation {
         self.submit().await
     }
 
-    /// Watches the run until the outputs of its round are there, or it goes on without them.
+    /// Follows the run until the outputs of its round are there, or it goes on without them.
     async fn watching(&mut self) -> Result<Option<Phase>, Ended> {
         let mut watch = watch(&self.reader, Interest::Seldom)?;
         while !self.inbox.is_complete() {

@@ -21,9 +21,9 @@ use super::{
     Events, Options, Streams,
     fetch::Parts,
     follow::{Follow, Followed},
-    log::{Entry, EventLog, Following, Key, LogError, Page, Position},
+    log::{Entry, EventLog, Following, Key, LogError, Page, Position, within},
     progress::{Progress, SharedResume, gap_event},
-    record::{Claim, Recording, ends_delivery, ends_log, within},
+    record::{Claim, Recording, ends_delivery, ends_log},
     watch::Interest,
 };
 use crate::{
@@ -66,8 +66,8 @@ type Continue = Box<dyn FnOnce(Progress, Follow) -> Events + Send>;
 enum Successor {
     /// Polling, once nobody writes: until the run is over or somebody else has to act.
     Polling,
-    /// A conversation, once nobody writes or the run waits for its caller, whose place this is: until
-    /// the run is over.
+    /// A conversation, once nobody writes or the run waits for its caller, whose place this is:
+    /// until the run is over.
     Conversation {
         /// Taken when it begins.
         begin: Option<Continue>,
@@ -680,7 +680,11 @@ fn polled(mut follow: Follow, mut progress: Progress) -> Events {
     Box::pin(try_stream! {
         loop {
             let followed = follow.next(&progress).await;
-            let (events, settled) = match followed.map_err(|error| Error::Interrupted { error, resume: progress.resume() })? {
+            let followed = followed.map_err(|error| Error::Interrupted {
+                error,
+                resume: progress.resume(),
+            })?;
+            let (events, settled) = match followed {
                 Followed::On(events) => (events, false),
                 Followed::Settled(events, _) => (events, true),
             };

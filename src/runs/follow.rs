@@ -49,7 +49,8 @@ pub(super) enum Followed {
 }
 
 impl Follow {
-    /// Follows the run of a watch that was joined with steps, or with messages, which are then sent as far as they were missed.
+    /// Follows the run of a watch that was joined with steps, or with messages, which are then sent
+    /// as far as they were missed.
     pub(super) fn new(watch: Subscription) -> Self {
         Self {
             watch,

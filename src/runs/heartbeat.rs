@@ -24,7 +24,11 @@ pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> 
                     None => break,
                 },
                 () = sleep(interval) => {
-                    yield Ok(RunEvent { r#type: RunEventType::Heartbeat.into(), payload: None, synthesized: true, position: String::new() });
+                    yield Ok(RunEvent {
+                        r#type: RunEventType::Heartbeat.into(),
+                        synthesized: true,
+                        ..RunEvent::default()
+                    });
                 }
             }
         }

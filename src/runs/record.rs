@@ -10,21 +10,21 @@
 //!   it without a writer, and a gap.
 //! - However it ends, its claim is given back.
 
-use std::{sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_stream::StreamExt as _;
 use tokio_util::future::FutureExt as _;
 
 use super::{
     Events, Streams, is_settled, is_terminal,
-    log::{EventLog, Key, LogError, Position},
+    log::{EventLog, Key, LogError, Position, within},
     progress::SharedResume,
 };
 use crate::{
@@ -181,16 +181,6 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.log.release(&self.key, self.position.epoch);
     }
-}
-
-/// Does what needs the store, within a time.
-pub(super) async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, LogError>>,
-) -> Result<T, LogError> {
-    timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(LogError::Away(format!("no answer within {limit:?}"))))
 }
 
 struct Source {

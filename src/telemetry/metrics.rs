@@ -299,7 +299,8 @@ impl Metrics {
             troubles,
             mesh_headers_stripped: new.counter(
                 "runs_gateway_mesh_headers_stripped_total",
-                "Calls that named their caller as only a mesh's proxies may (--mesh-peer), and went on without.",
+                "Calls that named their caller as only a mesh's proxies may (--mesh-peer), and went on \
+                 without.",
             ),
             handshakes_failed: new.counters(
                 "runs_gateway_handshake_failures_total",

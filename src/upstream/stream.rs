@@ -45,7 +45,7 @@ pub struct EventStream {
     upstream_request: UpstreamRequest,
 }
 
-/// Watches how long reads wait. The timer is set once for many reads: when it fires, it is
+/// Sees how long reads wait. The timer is set once for many reads: when it fires, it is
 /// set again to the end of the read that waits then.
 #[derive(Default)]
 struct IdleTimer {

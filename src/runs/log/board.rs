@@ -24,6 +24,7 @@ use super::{
     Following, Key, LogError,
     redis::{Shared, channel, millis},
     scripts::{ASK, LOOK, SHOW, STEP_DOWN},
+    within,
 };
 use crate::{
     error::Error,
@@ -187,7 +188,7 @@ impl Board {
 
     async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, LogError> {
         let limit = self.shared.limits.timeout;
-        crate::runs::record::within(limit, self.shared.run(script)).await
+        within(limit, self.shared.run(script)).await
     }
 
     fn name(&self, what: &str) -> String {

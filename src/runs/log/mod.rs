@@ -31,6 +31,7 @@ use std::{fmt::Debug, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::timeout;
 
 pub(super) use board::{Board, STAY, Turn};
 pub(super) use followers::{Followers, Following};
@@ -167,4 +168,14 @@ pub(super) trait EventLog: Debug + Send + Sync {
 
     /// Gives all claims of this replica away, within the time that a store may take.
     async fn close(&self);
+}
+
+/// Does what needs the store, within a time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, LogError> {
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(LogError::Away(format!("no answer within {limit:?}"))))
 }
