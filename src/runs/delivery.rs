@@ -16,6 +16,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use async_stream::try_stream;
 use prost::Message as _;
 use tokio::time::sleep;
+use tokio_stream::StreamExt as _;
 
 use super::{
     Events, Options, Streams,
@@ -48,8 +49,8 @@ pub(super) struct Delivery {
     following: Option<Following>,
     /// What this replica records of the run for this delivery.
     recording: Option<Recording>,
-    /// The run by polling: the log is not to be had.
-    follow: Option<Follow>,
+    /// What goes on for this caller alone: the log is not to be had.
+    unrecorded: Option<Events>,
     /// The messages that the gap named which was just sent.
     missed: HashSet<String>,
     /// What goes on with a log that nobody writes to.
@@ -122,7 +123,7 @@ impl Delivery {
             place: None,
             following: None,
             recording,
-            follow: None,
+            unrecorded: None,
             missed: HashSet::new(),
             successor: Successor::Polling,
             is_over: false,
@@ -272,8 +273,8 @@ impl Delivery {
             if self.is_over {
                 return Ok(Next::End);
             }
-            if self.follow.is_some() {
-                return self.poll().await;
+            if self.unrecorded.is_some() {
+                return self.go_on_unrecorded().await;
             }
             let Some((key, after)) = self.find_log().await? else {
                 if let Some(next) = self.directly().await? {
@@ -488,15 +489,7 @@ impl Delivery {
             return Ok(None);
         };
         match recording.direct.recv().await {
-            Some(Ok(event)) => {
-                self.is_over = self.ends_with(&event);
-                let wanted = self.is_wanted(&event);
-                Ok(Some(Next::Events(
-                    wanted.then_some(event).into_iter().collect(),
-                )))
-            }
-            Some(Err(Error::Interrupted { error, .. })) => Err(error),
-            Some(Err(error)) => Err(Arc::new(error)),
+            item @ Some(_) => self.unrecorded_next(item).map(Some),
             None if recording.state.borrow().is_done => Ok(Some(Next::End)),
             None => {
                 let is_direct = recording.state.borrow().is_direct;
@@ -512,29 +505,29 @@ impl Delivery {
     /// Goes on with a log that nobody writes to.
     async fn take_over(&mut self, log: &Arc<dyn EventLog>, key: &Key) -> Result<(), Arc<Error>> {
         let place = self.place.as_ref().map_or(Position::START, |(_, it)| *it);
-        let before = match &mut self.successor {
-            Successor::Conversation { before, .. } => Ok(Some((std::mem::take(before), place))),
-            Successor::Polling => self.read_all(key).await,
+        let (read, last) = match &self.successor {
+            // It has read everything.
+            Successor::Conversation { .. } => (None, place),
+            Successor::Polling => match self.read_all(key).await {
+                Ok(Some((read, last))) => (Some(read), last),
+                Ok(None) => return self.begin_to_poll().await,
+                Err(error) => {
+                    self.streams.log_failed(&error);
+                    return self.begin_to_poll().await;
+                }
+            },
         };
-        let (before, last) = match before {
-            Ok(Some(before)) => before,
-            Ok(None) => return self.begin_to_poll().await,
-            Err(error) => {
-                self.streams.log_failed(&error);
-                return self.begin_to_poll().await;
-            }
-        };
-        if self.place.as_ref().is_some_and(|(_, place)| *place < last) {
+        if place < last {
             // Somebody else was first: that is read before anything else.
             return Ok(());
         }
-        if before.is_terminal() {
+        if read.as_ref().is_some_and(Progress::is_terminal) {
             self.is_over = true;
             return Ok(());
         }
         let after = matches!(self.successor, Successor::Polling).then_some(last);
         match self.streams.claim(log, key.clone(), after).await {
-            Ok(claim) => self.go_on(log, before, claim),
+            Ok(claim) => self.go_on(log, read, claim),
             // Somebody else was first.
             Err(LogError::Held | LogError::Fenced) => {
                 self.wait().await;
@@ -571,31 +564,43 @@ impl Delivery {
         }
     }
 
-    /// Records what polling shows, for all who read this log.
+    /// Records what the successor gives, for all who read this log.
     fn go_on(
         &mut self,
         log: &Arc<dyn EventLog>,
-        before: Progress,
+        read: Option<Progress>,
         claim: Claim,
     ) -> Result<(), Arc<Error>> {
         let follow = self.follow_run()?;
-        let resume = before.shared();
-        let events = match &mut self.successor {
-            Successor::Polling => polled(follow, before),
-            Successor::Conversation { begin, .. } => match begin.take() {
-                Some(begin) => begin(before, follow),
-                // It was there, and is gone.
-                None => return Err(Arc::new(Error::Draining)),
-            },
-        };
+        let (resume, events) = self.succeed(read, follow)?;
         let metrics = &self.streams.client.telemetry().metrics().event_log;
         metrics.takeovers.inc();
-        self.recording =
-            Some(
-                self.streams
-                    .record_from(log, &self.caller, resume, events, Some(claim)),
-            );
+        let (streams, caller) = (&self.streams, &self.caller);
+        self.recording = Some(streams.record_from(log, caller, resume, events, Some(claim)));
         Ok(())
+    }
+
+    /// What the successor gives, after what was `read` of the log, or else after what this delivery
+    /// knows to be told; and how that is resumed.
+    fn succeed(
+        &mut self,
+        read: Option<Progress>,
+        follow: Follow,
+    ) -> Result<(SharedResume, Events), Arc<Error>> {
+        match &mut self.successor {
+            Successor::Polling => {
+                let before = read.unwrap_or_else(|| self.progress.clone());
+                Ok((before.shared(), polled(follow, before)))
+            }
+            Successor::Conversation { begin, before, .. } => match begin.take() {
+                Some(begin) => {
+                    let before = std::mem::take(before);
+                    Ok((before.shared(), begin(before, follow)))
+                }
+                // It was there, and is gone, with what its caller said.
+                None => Err(Arc::new(Error::Draining)),
+            },
+        }
     }
 
     fn follow_run(&self) -> Result<Follow, Arc<Error>> {
@@ -609,7 +614,8 @@ impl Delivery {
         Ok(Follow::resumed(watch.map_err(Arc::new)?))
     }
 
-    /// From here on the run is polled for this caller alone, and the first event is a gap.
+    /// From here on the successor goes on for this caller alone, by polling, and the first event is
+    /// a gap.
     async fn begin_to_poll(&mut self) -> Result<(), Arc<Error>> {
         self.recording = None;
         if self.progress.resume().run_id.is_empty() {
@@ -626,23 +632,35 @@ impl Delivery {
         // The first state is awaited, so that a run that is not there is an answer and not a
         // stream.
         follow.begin().await?;
-        self.follow = Some(follow);
+        let (_, events) = self.succeed(None, follow)?;
+        self.unrecorded = Some(events);
         Ok(())
     }
 
-    async fn poll(&mut self) -> Result<Next, Arc<Error>> {
-        let Some(follow) = &mut self.follow else {
+    async fn go_on_unrecorded(&mut self) -> Result<Next, Arc<Error>> {
+        let Some(events) = &mut self.unrecorded else {
             return Ok(Next::End);
         };
-        let mut events = match follow.next(&self.progress).await? {
-            Followed::On(events) => events,
-            Followed::Settled(events, _) => {
-                self.is_over = true;
-                events
+        let next = events.next().await;
+        self.unrecorded_next(next)
+    }
+
+    /// An event that is not in the log, or the end.
+    fn unrecorded_next(
+        &mut self,
+        next: Option<Result<RunEvent, Error>>,
+    ) -> Result<Next, Arc<Error>> {
+        match next {
+            Some(Ok(event)) => {
+                self.is_over = self.ends_with(&event);
+                let wanted = self.is_wanted(&event);
+                let event = wanted.then_some(event);
+                Ok(Next::Events(event.into_iter().collect()))
             }
-        };
-        events.retain(|event| self.is_wanted(event));
-        Ok(Next::Events(events))
+            Some(Err(Error::Interrupted { error, .. })) => Err(error),
+            Some(Err(error)) => Err(Arc::new(error)),
+            None => Ok(Next::End),
+        }
     }
 
     /// The caller is sent elsewhere. What only this replica has, nobody will read.

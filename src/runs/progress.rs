@@ -86,7 +86,7 @@ impl SharedResume {
 }
 
 /// What was sent.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Progress {
     resume: SharedResume,
     /// The type of the event that was sent last, as it stands in `resume`, which is not looked at

@@ -1,12 +1,16 @@
 //! The calls of `RunService` that are written by hand: streams, and the wait for a run. All others
 //! are generated (`calls.rs`).
 
+use std::pin::Pin;
+
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Gateway, RunEvents, inbound, status, stream};
 use crate::{
-    error::Idempotency,
+    error::{Error, Idempotency},
+    runs::{SharedResume, Started, Streams},
     server::CallContext,
+    upstream::Caller,
     v1::{
         ConverseRunRequest, ResumeRunRequest, Run, StreamCreateRunRequest,
         StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest, WaitRunRequest,
@@ -18,94 +22,108 @@ pub(super) async fn stream_create_run(
     gateway: &Gateway,
     request: Request<StreamCreateRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
-    stream(
-        caller.call.clone(),
-        // Large, and needed no longer than until the stream begins.
-        Box::pin(gateway.streams.create_run(caller, request, resume, leave)).await,
-    )
+    let idempotency = Idempotency::NonIdempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams.create_run(caller, message, resume, leave).await
+    })
+    .await
 }
 
 pub(super) async fn stream_create_thread_and_run(
     gateway: &Gateway,
     request: Request<StreamCreateThreadAndRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
-    stream(
-        caller.call.clone(),
-        // Large, and needed no longer than until the stream begins.
-        Box::pin(
-            gateway
-                .streams
-                .create_thread_and_run(caller, request, resume, leave),
-        )
-        .await,
-    )
+    let idempotency = Idempotency::NonIdempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams
+            .create_thread_and_run(caller, message, resume, leave)
+            .await
+    })
+    .await
 }
 
 pub(super) async fn stream_submit_tool_outputs(
     gateway: &Gateway,
     request: Request<StreamSubmitToolOutputsRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
-    stream(
-        caller.call.clone(),
-        // Large, and needed no longer than until the stream begins.
-        Box::pin(
-            gateway
-                .streams
-                .submit_tool_outputs(caller, request, resume, leave),
-        )
-        .await,
-    )
+    let idempotency = Idempotency::NonIdempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams
+            .submit_tool_outputs(caller, message, resume, leave)
+            .await
+    })
+    .await
 }
 
 pub(super) async fn converse_run(
     gateway: &Gateway,
     request: Request<Streaming<ConverseRunRequest>>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, requests) = gateway.open_stream(request, Idempotency::NonIdempotent);
-    stream(
-        caller.call.clone(),
-        gateway
-            .streams
-            .converse(caller, inbound(requests), resume, leave)
-            .await,
-    )
+    let idempotency = Idempotency::NonIdempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams
+            .converse(caller, inbound(message), resume, leave)
+            .await
+    })
+    .await
 }
 
 pub(super) async fn watch_run(
     gateway: &Gateway,
     request: Request<WatchRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::Idempotent);
-    stream(
-        caller.call.clone(),
-        gateway
-            .streams
-            .watch_run(&caller, &request, resume, leave)
-            .await,
-    )
+    let idempotency = Idempotency::Idempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams.watch_run(&caller, &message, resume, leave).await
+    })
+    .await
 }
 
 pub(super) async fn resume_run(
     gateway: &Gateway,
     request: Request<ResumeRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::Idempotent);
-    stream(
-        caller.call.clone(),
-        gateway
-            .streams
-            .resume_run(caller, &request, resume, leave)
-            .await,
-    )
+    let idempotency = Idempotency::Idempotent;
+    streaming(gateway, request, idempotency, |streams, call| async move {
+        let Begun {
+            caller,
+            resume,
+            leave,
+            message,
+        } = call;
+        streams.resume_run(caller, &message, resume, leave).await
+    })
+    .await
 }
 
 pub(super) async fn wait_run(
@@ -121,9 +139,38 @@ pub(super) async fn wait_run(
         .map_err(|error| status(&caller.call, &error))
 }
 
-/// Ready when a stream that can be resumed elsewhere has to leave.
-fn leave<M>(request: &Request<M>) -> impl Future<Output = ()> + Send + use<M> {
+/// A streaming call that begins.
+struct Begun<M> {
+    caller: Caller,
+    /// How it is resumed, at any time.
+    resume: SharedResume,
+    /// Ready when a stream that can be resumed elsewhere has to leave.
+    leave: Pin<Box<dyn Future<Output = ()> + Send>>,
+    message: M,
+}
+
+/// Answers a call with the stream that `begin` makes of it.
+async fn streaming<M, F>(
+    gateway: &Gateway,
+    request: Request<M>,
+    idempotency: Idempotency,
+    begin: impl FnOnce(Streams, Begun<M>) -> F,
+) -> Result<Response<RunEvents>, Status>
+where
+    F: Future<Output = Result<Started, Error>>,
+{
     let context = request.extensions().get::<CallContext>();
     let drain = context.map(|context| context.drain.clone());
-    drain.unwrap_or_default().turn()
+    let leave = Box::pin(drain.unwrap_or_default().turn());
+    let (caller, resume, message) = gateway.open_stream(request, idempotency);
+    let call = caller.call.clone();
+    let begun = Begun {
+        caller,
+        resume,
+        leave,
+        message,
+    };
+    // In a box: it is large, and needed no longer than until the stream begins.
+    let started = Box::pin(begin(gateway.streams.clone(), begun)).await;
+    stream(call, started)
 }

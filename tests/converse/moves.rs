@@ -13,10 +13,12 @@ use runs_gateway::{
 use tonic::Code;
 
 use crate::{
-    harness::{Caller, Script, asks, attach, completes, name, outputs, run, start, within},
+    harness::{Caller, Script, asks, attach, completes, name, outputs, run, start, state, within},
     support::{
         gateway::{Gateway, spawn_gateway},
         proxy::Proxy,
+        redis::Redis,
+        upstream::Answer,
     },
 };
 
@@ -197,4 +199,46 @@ async fn the_librarys_conversation_is_cut_anywhere_and_no_event_and_no_call_come
         gateway.drain().await;
         script.finish();
     }
+}
+
+#[tokio::test]
+async fn a_store_that_goes_away_does_not_take_the_conversation_with_it() {
+    let Some(mut redis) = Redis::start().await else {
+        return;
+    };
+    let said = [state("queued", &[]), state("in_progress", &[])];
+    let script = Script::new([
+        (
+            Answer::sse(said).wait(&Arc::default()),
+            run("in_progress", &[]),
+        ),
+        (completes(), run("completed", &[])),
+    ])
+    .await;
+    let shared = redis.flags();
+    let flags = shared
+        .iter()
+        .map(String::as_str)
+        .chain(FAST.iter().copied());
+    let flags: Vec<_> = flags.chain(["--drain-timeout", "50ms"]).collect();
+    let one = spawn_gateway(&script.upstream.url(), &flags).await;
+    let other = spawn_gateway(&script.upstream.url(), &flags).await;
+    let mut first = converse(&one, start(Some(resumable()))).await;
+    let had = until(&mut first, "run_in_progress").await;
+    let position = had.last().expect("events").position.clone();
+    // It waits for what the other replica records.
+    let mut caller = converse(&other, attach_after(&position)).await;
+    redis.kill();
+    until(&mut caller, "~gap").await;
+    script.show(run("requires_action", &["a"]));
+    until(&mut caller, "~run_requires_action").await;
+    caller.say(outputs(&[("a", "1")]));
+    let (events, end) = caller.rest().await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(events.last().expect("events"), "run_completed");
+    assert_eq!(script.submits().len(), 1);
+    drop(first);
+    one.drain().await;
+    other.drain().await;
+    script.finish();
 }

@@ -59,6 +59,12 @@ impl Redis {
             self.folder.join("key").display().to_string(),
         ]
     }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().expect("a process that runs");
+        self.process.wait().expect("its end");
+    }
 }
 
 impl Drop for Redis {
