@@ -27,9 +27,9 @@ use super::{
     heartbeat::with_heartbeat,
     inbox::{ToolOutputInbox, calls},
     live::{Recorded, cut, follow, next, watch},
+    polls::Interest,
     progress::{Progress, SharedResume, run_event},
     reader::{CancelOnDisconnect, Reader, Source},
-    watch::Interest,
 };
 use crate::{
     error::Error,

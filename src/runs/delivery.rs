@@ -21,11 +21,12 @@ use tokio_stream::StreamExt as _;
 use super::{
     Events, Options, Streams,
     fetch::Parts,
-    follow::{Follow, Followed},
+    follow::Follow,
     log::{Entry, EventLog, Following, Key, LogError, Page, Position, within},
+    polls::Interest,
     progress::{Progress, SharedResume, gap_event},
-    record::{Claim, Recording, ends_delivery, ends_log},
-    watch::Interest,
+    record::{Claim, Recording, ends_log},
+    successor::Successor,
 };
 use crate::{
     error::{Delivery as Sent, Error, Idempotency},
@@ -57,26 +58,6 @@ pub(super) struct Delivery {
     successor: Successor,
     /// The last event was read.
     is_over: bool,
-}
-
-/// What goes on with a log that nobody writes to: given what the log tells, and the run by polling,
-/// its further events.
-type Continue = Box<dyn FnOnce(Progress, Follow) -> Events + Send>;
-
-/// What goes on with a log, and when.
-enum Successor {
-    /// Polling, once nobody writes: until the run is over or somebody else has to act.
-    Polling,
-    /// A conversation, once nobody writes or the run waits for its caller, whose place this is:
-    /// until the run is over.
-    Conversation {
-        /// Taken when it begins.
-        begin: Option<Continue>,
-        /// What the log tells.
-        before: Progress,
-        /// The caller has the events up to here.
-        known: Position,
-    },
 }
 
 /// What a delivery gives next.
@@ -132,11 +113,7 @@ impl Delivery {
 
     /// The events of a conversation: it goes on after the run came to require action.
     pub(super) fn of_conversation(mut self) -> Self {
-        self.successor = Successor::Conversation {
-            begin: None,
-            before: Progress::default(),
-            known: Position::START,
-        };
+        self.successor = Successor::begun();
         self
     }
 
@@ -150,14 +127,10 @@ impl Delivery {
         let Some((_, known)) = self.place.as_mut() else {
             return Err(inbox);
         };
-        let resume = self.progress.resume();
-        let own = SharedResume::default();
-        self.successor = Successor::Conversation {
-            begin: Some(Box::new(|before, follow| begin(inbox, before, follow))),
-            before: Progress::new(own, &resume.thread_id, &resume.run_id),
-            // The whole log is read, since it tells how far the conversation has come.
-            known: std::mem::replace(known, Position::START),
-        };
+        // The whole log is read, since it tells how far the conversation has come.
+        let known = std::mem::replace(known, Position::START);
+        let begin = |before, follow| begin(inbox, before, follow);
+        self.successor = Successor::conversation(Box::new(begin), &self.progress.resume(), known);
         Ok(self)
     }
 
@@ -343,7 +316,7 @@ impl Delivery {
                 continue;
             }
             self.recording = None;
-            if page.is_held && !self.is_next() {
+            if page.is_held && !self.successor.is_next() {
                 self.wait().await;
             } else {
                 self.take_over(&log, &key).await?;
@@ -397,24 +370,6 @@ impl Delivery {
         }
     }
 
-    /// Whoever still writes to the log waits for this caller, in vain.
-    fn is_next(&self) -> bool {
-        match &self.successor {
-            Successor::Polling => false,
-            Successor::Conversation { begin, before, .. } => {
-                begin.is_some() && before.terminal_sent()
-            }
-        }
-    }
-
-    /// After this event there is nothing to deliver.
-    fn ends_with(&self, event: &RunEvent) -> bool {
-        match self.successor {
-            Successor::Polling => ends_delivery(event),
-            Successor::Conversation { .. } => ends_log(event),
-        }
-    }
-
     /// The events on a page, each with its position.
     fn take(&mut self, key: &Key, page: &Page) -> Vec<RunEvent> {
         let mut events = Vec::new();
@@ -422,17 +377,13 @@ impl Delivery {
             let Some((_, place)) = &mut self.place else {
                 break;
             };
-            let known = match &self.successor {
-                Successor::Conversation { known, .. } => *known,
-                Successor::Polling => Position::START,
-            };
-            if !entry.follows(*place) && entry.position > known.next() {
+            if !entry.follows(*place) && entry.position > self.successor.known().next() {
                 // Nobody knows what it was.
                 events.push(gap_event(Gap::default()));
             }
             *place = entry.position;
             if let Some(event) = self.event(key, entry) {
-                self.is_over = self.ends_with(&event);
+                self.is_over = self.successor.ends_with(&event);
                 events.push(event);
             }
             if self.is_over {
@@ -453,11 +404,9 @@ impl Delivery {
             return Some(gap_event(Gap::default()));
         };
         event.position = entry.position.to_text(key);
-        if let Successor::Conversation { before, known, .. } = &mut self.successor {
-            before.sent(&event);
-            if entry.position <= *known {
-                return None;
-            }
+        self.successor.told(&event);
+        if entry.position <= self.successor.known() {
+            return None;
         }
         self.is_wanted(&event).then_some(event)
     }
@@ -505,17 +454,19 @@ impl Delivery {
     /// Goes on with a log that nobody writes to.
     async fn take_over(&mut self, log: &Arc<dyn EventLog>, key: &Key) -> Result<(), Arc<Error>> {
         let place = self.place.as_ref().map_or(Position::START, |(_, it)| *it);
-        let (read, last) = match &self.successor {
+        let is_conversation = self.successor.is_conversation();
+        let (read, last) = if is_conversation {
             // It has read everything.
-            Successor::Conversation { .. } => (None, place),
-            Successor::Polling => match self.read_all(key).await {
+            (None, place)
+        } else {
+            match self.read_all(key).await {
                 Ok(Some((read, last))) => (Some(read), last),
                 Ok(None) => return self.begin_to_poll().await,
                 Err(error) => {
                     self.streams.log_failed(&error);
                     return self.begin_to_poll().await;
                 }
-            },
+            }
         };
         if place < last {
             // Somebody else was first: that is read before anything else.
@@ -525,9 +476,9 @@ impl Delivery {
             self.is_over = true;
             return Ok(());
         }
-        let after = matches!(self.successor, Successor::Polling).then_some(last);
+        let after = (!is_conversation).then_some(last);
         match self.streams.claim(log, key.clone(), after).await {
-            Ok(claim) => self.go_on(log, read, claim),
+            Ok(claim) => self.go_on(log, read.as_ref(), claim),
             // Somebody else was first.
             Err(LogError::Held | LogError::Fenced) => {
                 self.wait().await;
@@ -568,39 +519,17 @@ impl Delivery {
     fn go_on(
         &mut self,
         log: &Arc<dyn EventLog>,
-        read: Option<Progress>,
+        read: Option<&Progress>,
         claim: Claim,
     ) -> Result<(), Arc<Error>> {
         let follow = self.follow_run()?;
-        let (resume, events) = self.succeed(read, follow)?;
+        let read = read.unwrap_or(&self.progress);
+        let (resume, events) = self.successor.begin(read, follow)?;
         let metrics = &self.streams.client.telemetry().metrics().event_log;
         metrics.takeovers.inc();
         let (streams, caller) = (&self.streams, &self.caller);
         self.recording = Some(streams.record_from(log, caller, resume, events, Some(claim)));
         Ok(())
-    }
-
-    /// What the successor gives, after what was `read` of the log, or else after what this delivery
-    /// knows to be told; and how that is resumed.
-    fn succeed(
-        &mut self,
-        read: Option<Progress>,
-        follow: Follow,
-    ) -> Result<(SharedResume, Events), Arc<Error>> {
-        match &mut self.successor {
-            Successor::Polling => {
-                let before = read.unwrap_or_else(|| self.progress.clone());
-                Ok((before.shared(), polled(follow, before)))
-            }
-            Successor::Conversation { begin, before, .. } => match begin.take() {
-                Some(begin) => {
-                    let before = std::mem::take(before);
-                    Ok((before.shared(), begin(before, follow)))
-                }
-                // It was there, and is gone, with what its caller said.
-                None => Err(Arc::new(Error::Draining)),
-            },
-        }
     }
 
     fn follow_run(&self) -> Result<Follow, Arc<Error>> {
@@ -632,7 +561,7 @@ impl Delivery {
         // The first state is awaited, so that a run that is not there is an answer and not a
         // stream.
         follow.begin().await?;
-        let (_, events) = self.succeed(None, follow)?;
+        let (_, events) = self.successor.begin(&self.progress, follow)?;
         self.unrecorded = Some(events);
         Ok(())
     }
@@ -652,7 +581,7 @@ impl Delivery {
     ) -> Result<Next, Arc<Error>> {
         match next {
             Some(Ok(event)) => {
-                self.is_over = self.ends_with(&event);
+                self.is_over = self.successor.ends_with(&event);
                 let wanted = self.is_wanted(&event);
                 let event = wanted.then_some(event);
                 Ok(Next::Events(event.into_iter().collect()))
@@ -691,28 +620,4 @@ impl Drop for Delivery {
             recording.task.abort();
         }
     }
-}
-
-/// What polling shows of a run, until it is settled.
-fn polled(mut follow: Follow, mut progress: Progress) -> Events {
-    Box::pin(try_stream! {
-        loop {
-            let followed = follow.next(&progress).await;
-            let followed = followed.map_err(|error| Error::Interrupted {
-                error,
-                resume: progress.resume(),
-            })?;
-            let (events, settled) = match followed {
-                Followed::On(events) => (events, false),
-                Followed::Settled(events, _) => (events, true),
-            };
-            for event in events {
-                progress.sent(&event);
-                yield event;
-            }
-            if settled {
-                break;
-            }
-        }
-    })
 }

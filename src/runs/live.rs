@@ -16,10 +16,11 @@ use super::{
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     log::EventLog,
+    polls::Interest,
     progress::{Progress, SharedResume, run_event},
     reader::{Reader, Source},
     received::{Received, received},
-    watch::{Interest, Subscription},
+    watch::Subscription,
 };
 use crate::{
     error::{Delivery, Error, Idempotency},

@@ -12,9 +12,12 @@
 //! | `record.rs` | a source: a run's events, recorded as they come, whoever reads them |
 //! | `log/` | the event log: what was recorded, in memory or shared by replicas |
 //! | `delivery.rs` | from the log to one caller |
+//! | `successor.rs` | what goes on with a run whose log nobody writes to |
 //! | `resume.rs` | `ResumeRun`: a delivery of a run that somebody else began |
 //! | `reader.rs` | what a stream holds for its reader, and what happens when the reader leaves |
-//! | `watch.rs` | the shared poller: one per run and caller's identity, however many watch |
+//! | `watch.rs` | who watches runs: one poller per run and caller's identity, however many watch |
+//! | `poller.rs` | the task that polls one run |
+//! | `polls.rs` | what is known of all polls, under one lock |
 //! | `fetch.rs` | what a poll reads: the run, its steps, its messages |
 //! | `changes.rs` | states of a run as events |
 //! | `heartbeat.rs` | signs of life in quiet streams |
@@ -37,11 +40,14 @@ mod inbox;
 mod live;
 mod log;
 mod observe;
+mod poller;
+mod polls;
 mod progress;
 mod reader;
 mod received;
 mod record;
 mod resume;
+mod successor;
 mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
@@ -52,8 +58,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use converse::Inbound;
 pub use log::{LogLimits, RedisStore};
+pub use polls::PollLimits;
 pub use progress::{Resume, SharedResume};
-pub use watch::PollLimits;
 
 use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 

@@ -13,9 +13,9 @@ use super::{
     fetch::Parts,
     heartbeat::with_heartbeat,
     is_settled, is_terminal,
+    polls::Interest,
     progress::{Progress, SharedResume},
     reader::Reader,
-    watch::Interest,
 };
 use crate::{
     error::Error,
