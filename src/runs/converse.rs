@@ -75,6 +75,7 @@ impl Streams {
         let mut after = None;
         if let Message::Attach(attach) = &first {
             attach.check()?;
+            resume.begins_with_a_read();
             after = (options.resumable || !attach.after_position.is_empty())
                 .then(|| attach.after_position.clone());
         }

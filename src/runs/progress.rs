@@ -38,6 +38,8 @@ pub struct SharedResume {
     /// Once the call was ended for its stream: whether the run is left without a reader. The first
     /// word counts: what is dropped later is dropped for the same reason.
     abandoned: Arc<OnceLock<bool>>,
+    /// Set once it is known that the call begins with no write.
+    reads: Arc<OnceLock<()>>,
 }
 
 impl SharedResume {
@@ -63,11 +65,21 @@ impl SharedResume {
         resume
     }
 
+    /// The call begins with no write: it may be made again, however far it has come.
+    pub(super) fn begins_with_a_read(&self) {
+        self.reads.get_or_init(|| ());
+    }
+
+    /// Whether it is known that the call begins with no write.
+    pub fn is_read(&self) -> bool {
+        self.reads.get().is_some()
+    }
+
     /// Of the same call, with a progress of its own: what is recorded runs ahead of its reader.
     pub(super) fn ahead(&self) -> Self {
         Self {
             resume: Arc::default(),
-            abandoned: Arc::clone(&self.abandoned),
+            ..self.clone()
         }
     }
 
@@ -118,7 +130,7 @@ impl Progress {
     pub(super) fn of_call(self, call: &SharedResume) -> Self {
         let resume = SharedResume {
             resume: Arc::clone(&self.resume.resume),
-            abandoned: Arc::clone(&call.abandoned),
+            ..call.clone()
         };
         Self { resume, ..self }
     }

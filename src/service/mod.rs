@@ -97,7 +97,8 @@ impl Gateway {
                 Termination::Disconnect | Termination::Deadline => at_cut.abandon(),
                 Termination::Closing | Termination::Panic => at_cut.hand_over(),
             };
-            let repeatable = if resume.last_event == RunEventType::Unspecified {
+            let is_unknown = resume.last_event == RunEventType::Unspecified && !at_cut.is_read();
+            let repeatable = if is_unknown {
                 idempotency
             } else {
                 Idempotency::Idempotent

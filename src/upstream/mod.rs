@@ -61,7 +61,7 @@ use crate::{
     error::{Error, Idempotency},
     reloadable::Reloadable,
     shares::{Credential, Owner},
-    telemetry::{self, Telemetry},
+    telemetry::{self, Telemetry, UpstreamRequest},
 };
 
 /// The upstream and how to talk to it.
@@ -299,16 +299,7 @@ impl Client {
         let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
         let connection_group = place.connection_group;
-        let target = &request.target;
-        caller
-            .call
-            .about(target.id("thread_id"), target.id("run_id"));
-        let mut upstream_request = self.telemetry.upstream_request(
-            &caller.call,
-            &request.method,
-            request.target.route,
-            attempt,
-        );
+        let mut upstream_request = self.note(caller, request, attempt);
         let mut id = None;
         let answer = {
             // Pinned, and not moved into the timeout: it is large. So would the request be, were it
@@ -359,6 +350,17 @@ impl Client {
                 .deadline
                 .map_or(until, |deadline| deadline.min(until)),
         }
+    }
+
+    /// Notes an attempt at a request, in its call and in telemetry.
+    fn note(&self, caller: &Caller, request: &Request, attempt: u32) -> UpstreamRequest {
+        let target = &request.target;
+        caller
+            .call
+            .about(target.id("thread_id"), target.id("run_id"));
+        let (method, route) = (&request.method, target.route);
+        self.telemetry
+            .upstream_request(&caller.call, method, route, attempt)
     }
 
     fn request(&self, caller: &Caller, request: &Request) -> reqwest::Request {

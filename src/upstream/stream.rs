@@ -96,16 +96,7 @@ impl Client {
         // lives.
         let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
-        let target = &request.target;
-        caller
-            .call
-            .about(target.id("thread_id"), target.id("run_id"));
-        let mut upstream_request = self.telemetry.upstream_request(
-            &caller.call,
-            &request.method,
-            request.target.route,
-            attempt,
-        );
+        let mut upstream_request = self.note(caller, request, attempt);
         let mut id = None;
         let sent = Instant::now();
         let head = async {

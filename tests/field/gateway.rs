@@ -210,7 +210,7 @@ async fn a_stream_that_the_gateway_ends_does_not_look_like_a_caller_that_left() 
             "ConverseRun attach",
             true,
             &[StreamAge, ConnectionAge],
-            Code::Unknown,
+            Code::Unavailable,
             false,
         ),
         ("WatchRun", false, &[StreamAge], Code::Unavailable, false),

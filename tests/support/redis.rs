@@ -50,11 +50,16 @@ impl Redis {
         panic!("redis-server does not answer");
     }
 
+    /// Where it listens.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
     /// The flags of a gateway that has its event log here.
     pub(crate) fn flags(&self) -> [String; 4] {
         [
             "--event-log".to_owned(),
-            format!("redis://127.0.0.1:{}", self.port),
+            self.url(),
             "--event-log-key-file".to_owned(),
             self.folder.join("key").display().to_string(),
         ]

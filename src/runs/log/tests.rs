@@ -1,13 +1,11 @@
 //! What every log has to do. Each test runs against all of them; Redis, if there is a
 //! `redis-server`, which is started here (and must be there if `CI` is set).
 
-use std::{
-    env, fs,
-    net::TcpListener,
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+#[path = "../../../tests/support/redis.rs"]
+#[allow(dead_code, reason = "the tests of the whole gateway use the rest")]
+mod redis_server;
+
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use secrecy::SecretString;
@@ -18,70 +16,23 @@ use super::{
     RedisStore,
 };
 use crate::telemetry::EventLogMetrics;
+use redis_server::Redis;
 
-/// A Redis on a free port, which ends with its test.
-struct Server {
-    process: Child,
-    url: String,
-    folder: std::path::PathBuf,
+/// A log in this store, as another replica would have it.
+fn log(redis: &Redis, limits: &LogLimits) -> Arc<dyn EventLog> {
+    counted_log(redis, limits, EventLogMetrics::default())
 }
 
-impl Server {
-    async fn start() -> Option<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let folder = env::temp_dir().join(format!("runs-gateway-redis-{port}"));
-        fs::create_dir_all(&folder).expect("a folder");
-        let process = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--appendonly", "no"])
-            .current_dir(&folder)
-            .stdout(Stdio::null())
-            .spawn();
-        let Ok(process) = process else {
-            assert!(env::var_os("CI").is_none(), "redis-server is not installed");
-            println!("redis-server is not installed: logs in Redis are not tested");
-            return None;
-        };
-        let server = Self {
-            process,
-            url: format!("redis://127.0.0.1:{port}"),
-            folder,
-        };
-        let client = redis::Client::open(&*server.url).expect("a URL");
-        for _ in 0..200 {
-            if client.get_multiplexed_async_connection().await.is_ok() {
-                return Some(server);
-            }
-            sleep(Duration::from_millis(25)).await;
-        }
-        panic!("redis-server does not answer");
-    }
-
-    fn log(&self, limits: &LogLimits) -> Arc<dyn EventLog> {
-        self.counted_log(limits, EventLogMetrics::default())
-    }
-
-    fn counted_log(&self, limits: &LogLimits, metrics: EventLogMetrics) -> Arc<dyn EventLog> {
-        let secret = SecretString::from("a secret of at least thirty-two bytes");
-        let store = RedisStore::new(&self.url, None, None, secret).expect("a store");
-        Arc::new(RedisLog::new(&store, Arc::new(limits.clone()), metrics).expect("a log"))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        _ = self.process.kill();
-        _ = self.process.wait();
-        _ = fs::remove_dir_all(&self.folder);
-    }
+fn counted_log(redis: &Redis, limits: &LogLimits, metrics: EventLogMetrics) -> Arc<dyn EventLog> {
+    let secret = SecretString::from("a secret of at least thirty-two bytes");
+    let store = RedisStore::new(&redis.url(), None, None, secret).expect("a store");
+    Arc::new(RedisLog::new(&store, Arc::new(limits.clone()), metrics).expect("a log"))
 }
 
 /// Logs to test: of each kind the one that writes, and one that reads (of another replica, if the
 /// kind is shared).
 struct Logs {
-    _server: Option<Server>,
+    _server: Option<Redis>,
     all: Vec<[Arc<dyn EventLog>; 2]>,
     /// What each of those that write counts.
     metrics: Vec<EventLogMetrics>,
@@ -92,10 +43,10 @@ async fn logs(limits: LogLimits) -> Logs {
     let memory = MemoryLog::new(Arc::new(limits.clone()), metrics[0].clone());
     let memory: Arc<dyn EventLog> = Arc::new(memory);
     let mut all = vec![[Arc::clone(&memory), memory]];
-    let server = Server::start().await;
+    let server = Redis::start().await;
     if let Some(server) = &server {
-        let writer = server.counted_log(&limits, metrics[1].clone());
-        all.push([writer, server.log(&limits)]);
+        let writer = counted_log(server, &limits, metrics[1].clone());
+        all.push([writer, log(server, &limits)]);
     }
     Logs {
         _server: server,
@@ -390,12 +341,12 @@ async fn a_writer_is_known_to_live_as_long_as_it_does_and_no_longer_than_its_lea
         lease: Duration::from_millis(300),
         ..LogLimits::default()
     };
-    let Some(server) = Server::start().await else {
+    let Some(server) = Redis::start().await else {
         return;
     };
     let key = key("a");
-    let reader = server.log(&limits);
-    let writer = server.log(&limits);
+    let reader = log(&server, &limits);
+    let writer = log(&server, &limits);
     let epoch = writer
         .claim(&key, Some(Position::START))
         .await
@@ -417,17 +368,16 @@ async fn a_writer_is_known_to_live_as_long_as_it_does_and_no_longer_than_its_lea
 
 #[tokio::test]
 async fn a_store_that_is_away_is_an_error_within_the_time_and_works_again_when_it_is_back() {
-    let Some(mut server) = Server::start().await else {
+    let Some(mut server) = Redis::start().await else {
         return;
     };
-    let log = server.log(&LogLimits::default());
+    let log = log(&server, &LogLimits::default());
     let key = key("a");
     let epoch = log
         .claim(&key, Some(Position::START))
         .await
         .expect("a free log");
-    server.process.kill().expect("a process");
-    server.process.wait().expect("its end");
+    server.kill();
     let said = payloads(&["a"]);
     let append = log.append(&key, Position::new(epoch, 1), &said, false);
     let failed = tokio::time::timeout(Duration::from_secs(5), append).await;
