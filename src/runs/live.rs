@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::{Delivery, Error, Idempotency},
-    upstream::{Caller, UpstreamReply, error_event},
+    upstream::{Caller, UpstreamReply},
     v1::{
         RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
         StreamSubmitToolOutputsRequest,
@@ -301,8 +301,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
             Ok(told.then_some(event))
         }
         Received::Error(data) => {
-            let own_key = reader.streams.client.has_own_key();
-            Err(reader.interrupted(error_event(&data, own_key)))
+            Err(reader.interrupted(reader.streams.client.failed_by_event(&data)))
         }
     }
 }

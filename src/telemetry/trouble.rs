@@ -15,7 +15,7 @@ pub(super) struct Troubles {
 
 impl Telemetry {
     /// A request to the upstream failed so. If somebody has to mend that, it is told.
-    pub(super) fn failed(&self, error: &Error) {
+    pub fn failed(&self, error: &Error) {
         let troubles = &self.0.troubles;
         let (what, line, advice) = match error {
             Error::Rejected(it) if it.own_key && matches!(it.status, 401 | 403) => (

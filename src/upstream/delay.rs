@@ -11,7 +11,7 @@ use http::HeaderMap;
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What stands before a delay in an error's words, in lower case.
-const INTRODUCTIONS: [&str; 12] = [
+const INTRODUCTIONS: [&str; 16] = [
     "try again in",
     "try again after",
     "try your request again in",
@@ -24,10 +24,15 @@ const INTRODUCTIONS: [&str; 12] = [
     "please wait",
     "wait for",
     "resets in",
+    "reset in",
+    "available in",
+    "available again in",
+    "retrydelay",
 ];
 
 /// What may stand between.
-const FILLERS: [&str; 8] = [
+const FILLERS: [&str; 9] = [
+    "(",
     ":",
     "=",
     "\"",
@@ -62,19 +67,27 @@ const UNITS: [(&str, f64); 16] = [
 const LETTERS: [(char, f64); 4] = [('s', 1.0), ('m', 60.0), ('h', 3600.0), ('d', 86400.0)];
 
 /// What headers ask for: `retry-after-ms`, then `retry-after` in seconds or as a date (RFC 9110,
-/// 10.2.3). A date that has passed is no time at all.
+/// 10.2.3). A date that has passed is no time at all. Some write a unit, several numbers (the first
+/// counts), another name of the same time zone, or an ISO 8601 date.
 pub(super) fn from_headers(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: Option<&str>| duration(text?.parse().ok()?);
     let date = || {
-        let until = httpdate::parse_http_date(text("retry-after")?).ok()?;
+        let text = text("retry-after")?;
+        let named = [" UTC", " UT", " +0000", " Z"]
+            .iter()
+            .find_map(|zone| Some(format!("{} GMT", text.strip_suffix(zone)?)));
+        let until = httpdate::parse_http_date(named.as_deref().unwrap_or(text))
+            .ok()
+            .or_else(|| humantime::parse_rfc3339_weak(text).ok())?;
         let left = until.duration_since(SystemTime::now());
         Some(left.unwrap_or_default().min(LONGEST))
     };
     number(text("retry-after-ms"))
         .map(|delay| delay / 1000)
-        .or_else(|| number(text("retry-after")))
+        .or_else(|| number(text("retry-after")?.split(',').next()))
         .or_else(date)
+        .or_else(|| spelt(&text("retry-after")?.to_ascii_lowercase()))
 }
 
 /// What an error's words ask for: `Please try again in 1.898s.`, `Please retry after 26 seconds`,
@@ -93,6 +106,9 @@ fn spelt(mut text: &str) -> Option<Duration> {
             Some(rest) => text = rest,
             None => break,
         }
+    }
+    if let Some(seconds) = clock(text) {
+        return duration(seconds);
     }
     let mut seconds = None;
     loop {
@@ -117,6 +133,18 @@ fn spelt(mut text: &str) -> Option<Duration> {
         text = text.strip_prefix("and ").unwrap_or(text);
     }
     seconds.and_then(duration)
+}
+
+/// A delay as a clock shows it, in seconds: `01:30`, `00:01:30`.
+fn clock(text: &str) -> Option<f64> {
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != ':');
+    let parts: Vec<_> = text[..end.unwrap_or(text.len())].split(':').collect();
+    if !(2..=3).contains(&parts.len()) {
+        return None;
+    }
+    parts.iter().try_fold(0.0, |seconds, part| {
+        Some(seconds * 60.0 + part.parse::<f64>().ok()?)
+    })
 }
 
 /// The unit at the beginning of a text, in seconds, and what follows it.
@@ -147,7 +175,7 @@ mod tests {
     #[test]
     fn a_delay_is_read_from_headers() {
         type Row<'a> = (&'a [(&'a str, &'a str)], Option<u64>);
-        let cases: [Row<'_>; 10] = [
+        let cases: [Row<'_>; 17] = [
             (
                 &[("retry-after-ms", "1500"), ("retry-after", "9")],
                 Some(1500),
@@ -160,6 +188,16 @@ mod tests {
                 Some(0),
             ),
             (&[("retry-after", "Thu Jan  1 00:00:00 1970")], Some(0)),
+            (&[("retry-after", "Thu, 01 Jan 1970 00:00:00 UTC")], Some(0)),
+            (
+                &[("retry-after", "Thu, 01 Jan 1970 00:00:00 +0000")],
+                Some(0),
+            ),
+            (&[("retry-after", "1970-01-01T00:00:00Z")], Some(0)),
+            (&[("retry-after", "20s")], Some(20_000)),
+            (&[("retry-after", "1m")], Some(60_000)),
+            (&[("retry-after", "7, 9")], Some(7_000)),
+            (&[("retry-after", "00:00:05")], Some(5_000)),
             (&[("retry-after", "-3")], None),
             (&[("retry-after", "soon")], None),
             (&[("retry-after", "1e300")], None),
@@ -203,6 +241,13 @@ mod tests {
             ("{\"retry_after\": 3}", Some(3_000)),
             ("Retry after about 2 hours", Some(7_200_000)),
             ("retry after 5.", Some(5_000)),
+            ("Try again in 00:01:30", Some(90_000)),
+            ("Please try again in 01:30.", Some(90_000)),
+            (r#"{"retryDelay": "8s"}"#, Some(8_000)),
+            ("Quota: reset in 9s", Some(9_000)),
+            ("Capacity is available in 15 seconds", Some(15_000)),
+            ("Please try again in (30s)", Some(30_000)),
+            ("try again in 12: it may help", Some(12_000)),
             ("Try again in a while", None),
             ("try again in 3 parsecs", None),
             ("retry after -3 seconds", None),

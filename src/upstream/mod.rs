@@ -268,11 +268,6 @@ impl Client {
         })
     }
 
-    /// Whether requests are made with the gateway's own key.
-    pub fn has_own_key(&self) -> bool {
-        self.own_key
-    }
-
     /// What sees this client's requests.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry

@@ -154,6 +154,15 @@ impl Client {
     }
 }
 
+impl Client {
+    /// The error that an event of the upstream's says, told to whoever has to mend it.
+    pub fn failed_by_event(&self, data: &[u8]) -> Error {
+        let error = answer::error_event(data, self.own_key);
+        self.telemetry.failed(&error);
+        error
+    }
+}
+
 /// No event stream begins with more white space, in bytes.
 const MAX_BLANK: usize = 64 << 10;
 

@@ -429,3 +429,32 @@ fn known<M>(message: M) -> Request<M> {
     request.metadata_mut().insert("authorization", token);
     request
 }
+
+#[tokio::test]
+async fn what_an_event_says_of_the_gateways_key_is_a_warning_too() {
+    for (code, what, words) in [
+        ("401", "gateway_key_rejected", "--upstream-api-key-file"),
+        (
+            "invalid_api_key",
+            "gateway_key_rejected",
+            "--upstream-api-key-file",
+        ),
+        ("insufficient_quota", "quota_used_up", "quota"),
+    ] {
+        let upstream = Upstream::start().await;
+        let url = upstream.url();
+        let flags = ["--upstream-url", &url, "--upstream-api-key", "sk-SECRET"];
+        let program = Running::start(&flags).await;
+        let error = format!(r#"{{"error":{{"message":"SECRET","code":"{code}"}}}}"#);
+        upstream.push(Answer::sse([format!("event: error\ndata: {error}\n\n")]));
+        let request = StreamCreateRunRequest {
+            thread_id: "thread_1".into(),
+            run: Some(RunSpec::default()),
+            ..StreamCreateRunRequest::default()
+        };
+        let stream = runs(&program).stream_create_run(request).await;
+        let stream = stream.expect("a stream");
+        let told = stream.into_inner().message().await.expect_err("an error");
+        noted(&program, code, what, words, &told).await;
+    }
+}
