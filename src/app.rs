@@ -47,6 +47,10 @@ impl App {
         );
         let client =
             upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let client = match &config.isolation {
+            Some(rules) => client.isolating(rules.clone()),
+            None => client,
+        };
         let forwarded = config.forwarded();
         let mut access = config.access.open(&telemetry)?;
         if !config.upstream.has_own_key() {
