@@ -5,6 +5,7 @@
 //! | `matrix.rs` | every RPC, two callers, each kind of thread |
 //! | `marks.rs` | nobody sees, sets, changes or washes off a mark |
 //! | `memory.rs` | how often marks are read, and when they are read again |
+//! | `usage.rs` | what each caller used is counted, by its name |
 //! | `assistants.rs` | the same of assistants |
 
 mod api;
@@ -15,6 +16,7 @@ mod memory;
 mod rows;
 #[path = "../support/mod.rs"]
 mod support;
+mod usage;
 
 use std::{fs, sync::Arc};
 
