@@ -22,7 +22,7 @@ use prost_reflect::{
 use crate::wire::snake;
 
 /// Calls whose method of the client is written by hand (`src/upstream/endpoints.rs`).
-const OWN_METHODS: [&str; 2] = ["SubmitToolOutputs", "CancelRun"];
+const OWN_METHODS: [&str; 3] = ["SubmitToolOutputs", "CancelRun", "ListAssistants"];
 
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
@@ -211,7 +211,7 @@ fn request(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<()
         };
         writeln!(
             out,
-            "        let request = request.body({rule}(\"{0}\", self.{0}.as_ref())?);",
+            "        let request = request.body(\"{0}\", {rule}(\"{0}\", self.{0}.as_ref())?);",
             route.body
         )?;
     }
@@ -401,7 +401,7 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
     if is_run && Route::of(rpc)?.method != "GET" {
         writeln!(
             out,
-            "        self.streams.touched(&request.thread_id, &request.run_id);"
+            "        if is_of_run(&answered) {{\n            self.streams.touched(&request.thread_id, &request.run_id);\n        }}"
         )?;
     }
     writeln!(out, "        answer(&caller.call, answered)\n    }}")?;

@@ -45,8 +45,14 @@ impl App {
                 .unwrap_or_else(Tracer::off),
             config.telemetry.log_ids,
         );
+        let callers = &telemetry.metrics().callers;
+        callers.set_max(config.telemetry.max_named_callers);
         let client =
             upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let client = match &config.isolation {
+            Some(rules) => client.isolating(rules.clone()),
+            None => client,
+        };
         let forwarded = config.forwarded();
         let mut access = config.access.open(&telemetry)?;
         if !config.upstream.has_own_key() {

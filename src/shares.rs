@@ -9,6 +9,8 @@
 //!   caller that is not there yet. Alone a caller gets two thirds, of two things one.
 //! - Beyond its guaranteed share, a caller takes only while it holds less than eight times
 //!   what is then left to spare. So shares become equal as permits come back.
+//! - **Weights.** All of this is by weight: an owner of weight 2 counts as two callers. Weights of
+//!   owners that hold something are those that they had when they last took.
 //! - A permit knows its owner and its weight, and is given back by its drop.
 //!
 //! Several newcomers that arrive at once while all is held may find less than their shares: nothing
@@ -17,8 +19,9 @@
 //! Why not a semaphore: it serves first come, first served, and the flood came first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    hash::{BuildHasher as _, Hash, RandomState},
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{BuildHasher as _, Hash, Hasher, RandomState},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,15 +30,112 @@ const HEADROOM: usize = 8;
 
 /// Who holds something: a caller by its name, by its credential, or by its address. Owners are told
 /// apart by a keyed hash: that two are taken for one is unlikely and harmless, and no credential is
-/// held. The default is all callers together that cannot be told apart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Owner(u64);
+/// held. The default is all callers together that cannot be told apart. The weight does not tell
+/// owners apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner {
+    hash: u64,
+    weight: u16,
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self { hash: 0, weight: 1 }
+    }
+}
+
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for Owner {}
+
+impl PartialOrd for Owner {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Owner {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.hash.cmp(&other.hash)
+    }
+}
+
+impl Hash for Owner {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
+}
 
 impl Owner {
     /// The owner of this identity.
     pub fn of(identity: &impl Hash) -> Self {
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(HASHER.hash_one(identity))
+        Self {
+            hash: HASHER.hash_one(identity),
+            weight: 1,
+        }
+    }
+
+    /// The same owner with this weight, from 1 on: it counts as so many callers.
+    #[must_use]
+    pub fn of_weight(self, weight: u16) -> Self {
+        Self {
+            weight: weight.max(1),
+            ..self
+        }
+    }
+}
+
+/// The heaviest weight of a caller.
+pub const MAX_WEIGHT: u16 = 1000;
+
+/// Callers' weights, by name. Who is not named has the weight 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Weights(HashMap<String, u16>);
+
+impl Weights {
+    /// Reads a file of weights: on each line a caller's name, `=`, and its weight, from 1 to
+    /// [`MAX_WEIGHT`]. Empty lines and lines that begin with `#` are for people.
+    ///
+    /// # Errors
+    ///
+    /// The line that is wrong, by its number.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(text).map_err(|_| "the weights are not text".to_owned())?;
+        let lines = text.lines().map(str::trim).enumerate();
+        let mut weights = HashMap::new();
+        for (at, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
+            let line_number = at + 1;
+            // A name may have a `=` itself.
+            let (name, weight) = line
+                .rsplit_once('=')
+                .ok_or_else(|| format!("line {line_number} of the weights is not name=weight"))?;
+            let weight = weight.trim().parse().ok();
+            let weight = weight.filter(|weight| (1..=MAX_WEIGHT).contains(weight));
+            let weight = weight.ok_or_else(|| {
+                format!("line {line_number} of the weights: a weight is 1 to {MAX_WEIGHT}")
+            })?;
+            if weights.insert(name.trim().to_owned(), weight).is_some() {
+                return Err(format!(
+                    "line {line_number} of the weights names a caller again"
+                ));
+            }
+        }
+        Ok(Self(weights))
+    }
+
+    /// How many callers are named.
+    pub fn summary(&self) -> String {
+        format!("weights of {} callers", self.0.len())
+    }
+
+    /// The weight of the caller of this name.
+    pub fn of(&self, name: &str) -> u16 {
+        self.0.get(name).copied().unwrap_or(1)
     }
 }
 
@@ -124,7 +224,17 @@ pub struct Limit {
 pub struct Ledger {
     max: usize,
     held: usize,
-    owners: BTreeMap<Owner, usize>,
+    owners: BTreeMap<Owner, Holding>,
+    /// The weights of all that hold anything.
+    weights: usize,
+}
+
+/// What one owner holds.
+#[derive(Debug, Default)]
+struct Holding {
+    held: usize,
+    /// The owner's weight when it last took something.
+    weight: usize,
 }
 
 impl Ledger {
@@ -134,6 +244,7 @@ impl Ledger {
             max,
             held: 0,
             owners: BTreeMap::new(),
+            weights: 0,
         }
     }
 
@@ -147,24 +258,30 @@ impl Ledger {
         let Some(rest) = self.free().checked_sub(weight) else {
             return false;
         };
-        let mine = self.owners.get(&owner).copied().unwrap_or_default();
-        let owners = self.owners.len() + usize::from(mine == 0);
-        let guaranteed = self.guaranteed(owners);
-        if mine + weight <= guaranteed {
+        let own = usize::from(owner.weight);
+        let holding = self.owners.get(&owner);
+        let mine = holding.map_or(0, |holding| holding.held);
+        let others = self.weights - holding.map_or(0, |holding| holding.weight);
+        let weights = others + own;
+        if mine + weight <= self.guaranteed(own, weights) {
             return true;
         }
-        let newcomer = self.guaranteed(owners + 1);
+        let newcomer = self.guaranteed(1, weights + 1);
         let spares = |reserved: usize| {
             let spare = rest.checked_sub(reserved);
-            spare.is_some_and(|spare| mine + weight <= (spare + weight) * HEADROOM)
+            spare.is_some_and(|spare| mine + weight <= (spare + weight) * HEADROOM * own)
         };
-        // What all guaranteed shares together can be: often there is no need to look at each.
-        if spares(guaranteed * (owners - 1) + newcomer) {
+        let other_owners = self.owners.len() - usize::from(holding.is_some());
+        // More than all guaranteed shares together can be: often there is no need to look at each.
+        if spares(self.max * others / weights / 2 + other_owners + newcomer) {
             return true;
         }
         let others = self.owners.iter().filter(|(other, _)| **other != owner);
         let missing: usize = others
-            .map(|(_, held)| guaranteed.saturating_sub(*held))
+            .map(|(_, other)| {
+                self.guaranteed(other.weight, weights)
+                    .saturating_sub(other.held)
+            })
             .sum();
         spares(missing + newcomer)
     }
@@ -173,16 +290,21 @@ impl Ledger {
     pub fn take(&mut self, owner: Owner, weight: usize) {
         if weight > 0 {
             self.held += weight;
-            *self.owners.entry(owner).or_default() += weight;
+            let holding = self.owners.entry(owner).or_default();
+            let own = usize::from(owner.weight);
+            self.weights = self.weights - holding.weight + own;
+            holding.held += weight;
+            holding.weight = own;
         }
     }
 
     /// `owner` gives `weight` back.
     pub fn give_back(&mut self, owner: Owner, weight: usize) {
         self.held -= weight;
-        if let Some(held) = self.owners.get_mut(&owner) {
-            *held -= weight;
-            if *held == 0 {
+        if let Some(holding) = self.owners.get_mut(&owner) {
+            holding.held -= weight;
+            if holding.held == 0 {
+                self.weights -= holding.weight;
                 self.owners.remove(&owner);
             }
         }
@@ -193,9 +315,10 @@ impl Ledger {
         self.held == 0 && self.owners.is_empty()
     }
 
-    /// The share from which nobody is kept by others, if so many hold anything.
-    fn guaranteed(&self, owners: usize) -> usize {
-        (self.max / owners / 2).max(1)
+    /// The share from which nobody of this weight is kept by others, if all that hold anything have
+    /// these weights together.
+    fn guaranteed(&self, weight: usize, weights: usize) -> usize {
+        (self.max * weight / weights / 2).max(1)
     }
 }
 
@@ -331,6 +454,44 @@ mod tests {
         assert!(a.len().abs_diff(b.len()) <= 2, "{} {}", a.len(), b.len());
     }
 
+    /// An owner of a weight of its own.
+    fn numbered(hash: u64) -> Owner {
+        Owner { hash, weight: 1 }.of_weight(u16::try_from(hash).expect("few"))
+    }
+
+    #[test]
+    fn shares_are_by_weight_and_a_light_caller_still_has_its_own() {
+        let shares = Shares::new(LIMIT(100));
+        let (heavy, light) = (Owner::of(&"a").of_weight(3), Owner::of(&"b"));
+        let all = |owner: Owner| -> Vec<_> {
+            std::iter::from_fn(|| shares.take(owner, 1).ok()).collect()
+        };
+        let (mut a, mut b) = (all(heavy), all(light));
+        assert!(b.len() >= 100 / 4 / 2, "{}", b.len());
+        for _ in 0..300 {
+            a.pop();
+            b.pop();
+            b.extend(all(light));
+            a.extend(all(heavy));
+        }
+        let (a_held, b_held) = (a.len(), b.len());
+        assert!(a_held > 2 * b_held && b_held >= 12, "{a_held} {b_held}");
+        drop((a, b));
+        let ledger = shares.ledger();
+        assert!(ledger.is_empty() && ledger.weights == 0);
+    }
+
+    #[test]
+    fn weights_are_lines_of_names() {
+        let text = "# who\n\na = 3\nspiffe://d/x?y=z=1000\n";
+        let weights = Weights::parse(text.as_bytes()).expect("weights");
+        let of = ["a", "spiffe://d/x?y=z", "b"].map(|name| weights.of(name));
+        assert_eq!(of, [3, 1000, 1]);
+        for wrong in ["a", "a=0", "a=1001", "a=x", "a=1\na=2", "a=-1"] {
+            Weights::parse(wrong.as_bytes()).expect_err(wrong);
+        }
+    }
+
     #[test]
     fn a_credential_has_a_share_of_its_own_once_it_was_accepted() {
         let accepted = Accepted::default();
@@ -368,9 +529,9 @@ mod tests {
                     if let Some((owner, weight)) = held.pop() {
                         ledger.give_back(owner, weight);
                     }
-                } else if ledger.admits(Owner(name), weight) {
-                    ledger.take(Owner(name), weight);
-                    held.push((Owner(name), weight));
+                } else if ledger.admits(numbered(name), weight) {
+                    ledger.take(numbered(name), weight);
+                    held.push((numbered(name), weight));
                 }
                 let sum: usize = held.iter().map(|(_, weight)| weight).sum();
                 prop_assert!(sum <= max && ledger.free() == max - sum);

@@ -6,6 +6,7 @@ for ever looks just like one on which nothing is wrong.
 
 import asyncio
 import collections
+import hashlib
 import json
 import pathlib
 import re
@@ -50,7 +51,11 @@ async def calls():
     # Only a gateway with certificates has it.
     seen["runs_gateway_certificate_expiry_timestamp_seconds"]["certificate"].add("server")
     listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
-    with ending(Server(BINARY, "dev", *listen)) as gateway:
+    # The token that all calls here show, whose caller has a name.
+    tokens = OUT / "tokens"
+    OUT.mkdir(parents=True, exist_ok=True)
+    tokens.write_text(f"{hashlib.sha256(b'any').hexdigest()} checks\n")
+    with ending(Server(BINARY, "dev", *listen, "--tokens-file", tokens)) as gateway:
         async with Runs(gateway.address("grpc")) as runs:
             async for _ in runs.stream():
                 pass

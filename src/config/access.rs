@@ -13,6 +13,7 @@ use crate::{
         self, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer, Origin,
         RemoteKeys, TlsFiles, Tokens,
     },
+    shares::Weights,
     telemetry::Telemetry,
 };
 
@@ -102,6 +103,11 @@ pub(super) struct AccessArgs {
     #[arg(long = "mesh-peer", value_delimiter = ',', requires = "mesh_identity")]
     mesh_peers: Vec<MeshPeer>,
 
+    /// A file of callers' weights: `name=weight` lines, 1 to 1000. Of all that callers share, one of
+    /// weight 2 gets as much as two others. Who is not named has the weight 1.
+    #[arg(long)]
+    caller_weights_file: Option<PathBuf>,
+
     /// The listener's certificate chain, PEM. With it, connections are by TLS only.
     #[arg(long, requires = "tls_key_file")]
     tls_cert_file: Option<PathBuf>,
@@ -178,6 +184,8 @@ fn jwks_url(text: &str) -> Result<Url, Invalid> {
 pub struct AccessConfig {
     /// Hashes of tokens.
     pub tokens_file: Option<PathBuf>,
+    /// Callers' weights.
+    pub weights_file: Option<PathBuf>,
     /// JWTs, and where their issuer's keys are.
     pub jwt: Option<(JwtRules, JwksSource)>,
     /// The mesh that names callers.
@@ -288,6 +296,13 @@ impl AccessConfig {
                 Ok((tokens.summary(), tokens))
             })
         });
+        let weights = self.weights_file.clone().map(|path| {
+            let flag = "--caller-weights-file";
+            self.watch("weights", flag, path, telemetry, |text| {
+                let weights = Weights::parse(text)?;
+                Ok((weights.summary(), weights))
+            })
+        });
         let jwt = self.jwt.clone().map(|(rules, source)| {
             let keys = match source {
                 JwksSource::File(path) => self
@@ -309,6 +324,7 @@ impl AccessConfig {
             jwt: jwt.transpose()?,
             tokens: tokens.transpose()?,
             credentials: None,
+            weights: weights.transpose()?,
         })
     }
 
@@ -366,6 +382,7 @@ impl TryFrom<AccessArgs> for AccessConfig {
             });
         Ok(Self {
             tokens_file: args.tokens_file,
+            weights_file: args.caller_weights_file,
             jwt,
             mesh: args.mesh_identity.map(|identity| Mesh {
                 identity,

@@ -13,8 +13,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::Invalid;
 use crate::runs::{LogLimits, LogStore, RedisStore};
 
-/// The fewest bytes of the secret of the logs' names.
-const MIN_SECRET: usize = 32;
+/// The fewest bytes of a secret.
+pub(super) const MIN_SECRET: usize = 32;
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]
@@ -129,7 +129,8 @@ impl EventLogArgs {
     }
 }
 
-fn read_secret(flag: &str, file: &Path) -> Result<SecretString, Invalid> {
+/// The text of a file without white space at its end.
+pub(super) fn read_secret(flag: &str, file: &Path) -> Result<SecretString, Invalid> {
     let text = fs::read_to_string(file)
         .map_err(|error| Invalid::new(format!("{flag} {}: {error}", file.display())))?;
     Ok(SecretString::from(text.trim_end().to_owned()))

@@ -7,8 +7,8 @@ use http::HeaderName;
 use humantime::Duration;
 
 use super::{
-    access::AccessArgs, address, limits::LimitArgs, requests::RequestArgs, streams::StreamArgs,
-    telemetry::TelemetryArgs,
+    access::AccessArgs, address, isolation::IsolationArgs, limits::LimitArgs,
+    requests::RequestArgs, streams::StreamArgs, telemetry::TelemetryArgs,
 };
 
 /// Headers that say how a message stands on its connection. Whoever sets them from outside makes
@@ -73,6 +73,9 @@ pub(super) struct GatewayArgs {
 
     #[command(flatten)]
     pub(super) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(super) isolation: IsolationArgs,
 
     #[command(flatten)]
     pub(super) requests: RequestArgs,

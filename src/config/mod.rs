@@ -12,6 +12,7 @@ mod embedded_args;
 mod environment;
 mod event_log;
 mod gateway;
+mod isolation;
 mod limits;
 mod requests;
 mod streams;
@@ -42,7 +43,7 @@ use crate::{
     embedded,
     runs::StreamLimits,
     server::Limits,
-    upstream::{AuthStyle, RENEWAL, Upstream, UpstreamFiles},
+    upstream::{AuthStyle, IsolationRules, RENEWAL, Upstream, UpstreamFiles},
 };
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).
@@ -182,6 +183,8 @@ pub struct Serve {
     pub streams: StreamLimits,
     /// Who may call.
     pub access: AccessConfig,
+    /// How callers are kept from each other, if they are.
+    pub isolation: Option<IsolationRules>,
 }
 
 /// The configuration of `dev`.
@@ -216,6 +219,9 @@ impl Serve {
             renewal,
         } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
+        let has_key = key.is_some() || files.key.is_some();
+        let has_names = gateway.access.is_closed();
+        let isolation = gateway.isolation.rules(has_key, has_names)?;
         let serve = Self {
             listen: gateway.listen,
             upstream: Upstream {
@@ -245,6 +251,7 @@ impl Serve {
             },
             streams: gateway.streams.try_into()?,
             access: gateway.access.try_into()?,
+            isolation,
         };
         serve.check()?;
         Ok(serve)
@@ -538,6 +545,13 @@ mod tests {
             "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-max-age 5m",
             "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-pause 0s",
             "--jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--upstream-api-key k --tokens-file t --isolate-callers",
+            "--upstream-api-key k --tokens-file t --isolation-key-file Cargo.lock",
+            "--upstream-api-key k --tokens-file t --isolate-callers --isolation-key-file missing",
+            "--upstream-api-key k --tokens-file t --isolate-callers --isolation-key-file .gitignore --isolate-unmarked maybe",
+            "--upstream-api-key k --isolate-callers --isolation-key-file Cargo.lock",
+            "--isolate-callers --isolation-key-file Cargo.lock --mesh-identity l5d-client-id --mesh-peer loopback",
+            "--upstream-api-key k --isolate-assistants --tokens-file t",
             "--jwt-name-claim email",
             "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-pause 1s",
             "--upstream-api-key k --mesh-identity xfcc",
@@ -561,6 +575,8 @@ mod tests {
             "--upstream-api-key k --web-origins https://app.example,http://localhost:5173",
             "--upstream-api-key k --web-origins * --tokens-file tokens",
             "--web-origins *",
+            // Any file of 32 bytes is a secret.
+            "--upstream-api-key k --tokens-file t --isolate-callers --isolation-key-file Cargo.lock --isolate-assistants",
             &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
             "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a,b --jwt-jwks-url https://h/jwks",
             "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a --jwt-jwks-url http://[::1]:1/jwks",

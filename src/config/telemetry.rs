@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::{Invalid, address};
+use crate::telemetry::MAX_NAMED_CALLERS;
 
 /// The flags.
 #[derive(Debug, Clone, Args)]
@@ -31,6 +32,11 @@ pub(super) struct TelemetryArgs {
     /// a log tells who talks, when, and about which threads.
     #[arg(long)]
     log_ids: bool,
+
+    /// As many callers have metrics of their own, by their names: the first that call. All others
+    /// are the caller `other`.
+    #[arg(long, default_value_t = MAX_NAMED_CALLERS)]
+    max_named_callers: usize,
 
     /// The variables ask for traces, or do not: nobody is to be told.
     #[arg(skip)]
@@ -60,6 +66,8 @@ pub struct TelemetryConfig {
     pub log_format: LogFormat,
     /// Whether lines of calls have ids and names.
     pub log_ids: bool,
+    /// How many callers have metrics of their own.
+    pub max_named_callers: usize,
     /// Whether and how traces are exported.
     pub traces: Option<Traces>,
 }
@@ -207,6 +215,7 @@ impl TryFrom<TelemetryArgs> for TelemetryConfig {
             log: args.log,
             log_format: args.log_format,
             log_ids: args.log_ids,
+            max_named_callers: args.max_named_callers,
             traces: if args.untraced {
                 None
             } else {

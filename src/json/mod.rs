@@ -25,6 +25,7 @@
 
 mod cursor;
 mod decimal;
+mod edit;
 pub(crate) mod read;
 mod write;
 
@@ -33,6 +34,7 @@ use std::{borrow::Cow, collections::HashSet, sync::atomic::AtomicU8};
 pub(crate) use cursor::Cursor;
 pub use cursor::Malformed;
 pub(crate) use cursor::Read;
+pub(crate) use edit::{Member, path_to, split_member, without_member};
 pub use write::Violation;
 pub(crate) use write::{Empty, ObjectWriter, Writer};
 

@@ -5,7 +5,7 @@
 
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Gateway, RunEvents, answer, run};
+use super::{Gateway, RunEvents, answer, is_of_run, run};
 use crate::{server::Routes, v1::*};
 
 include!(concat!(env!("OUT_DIR"), "/services.rs"));

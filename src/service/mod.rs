@@ -137,6 +137,7 @@ impl Gateway {
                 retries: retries(&metadata),
                 owner: account.owner,
                 credential: account.credential,
+                mark: self.upstream.mark(account.name.as_deref()),
                 name: account.name,
                 call: record,
             },
@@ -180,6 +181,12 @@ fn retries(metadata: &HeaderMap) -> bool {
     };
     number(PREVIOUS).is_some_and(|attempts| attempts > 0)
         || number(ATTEMPT).is_some_and(|attempt| attempt > 1)
+}
+
+/// Whether what a write was answered with is about its run: not, if there is no such run for the
+/// caller. It then must change nothing for those who watch one.
+fn is_of_run<M>(result: &Result<Answer<M>, Error>) -> bool {
+    !matches!(result, Err(error) if error.is_not_found())
 }
 
 /// The answer of a unary call.

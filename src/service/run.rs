@@ -135,6 +135,7 @@ pub(super) async fn wait_run(
         .streams
         .wait_run(&caller, &request)
         .await
+        .inspect(|run| caller.call.saw(run))
         .map(Response::new)
         .map_err(|error| status(&caller.call, &error))
 }

@@ -8,7 +8,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -21,6 +21,7 @@ use super::{
     Telemetry,
     metrics::{Method, code_name},
     trace,
+    usage::CallerUsage,
 };
 use crate::{
     error::Error,
@@ -50,6 +51,8 @@ struct Open {
     began: Instant,
     span: trace::Server,
     notes: Mutex<Notes>,
+    /// What its caller used, once that is known by name.
+    usage: OnceLock<Arc<CallerUsage>>,
     /// Events sent, but for heartbeats. Whoever sends them is the only one that writes it.
     events: AtomicU64,
 }
@@ -92,6 +95,7 @@ impl Telemetry {
             began: Instant::now(),
             span,
             notes: Mutex::default(),
+            usage: OnceLock::new(),
             events: AtomicU64::new(0),
         })))
     }
@@ -112,6 +116,16 @@ impl Call {
 
     /// The caller, by its name; empty, if its certificate has none.
     pub fn by(&self, caller: &str) {
+        if let Some(open) = &self.0 {
+            let usage = open.usage.get_or_init(|| {
+                let usage = open.telemetry.metrics().callers.of(caller);
+                if open.method.streams {
+                    usage.live_streams.inc();
+                }
+                usage
+            });
+            usage.calls.inc();
+        }
         if !caller.is_empty() {
             self.note_ids(|ids| ids.caller = Some(shortened(caller)));
         }
@@ -137,6 +151,9 @@ impl Call {
                 .shed
                 .with_label_values(&[what])
                 .inc();
+            if let Some(usage) = open.usage.get() {
+                usage.refused.inc();
+            }
         }
         open.notes().error = Some(error.log().to_string());
     }
@@ -172,6 +189,10 @@ impl Call {
     pub fn saw(&self, run: &Run) {
         if let Some(open) = &self.0 {
             open.span.saw(run);
+            if let Some(usage) = open.usage.get() {
+                let Telemetry(inner) = &open.telemetry;
+                inner.outcomes.shown(run, &usage.label, &inner.metrics);
+            }
         }
         self.about(&run.thread_id, &run.id);
     }
@@ -181,6 +202,9 @@ impl Call {
         let Some(open) = &self.0 else { return };
         let duration = open.began.elapsed();
         open.method.active.dec();
+        if let Some(usage) = open.usage.get().filter(|_| open.method.streams) {
+            usage.live_streams.dec();
+        }
         open.method.duration(code).observe(duration.as_secs_f64());
         let (service, method) = match &open.unknown {
             Some(path) => path.split_once('/').unwrap_or((path, "")),

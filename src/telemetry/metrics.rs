@@ -20,6 +20,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
+use super::Callers;
 use crate::v1::{DESCRIPTOR, RunEventType};
 
 /// The content type of [`Metrics::render`].
@@ -68,7 +69,7 @@ pub(super) const TROUBLES: [&str; 4] = [
 ];
 
 /// What stands for all that is not known.
-const OTHER: &str = "other";
+pub(super) const OTHER: &str = "other";
 
 /// What is served beside the contract.
 const STANDARD: [(&str, &str); 5] = [
@@ -120,6 +121,8 @@ pub struct Metrics {
     runs_ended: IntCounterVec,
     tokens: HistogramVec,
     models: Models,
+    /// What each caller used.
+    pub callers: Callers,
 }
 
 /// What the event log does. Cheap to clone: clones count together.
@@ -329,6 +332,24 @@ impl Metrics {
                 TOKENS,
             ),
             models: Models::default(),
+            callers: Callers::new(
+                new.counters("runs_gateway_caller_calls_total", "Calls, by the name of their caller.", &["caller"]),
+                new.counters(
+                    "runs_gateway_caller_refused_total",
+                    "Calls refused because a limit was reached, by the name of their caller.",
+                    &["caller"],
+                ),
+                new.gauges(
+                    "runs_gateway_caller_live_streams",
+                    "Streaming calls that are open, by the name of their caller.",
+                    &["caller"],
+                ),
+                new.counters(
+                    "runs_gateway_caller_tokens_total",
+                    "Tokens that runs used, each run once, by the name of the first caller that was shown its end.",
+                    &["caller", "gen_ai_token_type", "gen_ai_request_model"],
+                ),
+            ),
             registry,
         }
     }
@@ -398,6 +419,16 @@ impl Metrics {
         self.tokens
             .with_label_values(&["invoke_agent", kind, self.models.label(model)])
             .observe(tokens);
+    }
+}
+
+impl Metrics {
+    /// A caller was shown the end of a run that used so many tokens of a kind.
+    pub(super) fn caller_tokens(&self, caller: &str, kind: &str, model: &str, tokens: u32) {
+        self.callers
+            .tokens
+            .with_label_values(&[caller, kind, self.models.label(model)])
+            .inc_by(tokens.into());
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `upstream_request.rs` | one upstream request, likewise |
 //! | `trouble.rs` | what whoever runs the gateway has to mend |
 //! | `run_metrics.rs` | how runs end and what they used, each run once |
+//! | `usage.rs` | what each caller used |
 //! | `trace.rs` | spans, and their export by OTLP |
 //! | `log.rs` | where log lines go, and in which form |
 //! | `once.rs` | lines that peers can cause: one a second |
@@ -28,6 +29,7 @@ mod run_metrics;
 mod trace;
 mod trouble;
 mod upstream_request;
+mod usage;
 
 use std::{fmt, sync::Arc};
 
@@ -37,6 +39,7 @@ pub use self::{
     once::OncePerSecond,
     trace::Tracer,
     upstream_request::UpstreamRequest,
+    usage::{Callers, MAX_NAMED_CALLERS},
 };
 use crate::v1::Run;
 

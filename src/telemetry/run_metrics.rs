@@ -25,6 +25,8 @@ pub(super) struct RunMetrics {
     since: i64,
     hasher: RandomState,
     counted: Mutex<Counted>,
+    /// Those of which a caller is known.
+    attributed: Mutex<Counted>,
 }
 
 #[derive(Default)]
@@ -42,15 +44,36 @@ impl Default for RunMetrics {
             since: now() - SKEW,
             hasher: RandomState::new(),
             counted: Mutex::default(),
+            attributed: Mutex::default(),
         }
     }
 }
 
 impl RunMetrics {
+    /// Counts a run that has ended.
     pub(super) fn saw(&self, run: &Run, metrics: &Metrics) {
-        let Some(status) = ending(run.status()) else {
+        let Some(status) = self.counts(run, &self.counted) else {
             return;
         };
+        metrics.run_ended(status, run.last_error.as_ref().map(|error| &*error.code));
+        for (kind, tokens) in tokens(run) {
+            metrics.tokens(kind, &run.model, f64::from(tokens));
+        }
+    }
+
+    /// Counts the tokens of a run that has ended to the caller of this label, if nobody was shown
+    /// its end before.
+    pub(super) fn shown(&self, run: &Run, caller: &str, metrics: &Metrics) {
+        if self.counts(run, &self.attributed).is_some() {
+            for (kind, tokens) in tokens(run) {
+                metrics.caller_tokens(caller, kind, &run.model, tokens);
+            }
+        }
+    }
+
+    /// The label of the run's status, if it has ended, not too long ago, and was not `counted`.
+    fn counts(&self, run: &Run, counted: &Mutex<Counted>) -> Option<&'static str> {
+        let status = ending(run.status())?;
         let times = [&run.completed_at, &run.failed_at, &run.cancelled_at];
         let ended = times.into_iter().flatten().map(|time| time.seconds).max();
         // An expired run has none of them.
@@ -59,25 +82,13 @@ impl RunMetrics {
             .flatten()
             .map(|time| time.seconds)
             .next());
-        if ended.is_some_and(|ended| ended < self.since) || !self.is_new(run, ended) {
-            return;
-        }
-        metrics.run_ended(status, run.last_error.as_ref().map(|error| &*error.code));
-        if let Some(usage) = &run.usage {
-            for (kind, tokens) in [
-                ("input", usage.prompt_tokens),
-                ("output", usage.completion_tokens),
-            ] {
-                if let Some(tokens) = tokens.and_then(|tokens| u32::try_from(tokens).ok()) {
-                    metrics.tokens(kind, &run.model, f64::from(tokens));
-                }
-            }
-        }
+        let is_old = ended.is_some_and(|ended| ended < self.since);
+        (!is_old && self.is_new(run, ended, counted)).then_some(status)
     }
 
-    fn is_new(&self, run: &Run, ended: Option<i64>) -> bool {
+    fn is_new(&self, run: &Run, ended: Option<i64>, counted: &Mutex<Counted>) -> bool {
         let id = self.hasher.hash_one((&run.thread_id, &run.id));
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = counted.lock().unwrap_or_else(PoisonError::into_inner);
         // It may be one of those: rather not counted than counted twice.
         if ended.is_some() && ended <= counted.forgotten || !counted.runs.insert(id) {
             return false;
@@ -93,6 +104,18 @@ impl RunMetrics {
         }
         true
     }
+}
+
+/// The tokens that a run used, by their kind.
+fn tokens(run: &Run) -> impl Iterator<Item = (&'static str, u32)> {
+    let usage = run.usage.iter();
+    let kinds = usage.flat_map(|usage| {
+        [
+            ("input", usage.prompt_tokens),
+            ("output", usage.completion_tokens),
+        ]
+    });
+    kinds.filter_map(|(kind, tokens)| Some((kind, u32::try_from(tokens?).ok()?)))
 }
 
 /// Seconds since 1970.

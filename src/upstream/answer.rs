@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     delay,
     error_body::{self, Said},
-    failure,
+    failure, isolation,
     target::Target,
 };
 use crate::{
@@ -79,6 +79,8 @@ pub(super) struct Reading<'a> {
     pub(super) idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub(super) own_key: bool,
+    /// Marks of whose a thread is are shown. Otherwise they are taken out.
+    pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
     pub(super) limit: usize,
     /// When the call has to be over.
@@ -103,6 +105,13 @@ pub(super) async fn read<M: Answerable>(
         Err(error) => return Err(failure::cut(&error, reading.idempotency)),
     };
     let text = error_body::without_mark(&text);
+    let unmarked;
+    let text = if reading.shows_marks || !isolation::has_mark(text) {
+        text
+    } else {
+        unmarked = isolation::without_mark(text);
+        &unmarked
+    };
     let message: Box<M> = json::decode_boxed(text).map_err(|error| {
         unusable(if error_body::is_page(text, content_type(response)) {
             "a page (HTML): is --upstream-url the base of its API?".to_owned()
@@ -202,10 +211,15 @@ async fn rejection(
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says
     // less, not nothing, and not that there is no such route.
     let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
-    let said = match timeout_at(until, body(response, Bytes::new(), MAX_ERROR_BYTES)).await {
+    let mut said = match timeout_at(until, body(response, Bytes::new(), MAX_ERROR_BYTES)).await {
         Ok(Ok((text, true))) => error_body::read(&text, content_type(response)),
         Ok(Ok((_, false)) | Err(_)) | Err(_) => Said::default(),
     };
+    if !reading.shows_marks
+        && let Some(error) = &mut said.error
+    {
+        isolation::hide_mark(error);
+    }
     // Messages of other errors repeat what the caller wrote.
     let in_words = || match status {
         429 | 503 => delay::from_words(&said.error.as_ref()?.message),

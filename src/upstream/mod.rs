@@ -13,6 +13,7 @@
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
+//! | `isolation.rs` | whose a thread is, and who may use it |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
 //! | `stream.rs` | event streams: a client of their own, frames as they come |
 //! | `sse.rs` | the framing of server-sent events, a pure parser |
@@ -32,6 +33,7 @@ mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod isolation;
 mod reconcile;
 mod retry;
 pub mod sse;
@@ -51,6 +53,8 @@ pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use document::fetch_document;
+use isolation::{Allowed, Isolation};
+pub use isolation::{IsolationRules, MARK_KEY, Mark, MarkKey, Unmarked};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;
@@ -164,6 +168,8 @@ pub struct Caller {
     pub credential: Option<Credential>,
     /// Its name, if callers are told apart.
     pub name: Option<Arc<str>>,
+    /// What marks what it makes, if callers are isolated from each other.
+    pub mark: Option<Mark>,
 }
 
 /// The header that names one write, for services that know it.
@@ -189,8 +195,8 @@ impl Caller {
         }
     }
 
-    /// The headers that may change what the upstream shows, in one order: callers with the same
-    /// ones may share an answer.
+    /// The headers that may change what the upstream shows, in one order, and the caller's mark:
+    /// callers with the same ones may share an answer.
     pub fn identity(&self) -> Identity {
         let relevant = self
             .headers
@@ -201,13 +207,13 @@ impl Caller {
             .collect();
         identity
             .sort_by(|a, b| (a.0.as_str(), a.1.as_bytes()).cmp(&(b.0.as_str(), b.1.as_bytes())));
-        Identity(identity)
+        Identity(identity, self.mark)
     }
 }
 
 /// Who a caller is to the upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Identity(Vec<(HeaderName, HeaderValue)>);
+pub struct Identity(Vec<(HeaderName, HeaderValue)>, Option<Mark>);
 
 impl Identity {
     /// The headers that decide what the caller may see, in a fixed order.
@@ -225,6 +231,7 @@ impl Identity {
             owner: Owner::default(),
             credential: None,
             name: None,
+            mark: self.1,
         }
     }
 }
@@ -238,6 +245,8 @@ pub struct Client {
     retry: Arc<retry::Retry>,
     base: target::Base,
     own_key: bool,
+    /// Which callers may use what, if they are isolated from each other.
+    isolation: Option<Arc<Isolation>>,
     answer_timeout: Duration,
     max_answer_bytes: usize,
     max_event_bytes: usize,
@@ -262,6 +271,7 @@ impl Client {
             retry: Arc::new(retry::Retry::new(upstream.retry.clone())),
             base: target::Base::new(&upstream.base),
             own_key: upstream.has_own_key(),
+            isolation: None,
             answer_timeout: upstream.answer_timeout,
             max_answer_bytes: upstream.max_answer_bytes,
             max_event_bytes: upstream.max_event_bytes,
@@ -279,15 +289,24 @@ impl Client {
         caller: &Caller,
         request: Request,
     ) -> Result<Answer<M>, Error> {
+        let request = self.allow(caller, request).await?;
+        self.send_allowed(caller, &request).await
+    }
+
+    async fn send_allowed<M: answer::Answerable>(
+        &self,
+        caller: &Caller,
+        request: &Allowed,
+    ) -> Result<Answer<M>, Error> {
         self.retry
-            .run(caller, |attempt| self.send_once(caller, &request, attempt))
+            .run(caller, |attempt| self.send_once(caller, request, attempt))
             .await
     }
 
     async fn send_once<M: answer::Answerable>(
         &self,
         caller: &Caller,
-        request: &Request,
+        request: &Allowed,
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
         let idempotency = request.idempotency;
@@ -330,16 +349,20 @@ impl Client {
         }
         caller.call.answered(id.as_deref());
         caller.answered(answer.as_ref().err());
+        if let Some(isolation) = &self.isolation {
+            isolation.answered(request, answer.as_ref().err());
+        }
         answer.map_err(|error| error.of_request(id))
     }
 
     /// How the answer to a request that was sent then is read.
-    fn reading<'a>(&self, caller: &Caller, request: &'a Request, sent: Instant) -> Reading<'a> {
+    fn reading<'a>(&self, caller: &Caller, request: &'a Allowed, sent: Instant) -> Reading<'a> {
         let until = sent + self.answer_timeout;
         Reading {
             target: &request.target,
             idempotency: request.idempotency,
             own_key: self.own_key,
+            shows_marks: request.shows_marks(),
             limit: self.max_answer_bytes,
             until: caller
                 .deadline
@@ -391,6 +414,8 @@ struct Request {
     target: Target,
     query: target::Query,
     body: Option<Bytes>,
+    /// The field of the RPC's request that the body is.
+    body_field: &'static str,
     idempotency: Idempotency,
     /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know
     /// such keys, and no ground for a retry.
@@ -410,6 +435,7 @@ impl Request {
             target: target::target(route, ids)?,
             query: target::Query::default(),
             body: None,
+            body_field: "",
             idempotency,
             idempotency_key: None,
         })
@@ -421,7 +447,8 @@ impl Request {
         self
     }
 
-    fn body(mut self, body: Vec<u8>) -> Self {
+    fn body(mut self, field: &'static str, body: Vec<u8>) -> Self {
+        self.body_field = field;
         self.body = Some(body.into());
         self
     }

@@ -100,6 +100,7 @@ impl Client {
         request: &CancelRunRequest,
         cancellation: Request,
     ) -> Result<Answer<Run>, Error> {
+        let cancellation = self.allow(caller, cancellation).await?;
         let repeated = AtomicBool::new(caller.retries);
         let attempt = |number| {
             repeated.fetch_or(number > 0, Ordering::Relaxed);
@@ -122,7 +123,7 @@ impl Client {
         caller: &Caller,
         deletion: &D,
     ) -> Result<Answer<D::Answer>, Error> {
-        let request = deletion.request()?;
+        let request = self.allow(caller, deletion.request()?).await?;
         let (request, doubtful) = (&request, &AtomicBool::new(caller.retries));
         let attempt = |number| async move {
             let answered = self.send_once(caller, request, number).await;

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Answer, Caller, Client, Request, answer, failure,
+    Allowed, Answer, Caller, Client, Request, answer, failure, isolation,
     sse::{self, Frame, Parser},
 };
 use crate::{
@@ -41,6 +41,10 @@ pub struct EventStream {
     parser: Parser,
     /// The body came to its end.
     over: bool,
+    /// Callers are isolated from each other: events show no mark.
+    hides_marks: bool,
+    /// The data of an event that showed one.
+    unmarked: Vec<u8>,
     idle_timer: IdleTimer,
     upstream_request: UpstreamRequest,
 }
@@ -80,6 +84,7 @@ impl Client {
         caller: &Caller,
         request: Request,
     ) -> Result<UpstreamReply, Error> {
+        let request = self.allow(caller, request).await?;
         self.retry
             .run(caller, |attempt| self.open_once(caller, &request, attempt))
             .await
@@ -88,7 +93,7 @@ impl Client {
     async fn open_once(
         &self,
         caller: &Caller,
-        request: &Request,
+        request: &Allowed,
         attempt: u32,
     ) -> Result<UpstreamReply, Error> {
         let idempotency = request.idempotency;
@@ -135,6 +140,9 @@ impl Client {
         upstream_request.ended(&head);
         caller.call.answered(id.as_deref());
         caller.answered(head.as_ref().err());
+        if let Some(isolation) = &self.isolation {
+            isolation.answered(request, head.as_ref().err());
+        }
         Ok(match head.map_err(|error| error.of_request(id))? {
             Head::Stream(response, begun) => {
                 let headers = answer::shown(response.headers());
@@ -144,6 +152,8 @@ impl Client {
                     response,
                     parser,
                     over: false,
+                    hides_marks: !request.shows_marks(),
+                    unmarked: Vec::new(),
                     idle_timer: IdleTimer::default(),
                     upstream_request,
                 });
@@ -218,9 +228,11 @@ impl EventStream {
                 // whole.
                 Ok(None) => {
                     let pending = self.parser.finish().map(|pending| pending.frame);
-                    return Ok(
-                        pending.filter(|frame| frame.is_done() || json::is_whole(frame.data))
-                    );
+                    let is_whole =
+                        |frame: &Frame<'_>| frame.is_done() || json::is_whole(frame.data);
+                    return Ok(pending
+                        .filter(is_whole)
+                        .map(|frame| shown(frame, self.hides_marks, &mut self.unmarked)));
                 }
                 Err(error) => {
                     self.upstream_request.broke();
@@ -228,7 +240,20 @@ impl EventStream {
                 }
             }
         }
-        Ok(Some(self.parser.frame()))
+        let frame = self.parser.frame();
+        Ok(Some(shown(frame, self.hides_marks, &mut self.unmarked)))
+    }
+}
+
+/// The frame as a caller sees it. If it has to change, its data are then in `unmarked`.
+fn shown<'a>(frame: Frame<'a>, hides_marks: bool, unmarked: &'a mut Vec<u8>) -> Frame<'a> {
+    if !hides_marks || !isolation::has_mark(frame.data) {
+        return frame;
+    }
+    *unmarked = isolation::without_mark(frame.data);
+    Frame {
+        data: unmarked,
+        ..frame
     }
 }
 

@@ -90,6 +90,9 @@ impl Keys {
         add(b"");
         add(thread_id.as_bytes());
         add(run_id.as_bytes());
+        if let Some(mark) = &caller.mark {
+            add(mark.as_str().as_bytes());
+        }
         let hash = context.sign();
         Key(hex(&hash.as_ref()[..16]).into())
     }

@@ -43,7 +43,7 @@ use super::routes::is_infra;
 use crate::{
     error::Error,
     reloadable::Reloadable,
-    shares::{Accepted, Credential, Owner},
+    shares::{Accepted, Credential, Owner, Weights},
 };
 
 /// How callers are told apart.
@@ -62,6 +62,8 @@ pub struct Access {
     /// The header that has a caller's own credential, and those of them that the upstream has
     /// accepted. `None` where the gateway has a key of its own.
     pub credentials: Option<(HeaderName, Accepted)>,
+    /// How many callers each caller counts as where things are shared out.
+    pub weights: Option<Reloadable<Weights>>,
 }
 
 /// Whose share a call counts to.
@@ -182,7 +184,9 @@ impl Access {
         headers: &HeaderMap,
     ) -> Account {
         if let Some(Tenant(name)) = tenant {
-            let owner = Owner::of(name);
+            let weights = self.weights.as_ref().map(Reloadable::get);
+            let weight = weights.map_or(1, |weights| weights.of(name));
+            let owner = Owner::of(name).of_weight(weight);
             return Account {
                 owner,
                 credential: None,
