@@ -21,6 +21,9 @@ const OWN_METHODS: [&str; 2] = ["SubmitToolOutputs", "CancelRun"];
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
+/// Fields of a create that are the gateway's own, and no part of its REST request.
+const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
+
 /// The value of the option `rest` of an RPC.
 struct Route {
     method: String,
@@ -151,7 +154,7 @@ fn request(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<()
     let mut query = String::new();
     for field in input.fields() {
         let name = field.name();
-        let own = route.stream && name == "options";
+        let own = route.stream && name == "options" || OWN_FIELDS.contains(&name);
         if !(ids.contains(&name) || name == route.body || own) {
             write!(query, ".{}", parameter(&field)?)?;
         }

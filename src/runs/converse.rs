@@ -226,7 +226,7 @@ impl Conversation {
             }
             let request = StreamCreateThreadAndRunRequest {
                 thread_and_run,
-                options: None,
+                ..StreamCreateThreadAndRunRequest::default()
             };
             client
                 .stream_create_thread_and_run(caller, &request)
@@ -236,7 +236,7 @@ impl Conversation {
                 thread_id,
                 run,
                 include,
-                options: None,
+                ..StreamCreateRunRequest::default()
             };
             client.stream_create_run(caller, &request).await?
         };

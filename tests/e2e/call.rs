@@ -128,12 +128,14 @@ impl Call {
         match (method, &path[..]) {
             ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest {
                 thread_and_run: decode(body),
+                ..CreateThreadAndRunRequest::default()
             }
             .into(),
             ("POST", ["threads", _, "runs"]) => CreateRunRequest {
                 thread_id: id(1),
                 run: decode(body),
                 include,
+                ..CreateRunRequest::default()
             }
             .into(),
             ("GET", ["threads", _, "runs"]) => ListRunsRequest {

@@ -107,6 +107,7 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             thread_id: "t".into(),
             run: Some(run),
             include: Vec::new(),
+            ..CreateRunRequest::default()
         })
     };
     let extra = |extra: &str| {
@@ -147,6 +148,7 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             thread_id: "t".into(),
             run: Some(RunSpec::default()),
             include,
+            ..CreateRunRequest::default()
         })
     };
     let table = vec![
