@@ -21,6 +21,12 @@ const OWN_METHODS: [&str; 2] = ["SubmitToolOutputs", "CancelRun"];
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
+/// Creates that may be sent twice if they have a `request_id`: what they make is looked for.
+const REPEATABLE_BY_ID: [&str; 3] = ["CreateRun", "CreateMessage", "CreateAssistant"];
+
+/// Modifications of what creates mark: the mark stays.
+const KEEPS_MARK: [&str; 3] = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
+
 /// Fields of a create that are the gateway's own, and no part of its REST request.
 const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
 
@@ -230,6 +236,7 @@ fn answer(
             "    fn id(&self) -> Option<(&'static str, &str)> {{\n        Some((\"{id}\", &self.id))\n    }}"
         )?;
     }
+    marks(out, message)?;
     if name == "Run" {
         writeln!(
             out,
@@ -237,6 +244,26 @@ fn answer(
         )?;
     }
     writeln!(out, "}}\n")?;
+    Ok(())
+}
+
+/// How the marks of an answer are read and removed: of a resource with metadata, or of a list of
+/// such.
+fn marks(out: &mut String, message: &MessageDescriptor) -> Result<(), Box<dyn Error>> {
+    if message.get_field_by_name("metadata").is_some() {
+        writeln!(
+            out,
+            "    fn mark(&self) -> Option<&str> {{\n        self.metadata.get(MARK_KEY).map(String::as_str)\n    }}\n    fn unmark(&mut self) {{\n        self.metadata.remove(MARK_KEY);\n    }}"
+        )?;
+    }
+    let data = message.get_field_by_name("data").map(|field| field.kind());
+    let element = data.as_ref().and_then(Kind::as_message);
+    if element.is_some_and(|it| it.get_field_by_name("metadata").is_some()) {
+        writeln!(
+            out,
+            "    fn unmark(&mut self) {{\n        for it in &mut self.data {{\n            it.metadata.remove(MARK_KEY);\n        }}\n    }}"
+        )?;
+    }
     Ok(())
 }
 
@@ -257,12 +284,19 @@ fn deletion(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(
 /// The method of the client.
 fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
     let answer = rpc.output().name().to_owned();
+    let modification;
     let (with, answered, send) = if route.stream {
         (
             " with `stream`",
             "UpstreamReply".to_owned(),
             "self.open(caller, request.request()?)",
         )
+    } else if KEEPS_MARK.contains(&rpc.name()) {
+        modification = format!(
+            "self.send_modification(caller, request.request()?, \"{}\")",
+            route.body
+        );
+        ("", format!("Answer<{answer}>"), &*modification)
     } else if route.deleted.is_empty() {
         (
             "",
@@ -346,6 +380,19 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
     )?;
     if streams || OWN_HANDLERS.contains(&rpc.name()) {
         writeln!(out, "        run::{name}(self, request).await\n    }}")?;
+        return Ok(());
+    }
+    if rpc.input().get_field_by_name("request_id").is_some() {
+        let open = if REPEATABLE_BY_ID.contains(&rpc.name()) {
+            "open_create(request, |it| !it.request_id.is_empty())"
+        } else {
+            "open_once(request)"
+        };
+        writeln!(
+            out,
+            "        let (caller, request) = self.{open};\n        let answered = self.streams.create(\"{}\", &caller, &request).await;\n        answer(&caller.call, answered)\n    }}",
+            rpc.name()
+        )?;
         return Ok(());
     }
     let idempotency = idempotency(rpc);

@@ -187,6 +187,131 @@ fn one_value(text: &[u8]) -> Result<(), Malformed> {
     whole(text, |cursor| cursor.skip().map(drop))
 }
 
+/// Why a pair does not fit into an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// It has as many as it may have.
+    Full,
+    /// It is no object.
+    NoObject,
+}
+
+/// The object `text` with `pair` in its member `name`, which then has at most `max` pairs. All else
+/// is as it was.
+pub(crate) fn with_pair(
+    text: &[u8],
+    name: &str,
+    pair: (&str, &str),
+    max: usize,
+) -> Result<Vec<u8>, NoRoom> {
+    let mut out = vec![b'{'];
+    let mut pairs = None;
+    let each = |member: Cow<'_, [u8]>, value: &str| {
+        if *member == *name.as_bytes() {
+            pairs = Some(value.to_owned());
+        } else {
+            write_member(&mut out, &member, value);
+        }
+    };
+    members(text, each).map_err(|_| NoRoom::NoObject)?;
+    let mut count = 0;
+    let mut object = vec![b'{'];
+    if let Some(pairs) = pairs.filter(|pairs| pairs != "null") {
+        members(pairs.as_bytes(), |member, value| {
+            count += 1;
+            write_member(&mut object, &member, value);
+        })
+        .map_err(|_| NoRoom::NoObject)?;
+    }
+    if count >= max {
+        return Err(NoRoom::Full);
+    }
+    let (key, value) = pair;
+    write_member(&mut object, key.as_bytes(), &quoted(value));
+    object.push(b'}');
+    let object = String::from_utf8(object).map_err(|_| NoRoom::NoObject)?;
+    write_member(&mut out, name.as_bytes(), &object);
+    out.push(b'}');
+    Ok(out)
+}
+
+/// Writes a member behind those that are there.
+fn write_member(out: &mut Vec<u8>, name: &[u8], value: &str) {
+    if out.len() > 1 {
+        out.push(b',');
+    }
+    out.extend_from_slice(quoted(&String::from_utf8_lossy(name)).as_bytes());
+    out.push(b':');
+    out.extend_from_slice(value.as_bytes());
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Where in a document the first object is that is the member `parent` of another and has a member
+/// `name`: the path, such as `messages[1].metadata`.
+pub(crate) fn find_member(text: &[u8], parent: &str, name: &str) -> Option<String> {
+    let mut path = String::new();
+    let mut found = false;
+    whole(text, |cursor| {
+        find(cursor, (parent, name), &mut path, false, &mut found)
+    })
+    .ok()?;
+    found.then_some(path)
+}
+
+/// Reads the value that comes next, and leaves in `path` where what is looked for was found.
+fn find(
+    cursor: &mut Cursor<'_>,
+    wanted: (&str, &str),
+    path: &mut String,
+    in_parent: bool,
+    found: &mut bool,
+) -> Read<()> {
+    let length = path.len();
+    if cursor.enter(b'{')? {
+        while cursor.member()? {
+            let member = cursor.name()?.bytes();
+            if *found {
+                cursor.skip()?;
+                continue;
+            }
+            if in_parent && *member == *wanted.1.as_bytes() {
+                *found = true;
+                cursor.skip()?;
+                continue;
+            }
+            if length > 0 {
+                path.push('.');
+            }
+            path.push_str(&String::from_utf8_lossy(&member));
+            let is_parent = *member == *wanted.0.as_bytes();
+            find(cursor, wanted, path, is_parent, found)?;
+            if !*found {
+                path.truncate(length);
+            }
+        }
+    } else if cursor.enter(b'[')? {
+        let mut index = 0;
+        while cursor.element()? {
+            if *found {
+                cursor.skip()?;
+                continue;
+            }
+            path.extend(["[", &index.to_string(), "]"]);
+            find(cursor, wanted, path, false, found)?;
+            if !*found {
+                path.truncate(length);
+            }
+            index += 1;
+        }
+    } else {
+        cursor.skip()?;
+    }
+    Ok(())
+}
+
 /// The decoded names of an object's members. Fails if the text is not exactly one object.
 fn names(object: &str) -> Result<HashSet<Vec<u8>>, Malformed> {
     let mut names = HashSet::new();

@@ -8,22 +8,26 @@
 use std::sync::Arc;
 
 use async_stream::try_stream;
+use http::HeaderMap;
 use tokio::time::timeout;
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Events, Options, Started, Streams, delivery,
+    Events, Options, Started, Streams,
+    creates::{Begun, Ids, Left},
+    delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     log::EventLog,
-    progress::{Progress, SharedResume, run_event},
-    reader::{Reader, Source},
+    progress::{Progress, SharedResume},
+    reader::Reader,
     received::{Received, received},
     watch::{Interest, Subscription},
 };
 use crate::{
     error::{Delivery, Error, Idempotency},
-    upstream::{Caller, UpstreamReply, error_event},
+    upstream::{Caller, error_event},
     v1::{
         RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
         StreamSubmitToolOutputsRequest,
@@ -43,9 +47,12 @@ impl Streams {
         let record = self.recorded(&caller, options, &resume)?;
         let progress = record.progress(&resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
-        let client = self.client.clone();
+        let (streams, left) = (self.clone(), CancellationToken::new());
+        let _left = left.clone().drop_guard();
         self.start(reader, options, record, leave, async move {
-            client.stream_create_run(&caller, &request).await
+            let left = Left::Token(&left);
+            let rpc = "StreamCreateRun";
+            streams.create_unless(rpc, &caller, &request, left).await
         })
         .await
     }
@@ -62,9 +69,10 @@ impl Streams {
         let options = Options::new(request.options.as_ref())?;
         let record = self.recorded(&caller, options, &resume)?;
         let reader = Reader::new(self, &caller, record.progress(&resume, "", ""), options);
-        let client = self.client.clone();
+        let streams = self.clone();
         self.start(reader, options, record, leave, async move {
-            client.stream_create_thread_and_run(&caller, &request).await
+            let rpc = "StreamCreateThreadAndRun";
+            streams.create(rpc, &caller, &request).await
         })
         .await
     }
@@ -89,7 +97,7 @@ impl Streams {
                 .stream_submit_tool_outputs(&caller, &request)
                 .await;
             streams.touched(&request.thread_id, &request.run_id);
-            opened
+            opened.map(Begun::from)
         };
         self.start(reader, options, record, leave, opening).await
     }
@@ -105,7 +113,7 @@ impl Streams {
         opening: F,
     ) -> Result<Started, Error>
     where
-        F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
+        F: Future<Output = Result<Begun, Error>> + Send + 'static,
     {
         let permit = self.live_permit(&reader.caller);
         let opened = async move {
@@ -114,22 +122,16 @@ impl Streams {
                 Ok(permit) => opening.await.map(|opened| (opened, permit)),
                 Err(error) => Err(error),
             };
-            match opened {
-                Ok((UpstreamReply::Stream(stream, headers), permit)) => {
-                    reader.source = Some(Source {
-                        stream,
-                        _permit: permit,
-                    });
-                    Ok((reader, headers, None))
-                }
-                Ok((UpstreamReply::Run(answer), _)) => {
-                    reader
-                        .progress
-                        .knows(&answer.message.thread_id, &answer.message.id);
-                    Ok((reader, answer.headers, Some(run_event(answer.message))))
-                }
-                Err(error) => Err((reader, error)),
-            }
+            let (begun, permit) = match opened {
+                Ok(opened) => opened,
+                Err(error) => return Err((reader, error)),
+            };
+            let (reply, events) = match begun {
+                Begun::Made { reply, events, .. } => (reply, events),
+                Begun::Repeat(ids) => return Ok(Opened::Repeat(reader, ids)),
+            };
+            let (headers, events) = reader.opened(reply, events, permit);
+            Ok(Opened::Made(reader, headers, events))
         };
         let opened = if options.cancel_on_disconnect {
             // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels
@@ -144,7 +146,13 @@ impl Streams {
         } else {
             opened.await
         };
-        let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
+        let (reader, headers, first) = match opened.map_err(|(_, error)| error)? {
+            Opened::Made(reader, headers, first) => (reader, headers, first),
+            Opened::Repeat(reader, ids) => {
+                let repeat = self.repeat(reader, &ids, options, record, leave);
+                return Box::pin(repeat).await;
+            }
+        };
         let resume = reader.progress.shared();
         let events: Events = Box::pin(events(reader, first));
         let events = match record.0 {
@@ -159,6 +167,37 @@ impl Streams {
             headers,
             events: with_heartbeat(events, options.heartbeat),
         })
+    }
+
+    /// Follows a run that was made before, or by another call. It is not this call's to cancel or to
+    /// record.
+    async fn repeat(
+        &self,
+        mut reader: Reader,
+        ids: &Ids,
+        options: Options,
+        record: Record,
+        leave: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Started, Error> {
+        reader.keeps_run();
+        let resume = match record.0 {
+            Some(recorded) => recorded.call,
+            None => reader.progress.shared(),
+        };
+        let progress = Progress::new(resume, &ids.thread_id, &ids.id);
+        let options = Options {
+            cancel_on_disconnect: false,
+            resumable: false,
+            ..options
+        };
+        let caller = reader.caller.clone();
+        let from_the_beginning = ("after_position", "");
+        let delivery =
+            delivery::Delivery::after(self, caller, progress, options, from_the_beginning).await?;
+        Ok(Events::into(with_heartbeat(
+            delivery.events(leave),
+            options.heartbeat,
+        )))
     }
 
     /// How a stream with these options is recorded.
@@ -177,6 +216,14 @@ impl Streams {
             })
         })))
     }
+}
+
+/// What opening the upstream's stream came to.
+enum Opened {
+    /// The run is this call's; these are its first events.
+    Made(Reader, HeaderMap, Vec<RunEvent>),
+    /// The run was made before.
+    Repeat(Reader, Ids),
 }
 
 /// How a stream is recorded, if it is.
@@ -200,15 +247,15 @@ impl Record {
     }
 }
 
-/// All events, from the first one (of an upstream that answered with the run alone) to the run's
-/// last state.
+/// All events, from the first ones (those that were read already, or of an upstream that answered
+/// with the run alone) to the run's last state.
 fn events(
     mut reader: Reader,
-    first: Option<RunEvent>,
+    first: Vec<RunEvent>,
 ) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         let streams = reader.source.is_some();
-        if let Some(event) = first {
+        for event in first {
             reader.sends(&event);
             yield event;
         }

@@ -1,7 +1,8 @@
 //! One frame of the upstream as an event of the contract.
 //!
 //! Must hold: everything arrives. What has an unknown name, or data that is not what its name
-//! promises, is an [`UnknownEvent`] with name and data verbatim. Two dialects are read: `event:`
+//! promises, is an [`UnknownEvent`] with name and data verbatim. Only the mark of a create is not
+//! shown. Two dialects are read: `event:`
 //! and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
 //! `{"event":"thread.run.created","data":{…}}`. `event: message` is no name: it is the one that an
 //! event without any has (WHATWG HTML, 9.2.6).
@@ -12,7 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     json::{self, Names as _},
-    upstream::sse::Frame,
+    upstream::{MARK_KEY, sse::Frame},
     v1::{RunEvent, RunEventType, UnknownEvent, run_event::Payload},
 };
 
@@ -39,7 +40,7 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
         }
         _ => {}
     }
-    let known = event_type(&name).and_then(|kind| Some((kind, payload(kind, data)?)));
+    let known = event_type(&name).and_then(|kind| Some((kind, unmarked(payload(kind, data)?))));
     let (kind, payload) = known.unwrap_or_else(|| {
         (
             RunEventType::Unspecified,
@@ -114,6 +115,17 @@ fn payload(kind: RunEventType, data: &[u8]) -> Option<Payload> {
         | T::ThreadRunExpired => Payload::Run(json::decode_boxed(data).ok()?),
         T::Unspecified | T::Done | T::Heartbeat | T::Gap => return None,
     })
+}
+
+/// The payload without the mark of a create.
+fn unmarked(mut payload: Payload) -> Payload {
+    let metadata = match &mut payload {
+        Payload::Run(run) => &mut run.metadata,
+        Payload::Message(message) => &mut message.metadata,
+        _ => return payload,
+    };
+    metadata.remove(MARK_KEY);
+    payload
 }
 
 fn unknown(name: &[u8], data: &[u8]) -> UnknownEvent {

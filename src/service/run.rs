@@ -19,7 +19,13 @@ pub(super) async fn stream_create_run(
     request: Request<StreamCreateRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
     let leave = leave(&request);
-    let (caller, resume, request) = gateway.open_stream(request, Idempotency::NonIdempotent);
+    // A repeat looks for what the first call has made.
+    let idempotency = if request.get_ref().request_id.is_empty() {
+        Idempotency::NonIdempotent
+    } else {
+        Idempotency::Idempotent
+    };
+    let (caller, resume, request) = gateway.open_stream(request, idempotency);
     stream(
         caller.call.clone(),
         gateway

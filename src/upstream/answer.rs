@@ -70,6 +70,14 @@ pub(super) trait Answerable: json::Document {
     fn run(&self) -> Option<&Run> {
         None
     }
+
+    /// The resource's mark; of a list nothing.
+    fn mark(&self) -> Option<&str> {
+        None
+    }
+
+    /// Removes all marks.
+    fn unmark(&mut self) {}
 }
 
 /// How an answer is read.

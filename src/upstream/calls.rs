@@ -11,6 +11,7 @@ use super::{
     Answer, Caller, Client, Request, UpstreamReply,
     answer::Answerable,
     endpoints::{RestCall, body, body_or_empty},
+    mark::MARK_KEY,
     reconcile::Deletion,
     target::Query,
 };

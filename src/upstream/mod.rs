@@ -11,6 +11,8 @@
 //! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
+//! | `mark.rs` | the mark of a create: the pair of metadata that says which `request_id` made it |
+//! | `creates.rs` | creates that are marked, and how what they made is found again |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
 //! | `stream.rs` | event streams: a client of their own, frames as they come |
@@ -23,6 +25,7 @@
 mod admission;
 mod answer;
 mod calls;
+mod creates;
 mod delay;
 mod endpoints;
 mod error_body;
@@ -30,6 +33,7 @@ mod failure;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod mark;
 mod reconcile;
 mod retry;
 pub mod sse;
@@ -48,6 +52,8 @@ use url::Url;
 pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
+pub use creates::{Marked, MarkedCreate};
+pub use mark::{MARK_KEY, Mark};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;
@@ -56,6 +62,7 @@ pub use transport::{RENEWAL, UpstreamFiles};
 
 use crate::{
     error::{Error, Idempotency},
+    json,
     reloadable::Reloadable,
     shares::{Credential, Owner},
     telemetry::{self, Telemetry},
@@ -319,13 +326,18 @@ impl Client {
                 upstream_request.answered(response.status());
                 id = answer::request_id(response.headers()).map(str::to_owned);
                 let reading = self.reading(caller, request, sent);
-                answer::read(&mut response, Bytes::new(), &reading).await
+                answer::read::<M>(&mut response, Bytes::new(), &reading).await
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };
         place.over();
-        let answer =
+        let mut answer =
             answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
+        if let Ok(answer) = &mut answer
+            && !request.keeps_mark
+        {
+            answer.message.unmark();
+        }
         upstream_request.ended(&answer);
         if let Some(run) = answer
             .as_ref()
@@ -391,6 +403,8 @@ struct Request {
     /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know
     /// such keys, and no ground for a retry.
     idempotency_key: Option<HeaderValue>,
+    /// Its answer is not for a caller: the mark stays in it.
+    keeps_mark: bool,
 }
 
 impl Request {
@@ -408,7 +422,33 @@ impl Request {
             body: None,
             idempotency,
             idempotency_key: None,
+            keeps_mark: false,
         })
+    }
+
+    /// For a request whose answer no caller sees.
+    fn keeping_mark(mut self) -> Self {
+        self.keeps_mark = true;
+        self
+    }
+
+    /// Reads what this request modifies.
+    fn read_before(&self) -> Self {
+        Self {
+            method: Method::GET,
+            target: self.target.clone(),
+            query: target::Query::default(),
+            body: None,
+            idempotency: Idempotency::Idempotent,
+            idempotency_key: None,
+            keeps_mark: false,
+        }
+    }
+
+    /// Whether its body has a member of this name.
+    fn names(&self, member: &str) -> bool {
+        let body = self.body.as_deref().unwrap_or_default();
+        json::member(body, member).is_some()
     }
 
     /// For a request that makes something new.

@@ -19,7 +19,9 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Answer, Caller, Client, Request, answer, failure,
+    Answer, Caller, Client, Request,
+    answer::{self, Answerable as _},
+    failure,
     sse::{self, Frame, Parser},
 };
 use crate::{
@@ -85,7 +87,7 @@ impl Client {
             .await
     }
 
-    async fn open_once(
+    pub(super) async fn open_once(
         &self,
         caller: &Caller,
         request: &Request,
@@ -130,7 +132,8 @@ impl Client {
                 }
             }
             let reading = self.reading(caller, request, sent);
-            let answer = answer::read(&mut response, begun, &reading).await?;
+            let mut answer: Answer<Run> = answer::read(&mut response, begun, &reading).await?;
+            answer.message.unmark();
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
