@@ -121,8 +121,11 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Fields of requests that are the gateway's own, and no part of the REST API.
+const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
+
 /// Makes the call against an upstream that agrees to everything, and gives the one request that
-/// arrives.
+/// arrives. A modification of metadata reads before what it modifies: the mark has to stay.
 async fn arriving(call: &Call) -> Recorded {
     let upstream = Upstream::answering(|request| agreed(&request.target)).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
@@ -130,8 +133,11 @@ async fn arriving(call: &Call) -> Recorded {
         .await
         .unwrap_or_else(|status| panic!("{call:?}: {status}"));
     gateway.drain().await;
-    let [request] = &upstream.requests()[..] else {
-        panic!("{call:?}: not exactly one request")
+    let requests = upstream.requests();
+    let request = match &requests[..] {
+        [request] => request,
+        [read, request] if read.method == "GET" && read.target == request.target => request,
+        _ => panic!("{call:?}: not exactly one request"),
     };
     request.clone()
 }
@@ -141,7 +147,7 @@ fn the_table_sets_every_field_of_every_request() {
     fn reach(message: &MessageDescriptor, fields: &mut BTreeSet<String>) {
         for field in message
             .fields()
-            .filter(|field| field.name() != "extra_json")
+            .filter(|field| field.name() != "extra_json" && !OWN_FIELDS.contains(&field.name()))
         {
             if fields.insert(field.full_name().to_owned())
                 && let Kind::Message(message) = field.kind()
