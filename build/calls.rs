@@ -5,9 +5,15 @@
 //! Must hold: a call is its RPC's options (`rest.proto`, `idempotency_level`) and nothing else. A
 //! request field that is neither path, body nor a known kind of query fails the build.
 //!
+//! An id that would make a request another route's is known here, too: see [`not_ids`].
+//!
 //! By hand are the calls with a life of their own: [`OWN_METHODS`], [`OWN_HANDLERS`], streams.
 
-use std::{collections::BTreeMap, error::Error, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fmt::Write as _,
+};
 
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
@@ -134,7 +140,42 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         answer(&mut out, message, own_ids.get(message.name()))?;
     }
     write!(out, "impl Client {{\n{methods}}}\n")?;
+    not_ids(&mut out, pool)?;
     Ok(out)
+}
+
+/// The words that are no ids in a route because another route has them in that place: with one as
+/// its id, a request would be the other route's. The HTTP method does not matter: what one upstream
+/// refuses, another may take.
+fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>> {
+    let routes: BTreeSet<_> = rpcs(pool)?
+        .into_iter()
+        .map(|(_, route)| route.path)
+        .collect();
+    writeln!(
+        out,
+        "/// Route, id, and a word that stands in its place in another route.\npub(super) const NOT_IDS: &[(&str, &str, &str)] = &["
+    )?;
+    let is_id = |segment: &str| segment.starts_with('{');
+    for (one, other) in routes
+        .iter()
+        .flat_map(|one| routes.iter().map(move |other| (one, other)))
+    {
+        let pairs = || one.split('/').zip(other.split('/'));
+        let overlap = one.split('/').count() == other.split('/').count()
+            && pairs().all(|(own, word)| own == word || is_id(own) || is_id(word));
+        for (own, word) in pairs().filter(|_| overlap) {
+            if is_id(own) && !is_id(word) {
+                writeln!(
+                    out,
+                    "    ({one:?}, {:?}, {word:?}),",
+                    own.trim_matches(['{', '}'])
+                )?;
+            }
+        }
+    }
+    writeln!(out, "];")?;
+    Ok(())
 }
 
 /// How a call's request is made.

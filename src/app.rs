@@ -43,6 +43,7 @@ impl App {
                 .transpose()
                 .map_err(config::Invalid::new)?
                 .unwrap_or_else(Tracer::off),
+            config.telemetry.log_ids,
         );
         let client =
             upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
@@ -74,10 +75,10 @@ impl App {
     pub fn describe(&self, config: &config::Serve) -> String {
         let base = &config.upstream.base;
         let host = base.host_str().unwrap_or_default();
-        let tokens = self.access.tokens.as_ref().map(|tokens| {
-            let callers = tokens.get().callers();
-            format!("{callers} callers by token")
-        });
+        let port = base.port().map(|port| format!(":{port}"));
+        let port = port.unwrap_or_default();
+        let tokens = self.access.tokens.as_ref();
+        let tokens = tokens.map(|tokens| tokens.summary().to_string());
         let clients = self.access.clients.as_ref().map(|names| {
             if names.is_empty() {
                 "every client certificate of the CA".to_owned()
@@ -85,15 +86,23 @@ impl App {
                 format!("client certificates of {}", names.join(", "))
             }
         });
-        let known: Vec<_> = tokens.into_iter().chain(clients).collect();
+        let mesh = config.access.mesh.as_ref();
+        let mesh = mesh.map(|mesh| format!("whom the mesh names in {}", mesh.identity.header()));
+        let jwt = config.access.jwt.as_ref();
+        let jwt = jwt.map(|(rules, _)| format!("JWTs of {}", rules.issuer));
+        let ways = [clients, mesh, jwt, tokens];
+        let known: Vec<_> = ways.into_iter().flatten().collect();
         let callers = match (known.is_empty(), config.upstream.has_own_key()) {
             (false, _) => known.join(" and "),
             (true, true) => "anybody, with the gateway's key".to_owned(),
             (true, false) => "anybody, with a key of their own".to_owned(),
         };
-        let tls = if self.tls.is_some() { "TLS" } else { "no TLS" };
+        let tls = self.tls.as_ref().map_or_else(
+            || "no TLS".to_owned(),
+            |tls| format!("TLS with the {}", tls.summary()),
+        );
         let scheme = base.scheme();
-        format!("upstream {scheme}://{host}; admitted: {callers}; {tls}")
+        format!("upstream {scheme}://{host}{port}; admitted: {callers}; {tls}")
     }
 
     /// Serves on `listener` until `shutdown`, then drains. Returns when all is closed. `admin` is

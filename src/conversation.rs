@@ -203,11 +203,16 @@ impl Session<'_> {
             tokio::select! {
                 event = events.message() => {
                     let Some(event) = event? else { break };
-                    if let Some(Payload::Run(run)) = &event.payload {
-                        self.turn(run);
+                    let run = match &event.payload {
+                        Some(Payload::Run(run)) => Some(run.clone()),
+                        _ => None,
+                    };
+                    // First: functions work at the same time, and are called because of it.
+                    heed(event);
+                    if let Some(run) = run {
+                        self.turn(*run);
                         self.asked.iter().filter_map(|id| self.answer(id)).for_each(say);
                     }
-                    heed(event);
                 }
                 Some(done) = self.working.join_next() => {
                     // Nothing aborts it but the end of the conversation.
@@ -225,7 +230,7 @@ impl Session<'_> {
     }
 
     /// The run is in this state now.
-    fn turn(&mut self, run: &Run) {
+    fn turn(&mut self, run: Run) {
         (self.attach.thread_id, self.attach.run_id) = (run.thread_id.clone(), run.id.clone());
         let action = run
             .required_action
@@ -258,7 +263,7 @@ impl Session<'_> {
             };
             self.outputs.insert(call.id.clone(), output);
         }
-        self.run = Some(run.clone());
+        self.run = Some(run);
     }
 
     fn answer(&self, id: &str) -> Option<Message> {

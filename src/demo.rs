@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    config::{Cli, Command},
+    config::{self, Cli, Command},
     conversation::Conversation,
     dev::Dev,
     embedded,
@@ -53,7 +53,8 @@ pub async fn run() -> Result<(), Failure> {
     let Command::Dev(args) = cli.command else {
         return Err("the command is dev".into());
     };
-    let dev = Dev::start((*args).into(), CancellationToken::new()).await?;
+    let config = config::Dev::from(*args).untraced();
+    let dev = Dev::start(config, CancellationToken::new()).await?;
     say(
         NOTE,
         "",

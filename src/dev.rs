@@ -17,6 +17,8 @@ pub struct Dev {
     pub rest: SocketAddr,
     /// Where the admin port is, if there is one.
     pub admin: Option<SocketAddr>,
+    /// What was configured, in one line.
+    pub described: String,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -27,19 +29,20 @@ impl Dev {
         config: config::Dev,
         shutdown: CancellationToken,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let bind = async |address: SocketAddr| {
+        let bind = async |flag: &str, address: SocketAddr| {
             TcpListener::bind(address)
                 .await
-                .map_err(|error| format!("cannot listen on {address}: {error}"))
+                .map_err(|error| format!("cannot listen on {address} ({flag}): {error}"))
         };
-        let rest_listener = bind(config.rest_listen).await?;
+        let rest_listener = bind("--rest-listen", config.rest_listen).await?;
         let rest = rest_listener.local_addr()?;
         let limits = config.embedded.clone();
         let mut serve = config.serve(rest)?;
         // Nobody routes calls here who would have to learn of the end.
         serve.limits.drain_delay = std::time::Duration::ZERO;
         let app = App::new(&serve)?;
-        let listener = bind(serve.listen).await?;
+        let described = app.describe(&serve);
+        let listener = bind("--listen", serve.listen).await?;
         let grpc = listener.local_addr()?;
         let admin_listener = admin::listen(serve.telemetry.admin).await?;
         let admin = admin_listener
@@ -77,6 +80,7 @@ impl Dev {
             grpc,
             rest,
             admin,
+            described,
             tasks,
             shutdown,
         })

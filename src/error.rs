@@ -54,7 +54,7 @@ const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What doing an upstream request twice would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Idempotency {
-    /// The same as doing it once: reads, `CancelRun`, `ModifyRun`.
+    /// The same as doing it once: reads, changes, deletions, `CancelRun`.
     Idempotent,
     /// Harm: creates and submits.
     NonIdempotent,
@@ -120,7 +120,10 @@ pub enum Error {
     /// The caller's deadline passed.
     DeadlineExceeded,
     /// The gateway does not know the caller.
-    NotAdmitted,
+    NotAdmitted {
+        /// Why, or what to show, in words that hold nothing of what was shown.
+        what: &'static str,
+    },
     /// The gateway is shutting down, or the connection or the call has reached its age.
     Draining,
     /// The gateway has as much of something as it may have.
@@ -206,7 +209,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::UnknownEncoding
-            | Self::NotAdmitted
+            | Self::NotAdmitted { .. }
             | Self::DeadlineExceeded
             | Self::OutputsMissing { .. }
             | Self::OutputsTooLarge { .. } => false,
@@ -242,9 +245,10 @@ impl Error {
         }
     }
 
-    /// Whether the upstream has no such resource. A 404 without an error body is of the route.
+    /// Whether the upstream has no such resource. A 404 of a server that has no such route says
+    /// nothing about the resource.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && rejection.body.is_some())
+        matches!(self, Self::Rejected(rejection) if rejection.status == 404 && !rejection.missing_route)
     }
 
     /// Whether it is not the request that is wrong, but the state of the thread or run.
@@ -440,13 +444,9 @@ impl Error {
                     message.to_owned(),
                 )
             }
-            Self::NotAdmitted => {
-                let message = "the gateway does not know this caller: send a token as `authorization: Bearer TOKEN`, or a client certificate";
-                Verdict::new(
-                    Code::Unauthenticated,
-                    R::CallerNotAdmitted,
-                    message.to_owned(),
-                )
+            Self::NotAdmitted { what } => {
+                let message = format!("the gateway does not know this caller: {what}");
+                Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message)
             }
             Self::Draining => Verdict::new(
                 Code::Unavailable,
@@ -623,7 +623,7 @@ impl fmt::Display for Log<'_> {
             Error::Malformed { what } => write!(out, "malformed: {what}"),
             Error::UnknownEncoding => out.write_str("unknown encoding"),
             Error::DeadlineExceeded => out.write_str("deadline exceeded"),
-            Error::NotAdmitted => out.write_str("caller not admitted"),
+            Error::NotAdmitted { what } => write!(out, "caller not admitted: {what}"),
             Error::Draining => out.write_str("draining"),
             Error::Overloaded(limit) => write!(out, "overloaded: {}", limit.what),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),

@@ -3,12 +3,15 @@
 
 use std::{
     error::Error,
-    fs,
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::{
+    Status,
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -74,25 +77,36 @@ async fn ask_grpc(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sy
         )?;
     }
     let hint = if tls {
-        ""
+        " (if it asks for client certificates: ask its admin port by --admin-addr)"
     } else {
         " (if it speaks TLS: ask its admin port by --admin-addr, or give --tls-ca-file)"
     };
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| format!("{address}: {}{hint}", innermost(&error)))?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let cause = innermost(&error);
+        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        // Nobody is there, whatever would be spoken.
+        let nobody = io == Some(io::ErrorKind::ConnectionRefused);
+        format!("{address}: {cause}{}", if nobody { "" } else { hint })
+    })?;
     let answer = HealthClient::new(channel)
         .check(HealthCheckRequest::default())
         .await;
     let status = answer
-        .map_err(|status| format!("{address}: {:?}: {}{hint}", status.code(), status.message()))?
+        .map_err(|status| format!("{address}: {}{hint}", said(&status)))?
         .into_inner()
         .status();
     if status == ServingStatus::Serving {
         Ok(())
     } else {
         Err(format!("{address}: {}", status.as_str_name()).into())
+    }
+}
+
+/// What a status says: the cause, if it is the client's own.
+fn said(status: &Status) -> String {
+    match status.source() {
+        Some(source) => innermost(source).to_string(),
+        None => format!("{:?}: {}", status.code(), status.message()),
     }
 }
 

@@ -147,24 +147,20 @@ fn check(config: &Serve) -> Result<(), Failure> {
 
 async fn serve(config: Serve) -> Result<(), Failure> {
     reload_on_hangup()?;
+    // From now on a signal to end is heeded, and not only once others can read the address.
+    let shutdown = shutdown()?;
     let app = App::new(&config)?;
     let described = app.describe(&config);
     let listener = TcpListener::bind(config.listen)
         .await
-        .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+        .map_err(|error| format!("cannot listen on {} (--listen): {error}", config.listen))?;
     let admin = admin::listen(config.telemetry.admin).await?;
     // Whoever started the gateway on port 0 reads the port here.
     writeln!(io::stderr(), "grpc listening on {}", listener.local_addr()?)?;
     let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
     say_admin(admin_address)?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        grpc = %listener.local_addr()?,
-        admin = admin_address.map(tracing::field::display),
-        "serving: {described}; set: {}",
-        config::settings()
-    );
-    app.serve(listener, admin, shutdown()?).await;
+    log_start(listener.local_addr()?, admin_address, &described);
+    app.serve(listener, admin, shutdown).await;
     Ok(())
 }
 
@@ -178,8 +174,17 @@ async fn dev(config: Dev) -> Result<(), Failure> {
         dev.rest
     )?;
     say_admin(dev.admin)?;
+    log_start(dev.grpc, dev.admin, &dev.described);
     dev.ended().await;
     Ok(())
+}
+
+/// Logs what was started.
+fn log_start(grpc: SocketAddr, admin: Option<SocketAddr>, described: &str) {
+    let (version, set) = (env!("CARGO_PKG_VERSION"), config::settings());
+    let set = if set.is_empty() { "nothing" } else { set };
+    let admin = admin.map(tracing::field::display);
+    tracing::info!(version, %grpc, admin, "serving: {described}; set: {set}");
 }
 
 fn say_admin(address: Option<SocketAddr>) -> io::Result<()> {

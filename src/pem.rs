@@ -3,7 +3,7 @@
 //! Must hold: an error names the flag whose file it is about and what is wrong, and holds nothing
 //! of the file. A certificate that is not valid now is refused, since nobody would accept it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::{
     RootCertStore,
@@ -32,12 +32,26 @@ pub(crate) fn roots(flag: &str, pem: &[u8]) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// A certificate chain whose first certificate is valid now, and when that expires, in Unix
-/// seconds.
-pub(crate) fn own_chain(
-    flag: &str,
-    pem: &[u8],
-) -> Result<(Vec<CertificateDer<'static>>, i64), String> {
+/// A certificate chain whose first certificate is valid now.
+#[derive(Debug)]
+pub(crate) struct OwnChain {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// When its first certificate expires.
+    pub(crate) expires: SystemTime,
+    /// Whose it is and until when, for people.
+    pub(crate) summary: String,
+}
+
+impl OwnChain {
+    /// When it expires, in Unix seconds.
+    pub(crate) fn expiry(&self) -> i64 {
+        let since = self.expires.duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The chain of a file.
+pub(crate) fn own_chain(flag: &str, pem: &[u8]) -> Result<OwnChain, String> {
     let chain = certificates(flag, pem)?;
     let (_, leaf) = X509Certificate::from_der(&chain[0])
         .map_err(|_| format!("{flag}: its first certificate is damaged"))?;
@@ -53,8 +67,16 @@ pub(crate) fn own_chain(
             "{flag}: the certificate is not valid yet ({begins}): is the clock right?"
         ))
     } else {
-        let ends = ends.timestamp();
-        Ok((chain, ends))
+        let expires = u64::try_from(ends.timestamp()).unwrap_or_default();
+        let expires = UNIX_EPOCH + Duration::from_secs(expires);
+        let subject = leaf.subject().to_string();
+        let until = humantime::format_rfc3339_seconds(expires);
+        let summary = format!("certificate of {subject:?} until {until}");
+        Ok(OwnChain {
+            chain,
+            expires,
+            summary,
+        })
     }
 }
 

@@ -6,6 +6,8 @@
 //!   still being written), or at once after [`reload`], without a restart.
 //! - What cannot be read whole, is empty, still changes, or cannot be understood changes nothing.
 //!   It is logged once, and again when the reason is another; a gauge is 1 meanwhile.
+//! - A value that expires is logged a week before, and when it has expired: the gauge is 1 from
+//!   then on.
 //! - Nothing blocks: only regular files are read, up to a MiB, by threads of their own.
 //!
 //! Contents are compared, not times: mounted secrets are swapped as links, and some tools keep
@@ -14,10 +16,11 @@
 use std::{
     fs::{File, OpenOptions},
     io::Read as _,
+    mem,
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     sync::{Arc, LazyLock, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -35,6 +38,12 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The longest time between the two looks that see a change: a file that differs in them is still
 /// being written.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// How long before a value expires that is said.
+const NOTICE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The longest sleep until something expires: the clock may be set meanwhile.
+const CLOCK_LOOK: Duration = Duration::from_secs(3600);
 
 /// Raised by [`reload`]. Signals are the process's, and so is this.
 static RELOADS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
@@ -68,9 +77,26 @@ pub struct Source {
     pub failing: IntGauge,
 }
 
+/// What was made of files.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    /// The value.
+    pub value: T,
+    /// What it holds, for the log, such as `2 callers by token`. Nothing secret.
+    pub summary: String,
+    /// When it cannot be used any more.
+    pub expires: Option<SystemTime>,
+}
+
 /// A value made of files' contents. Cheap to clone; clones see the same value.
 #[derive(Debug)]
-pub struct Reloadable<T>(Arc<ArcSwap<T>>);
+pub struct Reloadable<T>(Arc<Shared<T>>);
+
+#[derive(Debug)]
+struct Shared<T> {
+    value: ArcSwap<T>,
+    summary: ArcSwap<String>,
+}
 
 impl<T> Clone for Reloadable<T> {
     fn clone(&self) -> Self {
@@ -81,7 +107,10 @@ impl<T> Clone for Reloadable<T> {
 impl<T: Send + Sync + 'static> Reloadable<T> {
     /// A value that does not change.
     pub fn fixed(value: T) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(value)))
+        Self(Arc::new(Shared {
+            value: ArcSwap::from_pointee(value),
+            summary: ArcSwap::default(),
+        }))
     }
 
     /// Reads the files of `source` and makes a value of their contents with `make`; again whenever
@@ -89,15 +118,20 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
     /// name the flag and hold nothing of the files.
     pub fn new(
         source: Source,
-        make: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+        make: impl Fn(&[Vec<u8>]) -> Result<Loaded<T>, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let contents = read(&source.files)?;
-        let value = Self::fixed(make(&contents)?);
+        let made = make(&contents)?;
+        let value = Self::fixed(made.value);
+        value.0.summary.store(Arc::new(made.summary));
         let keeper = Keeper {
             value: Arc::downgrade(&value.0),
             contents,
             complained: None,
             made_at: Instant::now(),
+            expires: made.expires,
+            noticed: false,
+            expired: false,
             make: Arc::new(make),
             source,
         };
@@ -108,19 +142,30 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
 
     /// The value as it is now.
     pub fn get(&self) -> Arc<T> {
-        self.0.load_full()
+        self.0.value.load_full()
+    }
+
+    /// What it holds, in words without secrets.
+    pub fn summary(&self) -> Arc<String> {
+        self.0.summary.load_full()
     }
 }
 
 /// Looks at the files for as long as anybody has the value.
 struct Keeper<T, F> {
     source: Source,
-    value: Weak<ArcSwap<T>>,
+    value: Weak<Shared<T>>,
     /// What the value is made of.
     contents: Vec<Vec<u8>>,
     /// Why the files cannot be used, as it was logged.
     complained: Option<String>,
     made_at: Instant,
+    /// When the value expires.
+    expires: Option<SystemTime>,
+    /// That it will was logged.
+    noticed: bool,
+    /// That it has was logged.
+    expired: bool,
     make: Arc<F>,
 }
 
@@ -135,7 +180,7 @@ enum Look {
 impl<T, F> Keeper<T, F>
 where
     T: Send + Sync + 'static,
-    F: Fn(&[Vec<u8>]) -> Result<T, String> + Send + Sync + 'static,
+    F: Fn(&[Vec<u8>]) -> Result<Loaded<T>, String> + Send + Sync + 'static,
 {
     async fn keep(mut self, mut reloads: watch::Receiver<u64>) {
         let never = |time: Duration| if time.is_zero() { Duration::MAX } else { time };
@@ -147,8 +192,13 @@ where
             never(self.source.interval).min(renewal)
         };
         loop {
+            self.heed_expiry();
+            if self.value.strong_count() == 0 {
+                return;
+            }
             let asked = select! {
                 () = sleep(interval) => false,
+                () = sleep(self.until_notice()) => continue,
                 asked = reloads.changed() => {
                     if asked.is_err() || self.source.files.is_empty() {
                         continue;
@@ -156,12 +206,58 @@ where
                     true
                 }
             };
-            if self.value.strong_count() == 0 {
-                return;
-            }
             let due = self.made_at.elapsed() >= renewal;
             self.look(asked, due).await;
         }
+    }
+
+    /// How long nothing has to be said of the expiry.
+    fn until_notice(&self) -> Duration {
+        let Some(left) = self.left() else {
+            return Duration::MAX;
+        };
+        let left = if self.noticed {
+            left
+        } else {
+            left.saturating_sub(NOTICE)
+        };
+        // What has expired was said: nothing is new before the files are.
+        if left.is_zero() {
+            Duration::MAX
+        } else {
+            left.min(CLOCK_LOOK)
+        }
+    }
+
+    /// The time until the value expires: zero if it has.
+    fn left(&self) -> Option<Duration> {
+        let expires = self.expires?;
+        let left = expires.duration_since(SystemTime::now());
+        Some(left.unwrap_or(Duration::ZERO))
+    }
+
+    /// Says that the value expires soon, or that it has: each once.
+    fn heed_expiry(&mut self) {
+        let what = self.source.what;
+        match self.left() {
+            Some(Duration::ZERO) => {
+                self.source.failing.set(1);
+                if !mem::replace(&mut self.expired, true) {
+                    tracing::warn!(what, loaded = self.loaded(), "it has expired: renew it");
+                }
+            }
+            Some(left) if left <= NOTICE && !self.noticed => {
+                self.noticed = true;
+                tracing::warn!(what, loaded = self.loaded(), "it expires soon: renew it");
+            }
+            _ => {}
+        }
+    }
+
+    /// What is in use, for the log.
+    fn loaded(&self) -> Option<String> {
+        let shared = self.value.upgrade()?;
+        Some(shared.summary.load().to_string())
     }
 
     /// Looks once: `asked` by somebody who reads the log, or `due` to be made anew in any case.
@@ -174,9 +270,10 @@ where
             Ok(Look::Changed(contents)) => Some(contents),
             Ok(Look::Same) => {
                 if asked {
-                    tracing::info!(what, "reload: the files are as they were");
+                    let loaded = self.loaded();
+                    tracing::info!(what, loaded, "reload: the files are as they were");
                 }
-                if !due {
+                if !due && !self.expired {
                     self.fine();
                 }
                 None
@@ -199,15 +296,23 @@ where
         // The threads that serve calls do not wait for what is made of the files, either.
         match spawn_blocking(move || make(&making)).await {
             Ok(Ok(made)) => {
-                if let Some(value) = self.value.upgrade() {
-                    value.store(Arc::new(made));
-                }
+                let what = self.source.what;
                 self.made_at = Instant::now();
+                self.expires = made.expires;
                 if contents != self.contents {
-                    let what = self.source.what;
-                    tracing::info!(what, "reload: the files have changed and are in use");
+                    let loaded = &*made.summary;
+                    tracing::info!(
+                        what,
+                        loaded,
+                        "reload: the files have changed and are in use"
+                    );
                     self.contents = contents;
+                    (self.noticed, self.expired) = (false, false);
                     self.fine();
+                }
+                if let Some(shared) = self.value.upgrade() {
+                    shared.value.store(Arc::new(made.value));
+                    shared.summary.store(Arc::new(made.summary));
                 }
                 true
             }

@@ -1,21 +1,23 @@
-//! `docs/reference.md` is the contract's comments, on one page.
+//! `docs/reference.md` is the contract's comments on one page, and `docs/flags.md` all flags.
 //!
-//! Must hold: the page is what this writes from the contract; if it is not, the test says how to
-//! renew it. It is written here, and not by a plugin of the compiler, since the descriptor with its
+//! Must hold: the pages are what this writes from the contract and from the command line; if they
+//! are not, the test says how to renew them. It is written here, and not by a plugin of the compiler, since the descriptor with its
 //! comments is in the binary anyway, for reflection.
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::{self, Write as _},
     fs,
     path::Path,
 };
 
+use clap::{Arg, CommandFactory as _};
 use prost_reflect::{
     DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
     ServiceDescriptor, prost_types::source_code_info::Location,
 };
-use runs_gateway::v1;
+use runs_gateway::{config::Cli, v1};
 
 const PACKAGE: &str = "runsgateway.v1";
 const INTRODUCTION: &str = "# Reference
@@ -23,18 +25,85 @@ const INTRODUCTION: &str = "# Reference
 Written from the comments in `proto/runsgateway/v1` by `UPDATE_REFERENCE=1 cargo test --test reference`; do not edit.
 ";
 
+const FLAGS: &str = "# Flags
+
+Written from `runs-gateway serve --help` and those of the other commands by `UPDATE_REFERENCE=1 cargo test --test reference`; do not edit.
+
+The variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`; a flag wins over its variable. A variable of that form that no command has is refused at
+start. A duration is written `500ms`, `30s`, `10m`.
+";
+
 #[test]
 fn the_reference_says_what_the_contract_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
-    let page = page().expect("a page");
+    is_current("docs/reference.md", &page().expect("a page"));
+}
+
+#[test]
+fn the_list_of_flags_says_what_the_help_says() {
+    is_current("docs/flags.md", &flags().expect("a page"));
+}
+
+/// Renews the page if that is asked for, and compares it.
+fn is_current(name: &str, page: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if env::var_os("UPDATE_REFERENCE").is_some() {
-        fs::write(&path, &page).expect("docs/ can be written to");
+        fs::write(&path, page).expect("docs/ can be written to");
     }
     let there = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         there == page,
-        "docs/reference.md is not current: UPDATE_REFERENCE=1 cargo test --test reference"
+        "{name} is not current: UPDATE_REFERENCE=1 cargo test --test reference"
     );
+}
+
+/// Flags of `serve` by their headings, and what the other commands have beside these.
+fn flags() -> Result<String, fmt::Error> {
+    let mut page = FLAGS.to_owned();
+    let program = Cli::command();
+    let mut listed = BTreeSet::new();
+    for name in ["serve", "dev", "healthcheck", "proto"] {
+        let command = program.find_subcommand(name).expect("a command");
+        let mut headings: Vec<(String, Vec<&Arg>)> = Vec::new();
+        for arg in command.get_arguments() {
+            let Some(flag) = arg.get_long() else { continue };
+            if !listed.insert(flag) && name != "healthcheck" {
+                continue;
+            }
+            let heading = arg.get_help_heading().unwrap_or("General");
+            match headings.iter_mut().find(|(known, _)| known == heading) {
+                Some((_, args)) => args.push(arg),
+                None => headings.push((heading.to_owned(), vec![arg])),
+            }
+        }
+        for (heading, args) in headings {
+            let of = if heading == "General" { "" } else { ": " };
+            let heading = if of.is_empty() { "" } else { &heading };
+            write!(
+                page,
+                "\n## `{name}`{of}{heading}\n\n| flag | default | meaning |\n|---|---|---|\n"
+            )?;
+            for arg in args {
+                add_flag(&mut page, arg)?;
+            }
+        }
+    }
+    Ok(page)
+}
+
+fn add_flag(page: &mut String, arg: &Arg) -> fmt::Result {
+    let help = arg.get_long_help().or(arg.get_help());
+    let help = help.map(ToString::to_string).unwrap_or_default();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let defaults = arg.get_default_values().iter();
+    let defaults: Vec<_> = defaults.map(|value| value.to_string_lossy()).collect();
+    let takes_value = arg.get_action().takes_values();
+    let default = match defaults.join(",") {
+        default if default.is_empty() || !takes_value => String::new(),
+        default => format!("`{default}`"),
+    };
+    let flag = arg.get_long().unwrap_or_default();
+    let help = help.replace('|', "\\|");
+    writeln!(page, "| `--{flag}` | {default} | {help} |")
 }
 
 fn page() -> Result<String, fmt::Error> {

@@ -39,7 +39,7 @@ class Bench:
         if name not in self.started:
             self.started[name] = self._start(name)
             self.stack.callback(self.started[name].end)
-            print(f"{name}, core {sides.LOAD if name in ('upstream', 'events') else sides.MEASURED}: {self.started[name].shown}", flush=True)
+            print(f"{name}, core {sides.LOAD if name in ('upstream', 'events', 'redis') else sides.MEASURED}: {self.started[name].shown}", flush=True)
         return self.started[name]
 
     def _start(self, name):
@@ -60,6 +60,13 @@ class Bench:
                 return sides.bare(self.side("upstream"))
             case "gateway-events":
                 return sides.Gateway(self.side("events"))
+            case "gateway-redis":
+                key = self.folder / "event-log-key"
+                key.write_text("a secret of at least thirty-two bytes")
+                store = f"redis://{self.side('redis').address}"
+                return sides.Gateway(self.side("events"), {"RUNS_GATEWAY_EVENT_LOG": store, "RUNS_GATEWAY_EVENT_LOG_KEY_FILE": str(key)})
+            case "redis":
+                return sides.redis(self.folder)
             case "bare-events":
                 return sides.bare(self.side("events"))
             case "nginx-events":
@@ -131,6 +138,17 @@ def stream_works():
         yield Work(f"events-{name}", title, "µs", measure("gateway-events"), peers)
 
 
+def recorded_works():
+    """What it costs that a stream is recorded: held against the same stream that is not."""
+    # A log has 10,000 entries.
+    bulk = lambda side, kind: lambda bench: streams.bulk(bench.load, bench.side(side), 16, min(9_000, round(10_000 * bench.seconds)), kind)
+    single = lambda side, kind: lambda bench: streams.single(bench.load, bench.side(side), 400, 10, 1.5 * bench.seconds, kind)
+    for name, title, measure in (("bulk", "events in 16 KiB chunks", bulk), ("single", "events one by one", single)):
+        for log, side, must in (("memory", "gateway-events", (2.5, 1.15)), ("Redis", "gateway-redis", (4, 2.5))):
+            peers = {"not recorded": Peer(measure("gateway-events", "create"), *(must if name == "bulk" else ()))}
+            yield Work(f"recorded-{name}-{log.lower()}", f"{title}, recorded in {log}, CPU per event", "µs", measure(side, "record"), peers)
+
+
 def other_works():
     for part, must, aim in (("p50", 0.3, 0.2), ("p99", None, None)):
         latency = lambda side, part=part: lambda bench: bench.latency(side, part)
@@ -153,7 +171,7 @@ def other_works():
     yield Work("traces", "GetRun, CPU per call, 8,000 calls/s, 1% traced", "µs", traced("gateway-traces"), {"not traced": Peer(traced("gateway"), 1.1, 1.05)})
 
 
-WORKS = [*unary_works(), *stream_works(), *other_works()]
+WORKS = [*unary_works(), *stream_works(), *recorded_works(), *other_works()]
 
 
 def measured(bench, works, rounds):

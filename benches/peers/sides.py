@@ -148,6 +148,13 @@ def events_upstream(load):
     return Side("events", [load, "upstream", "--listen", f"127.0.0.1:{port}"], port, LOAD)
 
 
+def redis(folder):
+    """A store for the event log, which keeps nothing on disk."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    return Side("redis", command, port, LOAD)
+
+
 def nginx_proxy(name, folder, upstream):
     """Plain proxying from HTTP/2 to HTTP/1.1, bytes passed on as they come."""
     proxying = """upstream api { server %s; keepalive 1024; keepalive_requests 1000000000; }

@@ -36,9 +36,9 @@ class Streams:
         return int(answer.split("=")[1])
 
 
-def bulk(load, side, streams, events):
+def bulk(load, side, streams, events, kind=None):
     """CPU time per event when the upstream sends all of them in chunks of 16 KiB."""
-    with Streams(load, side.address, call(side), f"bulk-{events}") as reading:
+    with Streams(load, side.address, kind or call(side), f"bulk-{events}") as reading:
         before = side.cpu()
         reading.say(f"open {streams}")
         received = reading.say("finish")
@@ -47,10 +47,10 @@ def bulk(load, side, streams, events):
     return spent / received
 
 
-def single(load, side, streams, pause, seconds):
+def single(load, side, streams, pause, seconds, kind=None):
     """CPU time per event when each comes by itself, every `pause` ms on each stream, with all streams open."""
     events = int(seconds * 1000 / pause)
-    with Streams(load, side.address, call(side), f"paced-{pause}-{events}") as reading:
+    with Streams(load, side.address, kind or call(side), f"paced-{pause}-{events}") as reading:
         reading.say(f"open {streams}")
         time.sleep(0.2 * seconds)  # Past the opening, which is not what is measured.
         first, before = reading.say("count"), side.cpu()

@@ -16,7 +16,12 @@ PLAIN = {}
 # What turns on all that is off by default.
 FULL = {
     "upstream": {"profile": "azure", "url": "https://upstream.example/openai", "apiKeySecret": {"name": "key"}},
-    "callers": {"tokensSecret": {"name": "tokens"}, "allowedClients": ["a.example", "spiffe://b.example/c"]},
+    "callers": {
+        "tokensSecret": {"name": "tokens"},
+        "jwt": {"issuer": "https://issuer.example", "audience": "a", "jwksUrl": "https://issuer.example/jwks"},
+        "mesh": "istio",
+        "allowedClients": ["a.example", "spiffe://b.example/c"],
+    },
     "tls": {"secretName": "tls", "clientCa": True},
     "flags": {"max-upstream-requests": 256},
     "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4317"}],
@@ -33,7 +38,8 @@ FULL = {
     "affinity": {"podAntiAffinity": {}},
 }
 NO_SCALING = {"autoscaling": {"enabled": False}, "podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}, "callers": {"allowAnonymous": True}}
-VARIANTS = {"plain": PLAIN, "full": FULL, "no-scaling": NO_SCALING}
+LINKERD = {"upstream": {"apiKeySecret": {"name": "key"}}, "callers": {"mesh": "linkerd"}}
+VARIANTS = {"plain": PLAIN, "full": FULL, "no-scaling": NO_SCALING, "linkerd": LINKERD}
 
 
 def helm(*words, values=None):
@@ -98,8 +104,11 @@ def pods():
         confined = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
         assert container["securityContext"] == confined
         # Secrets are files, and only named.
-        assert not any("valueFrom" in variable or "KEY" == variable["name"][-3:] for variable in container["env"])
-        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert not any("secretKeyRef" in variable.get("valueFrom", {}) or "KEY" == variable["name"][-3:] for variable in container["env"])
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        # Kubernetes puts in only what stands before.
+        names = list(environment)
+        assert "POD_IP" not in names or names.index("POD_IP") < names.index("RUNS_GATEWAY_MESH_PEER")
         drain = sum(int(environment[f"RUNS_GATEWAY_DRAIN_{name}"].removesuffix("s")) for name in ["DELAY", "TIMEOUT"])
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         assert before == values.get("drain", {}).get("preStopSeconds", 0)
@@ -108,7 +117,9 @@ def pods():
         ready = container["readinessProbe"]
         delay = int(environment["RUNS_GATEWAY_DRAIN_DELAY"].removesuffix("s"))
         assert ready["periodSeconds"] * ready["failureThreshold"] < delay
-        assert ("grpc" in ready) == ("tls" not in values)
+        # Callers that fill the public port do not get the pod restarted, and the kubelet speaks no TLS.
+        for probe in ["startup", "readiness", "liveness"]:
+            assert container[f"{probe}Probe"]["httpGet"]["port"] == "admin"
         (port,) = [port for service in find(values, "Service") for port in service["spec"]["ports"] if port["name"] == "grpc"]
         assert port["appProtocol"] == "grpc"
 
@@ -127,6 +138,8 @@ def refusals():
         "has to know its callers": {"upstream": key},
         "needs tls.secretName": {"tls": {"clientCa": True}},
         "needs tls.clientCa": {"callers": {"allowedClients": ["a"]}},
+        "needs audience and jwksUrl": {"callers": {"jwt": {"issuer": "https://issuer.example"}}},
+        "callers": {"callers": {"mesh": "consul"}},
         "upsteam": {"upsteam": {"url": "mistyped"}},
     }
     for why, values in refused.items():

@@ -12,6 +12,7 @@ mod documents;
 #[path = "../../tests/codec/oracle.rs"]
 mod oracle;
 #[path = "../../tests/codec/roots.rs"]
+#[allow(dead_code, reason = "the tests use more of it")]
 mod roots;
 
 use std::sync::LazyLock;

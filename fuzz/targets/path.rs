@@ -35,7 +35,7 @@ static ROUTES: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
         .filter_map(|line| line.split_once("// REST: ")?.1.split_whitespace().nth(1))
         .collect();
     assert!(
-        routes.len() >= 9 && routes.iter().all(|route| route.starts_with('/')),
+        routes.len() >= 23 && routes.iter().all(|route| route.starts_with('/')),
         "{routes:?}"
     );
     routes
@@ -89,6 +89,20 @@ fuzz_target!(|input: Input| {
     };
 
     let no_segment = ids.iter().any(|id| ["", ".", ".."].contains(&id.as_str()));
+    let mut filling = ids.iter().map(String::as_str);
+    let filled: Vec<_> = route
+        .split('/')
+        .map(|it| {
+            if it.starts_with('{') {
+                filling.next().expect("as many")
+            } else {
+                it
+            }
+        })
+        .collect();
+    let another = ROUTES
+        .iter()
+        .any(|other| *other != route && other.split('/').eq(filled.iter().copied()));
     let no_page =
         limit.is_some_and(|limit| !(1..=100).contains(&limit)) || !(0..=2).contains(&order);
     let too_long = ids
@@ -97,7 +111,7 @@ fuzz_target!(|input: Input| {
         .chain([after, before])
         .any(|text| encoded(text) > TOO_LONG);
     let includes = include.iter().map(|it| encoded(it)).sum::<usize>();
-    let refused = no_segment || no_page || too_long || includes > TOO_LONG;
+    let refused = no_segment || another || no_page || too_long || includes > TOO_LONG;
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let fields = route
         .split('/')

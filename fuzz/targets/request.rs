@@ -24,66 +24,38 @@ use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target, fuzzer_mutate};
 use oracle::Json;
 use prost::Message;
 use prost_reflect::{DynamicMessage, MessageDescriptor, Value};
-use roots::{ROOTS, Root};
-use runs_gateway::{
-    error::Error,
-    json::{self, Document, Violation},
-    v1::{RunSpec, RunUpdate, ThreadAndRunSpec, ToolOutputs},
-};
+use roots::Root;
+use runs_gateway::error::Error;
 use serde_json::value::RawValue;
 
-/// A message's name, and what its bytes are as a body.
-type Body = (
-    &'static str,
-    fn(&[u8]) -> Option<Result<Vec<u8>, Violation>>,
-);
-
-/// The bodies of requests.
-const BODIES: [Body; 4] = [
-    ("RunSpec", body::<RunSpec>),
-    ("ThreadAndRunSpec", body::<ThreadAndRunSpec>),
-    ("RunUpdate", body::<RunUpdate>),
-    ("ToolOutputs", body::<ToolOutputs>),
-];
-
-static MESSAGES: LazyLock<Vec<(&Root, MessageDescriptor)>> = LazyLock::new(|| {
-    let root = |name: &str| {
-        ROOTS
-            .iter()
-            .find(|root| root.name == name)
-            .expect("it is a document")
-    };
-    BODIES
-        .iter()
-        .map(|(name, _)| (root(name), roots::descriptor(root(name))))
+/// The bodies of all requests of the contract: the request's field, and the message in it.
+static BODIES: LazyLock<Vec<(String, &Root, MessageDescriptor)>> = LazyLock::new(|| {
+    let bodies = roots::calls();
+    let bodies = bodies.iter().filter_map(roots::body);
+    bodies
+        .map(|(field, message)| (field, roots::root(&message), message))
         .collect()
 });
-
-/// `None` if the bytes are no such message.
-fn body<M: Document + Message + Default>(bytes: &[u8]) -> Option<Result<Vec<u8>, Violation>> {
-    Some(json::encode_request(&M::decode(bytes).ok()?, &["stream"]))
-}
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((which, bytes)) = input.split_first() else {
         return Corpus::Reject;
     };
     let which = usize::from(*which) % BODIES.len();
-    let encode = BODIES[which].1;
-    let (root, descriptor) = &MESSAGES[which];
-    let body = match encode(bytes) {
+    let (field, root, descriptor) = &BODIES[which];
+    let body = match (root.send)(bytes) {
         None => return Corpus::Reject,
         Some(Err(violation)) => {
-            let field = violation
+            let wrong = violation
                 .field
                 .split(['.', '['])
                 .next()
                 .expect("there is a first");
             let known = descriptor
                 .fields()
-                .any(|known| [known.name(), oracle::member(&known)].contains(&field));
+                .any(|known| [known.name(), oracle::member(&known)].contains(&wrong));
             assert!(known, "{} is no field of {}", violation.field, root.name);
-            status::check(&Error::from(violation.within("run")));
+            status::check(&Error::from(violation.within(field)));
             return Corpus::Keep;
         }
         Some(Ok(body)) => body,
@@ -105,7 +77,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let mut alone =
         DynamicMessage::decode(descriptor.clone(), bytes).expect("it was decoded before");
     alone.set_field_by_name("extra_json", Value::String(String::new()));
-    let alone = encode(&alone.encode_to_vec())
+    let alone = (root.send)(&alone.encode_to_vec())
         .expect("a message")
         .expect("less of what is written");
     let Json::Object(fields) = oracle::parse(&alone) else {
@@ -137,7 +109,7 @@ fuzz_mutator!(
         }
         let mut random = Random(seed.into());
         let which = random.below(BODIES.len());
-        let (root, descriptor) = &MESSAGES[which];
+        let (_, root, descriptor) = &BODIES[which];
         let mut document = documents::valid(descriptor, &mut random);
         if seed.is_multiple_of(32) {
             documents::damage(&mut document, &mut random);

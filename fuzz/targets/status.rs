@@ -39,6 +39,7 @@ pub(crate) fn check_interrupted(error: Error, id: &str) {
         thread_id: id.to_owned(),
         run_id: id.to_owned(),
         last_event: RunEventType::ThreadRunStepInProgress,
+        position: id.to_owned(),
     };
     check(&Error::Interrupted {
         error: Arc::new(error),

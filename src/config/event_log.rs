@@ -22,7 +22,8 @@ const MIN_SECRET: usize = 32;
 pub(super) struct EventLogArgs {
     /// Where resumable streams are recorded: `memory` (of this replica), `off`, or the URL of a
     /// Redis or Valkey that all replicas share: `redis://HOST:PORT/DB`, `rediss://` for TLS.
-    #[arg(long, default_value = "memory")]
+    // A URL may hold a password.
+    #[arg(long, default_value = "memory", hide_env_values = true)]
     event_log: String,
 
     /// A file with the secret of the logs' names, the same on all replicas: at least 32 bytes.
@@ -77,7 +78,7 @@ impl EventLogArgs {
         match &*self.event_log {
             "off" => Ok(LogStore::Off),
             "memory" => Ok(LogStore::Memory),
-            url => self.redis(url).map(LogStore::Redis),
+            url => self.redis(url).map(Box::new).map(LogStore::Redis),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The flags of the server's limits. What each means, and why its default is right for most, stands
 //! with [`Limits`].
 
-use clap::Args;
+use clap::{Args, builder::RangedI64ValueParser};
 use humantime::Duration;
 
 use crate::server::Limits;
@@ -32,11 +32,11 @@ pub(super) struct LimitArgs {
     pack_above: usize,
 
     /// Bytes that a caller may send ahead on one call.
-    #[arg(long, default_value_t = Limits::default().stream_window)]
+    #[arg(long, default_value_t = Limits::default().stream_window, value_parser = window())]
     stream_window: u32,
 
     /// Bytes that a caller may send ahead on all calls of a connection.
-    #[arg(long, default_value_t = Limits::default().connection_window)]
+    #[arg(long, default_value_t = Limits::default().connection_window, value_parser = window())]
     connection_window: u32,
 
     /// Bytes held per call for a caller that does not read.
@@ -91,6 +91,11 @@ pub(super) struct LimitArgs {
     /// Time after that until what still runs is ended.
     #[arg(long, default_value_t = Limits::default().drain_timeout.into())]
     drain_timeout: Duration,
+}
+
+/// Windows of HTTP/2 end there (RFC 9113, 6.9.1).
+fn window() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(i32::MAX))
 }
 
 impl From<LimitArgs> for Limits {

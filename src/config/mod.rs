@@ -30,12 +30,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::SecretString;
 use url::Url;
 
+use self::{
+    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+};
 pub use self::{
-    access::AccessConfig,
+    access::{AccessConfig, JwksSource},
     environment::{check_environment, log_old_names, settings},
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
-use self::{embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs};
 use crate::{
     embedded,
     runs::StreamLimits,
@@ -242,7 +244,7 @@ impl Serve {
                 ..gateway.limits.into()
             },
             streams: gateway.streams.try_into()?,
-            access: gateway.access.into(),
+            access: gateway.access.try_into()?,
         };
         serve.check()?;
         Ok(serve)
@@ -250,22 +252,50 @@ impl Serve {
 
     /// Refuses what could serve nobody.
     fn check(&self) -> Result<(), Invalid> {
-        let zero = [
-            ("--max-calls", self.limits.calls),
-            ("--max-connections", self.limits.connections),
-            ("--max-streams-per-connection", self.limits.streams as usize),
-            ("--max-metadata-bytes", self.limits.metadata as usize),
-            ("--max-answer-bytes", self.upstream.max_answer_bytes),
-            ("--max-event-bytes", self.upstream.max_event_bytes),
+        let (limits, upstream, streams) = (&self.limits, &self.upstream, &self.streams);
+        let counts = [
+            ("--max-calls", limits.calls),
+            ("--max-connections", limits.connections),
+            ("--max-streams-per-connection", limits.streams as usize),
+            ("--max-metadata-bytes", limits.metadata as usize),
+            ("--max-request-bytes", limits.request_bytes),
+            ("--stream-send-buffer", limits.stream_send_buffer as usize),
+            ("--max-answer-bytes", upstream.max_answer_bytes),
+            ("--max-event-bytes", upstream.max_event_bytes),
+            ("--max-live-streams", streams.live),
+            ("--max-polled-runs", streams.poll.runs),
+            ("--max-polled-step-bytes", streams.poll.step_bytes),
+            ("--max-held-output-bytes", streams.held_output_bytes),
         ];
-        if let Some((flag, _)) = zero.iter().find(|(_, limit)| *limit == 0) {
-            return Err(Invalid(format!("{flag} 0 could serve nobody")));
-        }
-        if Admin::At(self.listen) == self.telemetry.admin && self.listen.port() != 0 {
-            let listen = self.listen;
+        // A timeout of a ping that is never sent says nothing.
+        let ping = limits.ping_interval.map(|_| limits.ping_timeout);
+        let upstream_ping = upstream.ping_interval.map(|_| upstream.ping_timeout);
+        let times = [
+            ("--handshake-timeout", Some(limits.handshake)),
+            ("--ping-timeout", ping),
+            ("--max-deadline", Some(limits.deadline)),
+            ("--connect-timeout", Some(upstream.connect_timeout)),
+            ("--answer-timeout", Some(upstream.answer_timeout)),
+            ("--upstream-ping-timeout", upstream_ping),
+            ("--stream-idle-timeout", Some(streams.idle)),
+            ("--cancel-timeout", Some(streams.cancel_timeout)),
+            ("--poll-ceiling", Some(streams.poll.ceiling)),
+        ];
+        let zero = counts
+            .into_iter()
+            .filter_map(|(flag, limit)| (limit == 0).then_some((flag, "0")))
+            .chain(times.into_iter().filter_map(|(flag, time)| {
+                time.is_some_and(|time| time.is_zero())
+                    .then_some((flag, "0s"))
+            }))
+            .next();
+        if let Some((flag, zero)) = zero {
             return Err(Invalid(format!(
-                "--listen and --admin-listen are both {listen}: give each a port of its own"
+                "{flag} {zero} could serve nobody: give it more, or leave it out"
             )));
+        }
+        if let Admin::At(admin) = self.telemetry.admin {
+            differ(("--listen", self.listen), ("--admin-listen", admin))?;
         }
         Ok(())
     }
@@ -294,6 +324,21 @@ impl Serve {
     }
 }
 
+/// Refuses two listeners of which only one could have its port.
+fn differ(
+    (flag, address): (&str, SocketAddr),
+    (other_flag, other): (&str, SocketAddr),
+) -> Result<(), Invalid> {
+    let same = address.ip() == other.ip();
+    let all = address.ip().is_unspecified() || other.ip().is_unspecified();
+    if address.port() != 0 && address.port() == other.port() && (same || all) {
+        return Err(Invalid(format!(
+            "{flag} {address} and {other_flag} {other} take the same port: give each one of its own"
+        )));
+    }
+    Ok(())
+}
+
 impl TryFrom<ServeArgs> for Serve {
     type Error = Invalid;
 
@@ -307,7 +352,7 @@ impl TryFrom<ServeArgs> for Serve {
         if has_key && open && !args.allow_anonymous {
             return Err(Invalid(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
-                 --tokens-file or --tls-client-ca-file, listen on a loopback address, or allow it by --allow-anonymous"
+                 {WAYS}, listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
         if has_key
@@ -315,26 +360,25 @@ impl TryFrom<ServeArgs> for Serve {
             && !args.gateway.access.is_closed()
             && !args.allow_anonymous
         {
-            return Err(Invalid(
+            return Err(Invalid(format!(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
-                 origins, admit callers by --tokens-file or --tls-client-ca-file, or allow it by --allow-anonymous"
-                    .to_owned(),
-            ));
+                 origins, admit callers by {WAYS}, or allow it by --allow-anonymous"
+            )));
         }
         let credential = auth.header();
-        if !has_key && args.gateway.access.has_tokens() && credential == AUTHORIZATION {
-            return Err(Invalid(
-                "with --tokens-file callers' authorization is a token of this gateway, not a key of the upstream: give the \
-                 gateway a key of its own by --upstream-api-key-file"
-                    .to_owned(),
-            ));
+        let bearer = args.gateway.access.bearer_flag();
+        if let Some(flag) = bearer.filter(|_| !has_key && credential == AUTHORIZATION) {
+            return Err(Invalid(format!(
+                "with {flag} callers' authorization is for this gateway, not a key of the upstream: give the gateway a key of its \
+                 own by --upstream-api-key-file"
+            )));
         }
-        if args.gateway.access.has_tokens()
-            && args.gateway.forward_metadata.contains(&AUTHORIZATION)
+        if let Some(flag) =
+            bearer.filter(|_| args.gateway.forward_metadata.contains(&AUTHORIZATION))
         {
-            return Err(Invalid(
-                "--forward-metadata authorization would give the upstream the tokens of --tokens-file".to_owned(),
-            ));
+            return Err(Invalid(format!(
+                "--forward-metadata authorization would give the upstream what {flag} admits callers by"
+            )));
         }
         if let Some(name) = args
             .gateway
@@ -362,6 +406,13 @@ impl TryFrom<ServeArgs> for Serve {
 }
 
 impl Dev {
+    /// The same without traces, whatever the environment asks for.
+    #[must_use]
+    pub fn untraced(mut self) -> Self {
+        self.gateway.telemetry.untraced = true;
+        self
+    }
+
     /// Logs, metrics and traces.
     pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
         self.gateway.telemetry.clone().try_into()
@@ -377,6 +428,7 @@ impl Dev {
         let base = format!("http://{rest}/v1")
             .parse()
             .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+        differ(("--listen", self.gateway.listen), ("--rest-listen", rest))?;
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
             key: None,
@@ -467,6 +519,24 @@ mod tests {
             "--upstream-api-key k --web-origins *",
             "--web-origins https://app.example/",
             "--web-origins http://localhost:5173,nonsense",
+            "--upstream-api-key k --jwt-issuer i",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a",
+            "--upstream-api-key k --jwt-issuer i --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-audience a --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-url https://h/",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url http://h/jwks",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://u:secret@h/jwks",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience , --jwt-jwks-file f",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-max-age 5m",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-url https://h --jwt-jwks-pause 0s",
+            "--jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--jwt-name-claim email",
+            "--upstream-api-key k --jwt-issuer i --jwt-audience a --jwt-jwks-file f --jwt-jwks-pause 1s",
+            "--upstream-api-key k --mesh-identity xfcc",
+            "--upstream-api-key k --mesh-peer loopback",
+            "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",
+            "--upstream-api-key k --mesh-identity xfcc --mesh-peer name:proxy",
+            "--upstream-api-key k --mesh-identity nonsense --mesh-peer loopback",
             "--upstream-profile azure",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
@@ -484,6 +554,15 @@ mod tests {
             "--upstream-api-key k --web-origins * --tokens-file tokens",
             "--web-origins *",
             &format!("--upstream-api-key k --listen 0.0.0.0:1 {tls}"),
+            "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a,b --jwt-jwks-url https://h/jwks",
+            "--upstream-api-key k --listen 0.0.0.0:1 --jwt-issuer i --jwt-audience a --jwt-jwks-url http://[::1]:1/jwks",
+            "--upstream-api-key k --web-origins * --jwt-issuer i --jwt-audience a --jwt-jwks-file f",
+            "--upstream-api-key k --listen 0.0.0.0:1 --mesh-identity xfcc --mesh-peer loopback,10.0.0.0/8",
+            &format!(
+                "--upstream-api-key k --listen 0.0.0.0:1 --mesh-identity xfcc --mesh-peer name:proxy {tls}"
+            ),
+            // Callers' own keys, and the mesh says whose they are.
+            "--listen 0.0.0.0:1 --mesh-identity l5d-client-id --mesh-peer loopback",
         ];
         for flags in admitted {
             serve(flags).expect(flags);

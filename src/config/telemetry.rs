@@ -4,6 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
 use super::{Invalid, address};
 
 /// The flags.
@@ -23,6 +26,15 @@ pub(super) struct TelemetryArgs {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+
+    /// Whether the line of each call has the ids of its thread and run, and its caller's name. Such
+    /// a log tells who talks, when, and about which threads.
+    #[arg(long)]
+    log_ids: bool,
+
+    /// The variables ask for traces, or do not: nobody is to be told.
+    #[arg(skip)]
+    pub(super) untraced: bool,
 }
 
 /// How log lines look.
@@ -46,6 +58,8 @@ pub struct TelemetryConfig {
     pub log: String,
     /// How.
     pub log_format: LogFormat,
+    /// Whether lines of calls have ids and names.
+    pub log_ids: bool,
     /// Whether and how traces are exported.
     pub traces: Option<Traces>,
 }
@@ -84,24 +98,48 @@ impl Traces {
     fn new(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Invalid> {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let either = |what: &str| {
-            variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{what}"))
-                .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{what}")))
+            let names = [
+                format!("OTEL_EXPORTER_OTLP_TRACES_{what}"),
+                format!("OTEL_EXPORTER_OTLP_{what}"),
+            ];
+            let found = |name: String| variable(&name).map(|value| (name, value));
+            names.into_iter().find_map(found)
         };
-        let off = variable("OTEL_SDK_DISABLED")
-            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value != "otlp");
-        if off || either("ENDPOINT").is_none() {
+        let disabled = variable("OTEL_SDK_DISABLED")
+            .is_some_and(|value| value.trim().eq_ignore_ascii_case("true"));
+        if disabled {
             return Ok(None);
         }
-        let protocol = match either("PROTOCOL").as_deref() {
-            Some("grpc") => OtlpProtocol::Grpc,
-            None | Some("http/protobuf") => OtlpProtocol::Http,
+        match variable("OTEL_TRACES_EXPORTER").as_deref().map(str::trim) {
+            None | Some("otlp") => {}
+            Some("none") => return Ok(None),
             Some(other) => {
                 return Err(Invalid::new(format!(
-                    "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf, not {other:?}"
+                    "OTEL_TRACES_EXPORTER must be otlp or none, not {other:?}"
+                )));
+            }
+        }
+        let protocol = match &either("PROTOCOL") {
+            Some((_, value)) if value.trim() == "grpc" => OtlpProtocol::Grpc,
+            None => OtlpProtocol::Http,
+            Some((_, value)) if value.trim() == "http/protobuf" => OtlpProtocol::Http,
+            Some((name, other)) => {
+                return Err(Invalid::new(format!(
+                    "{name} must be grpc or http/protobuf, not {other:?}"
                 )));
             }
         };
+        let Some((name, endpoint)) = either("ENDPOINT") else {
+            return Ok(None);
+        };
+        let is_url = Url::parse(endpoint.trim())
+            .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if !is_url {
+            // Not repeated: it may hold a key.
+            return Err(Invalid::new(format!(
+                "{name} must be a URL that begins with http:// or https://"
+            )));
+        }
         let named = variable("OTEL_RESOURCE_ATTRIBUTES")
             .is_some_and(|attributes| attributes.contains("service.name="));
         Ok(Some(Self {
@@ -111,9 +149,12 @@ impl Traces {
     }
 }
 
+/// The target of the gateway's own lines.
+const OWN: &str = "runs_gateway";
+
 /// Crates whose lines a bare word of `--log` may ask for.
 const TARGETS: [&str; 12] = [
-    "runs_gateway",
+    OWN,
     "h2",
     "hyper",
     "hyper_util",
@@ -136,6 +177,12 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
             .any(|level| level.eq_ignore_ascii_case(directive))
             || directive.parse::<u8>().is_ok_and(|level| level <= 5);
         let target = directive.split("::").next().unwrap_or_default();
+        let named = directive.split(['=', '[', ':']).next().unwrap_or_default();
+        if named != OWN && !named.is_empty() && strsim::levenshtein(named, OWN) <= 2 {
+            return Err(Invalid::new(format!(
+                "--log: there is no target {named:?}: did you mean {OWN}?"
+            )));
+        }
         let is_more = directive.contains(['=', '[']) || TARGETS.contains(&target);
         if !(directive.is_empty() || is_level || is_more) {
             return Err(Invalid::new(format!(
@@ -144,7 +191,9 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
             )));
         }
     }
-    Ok(())
+    EnvFilter::try_new(directives)
+        .map(drop)
+        .map_err(|error| Invalid::new(format!("--log {directives:?}: {error}")))
 }
 
 impl TryFrom<TelemetryArgs> for TelemetryConfig {
@@ -157,7 +206,12 @@ impl TryFrom<TelemetryArgs> for TelemetryConfig {
             admin: args.admin_listen.map_or(Admin::IfFree(usual), Admin::At),
             log: args.log,
             log_format: args.log_format,
-            traces: Traces::new(|name| std::env::var(name).ok())?,
+            log_ids: args.log_ids,
+            traces: if args.untraced {
+                None
+            } else {
+                Traces::new(|name| std::env::var(name).ok())?
+            },
         })
     }
 }

@@ -14,16 +14,20 @@ use std::sync::Arc;
 
 use async_stream::stream;
 use http::HeaderMap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_stream::Stream;
 
 use super::{
-    Options, Started, Streams,
+    Events, Options, Started, Streams,
     creates::{Begun, Left},
+    delivery::Delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     inbox::{ToolOutputInbox, calls},
-    live::{cut, follow, next, watch},
+    live::{Recorded, cut, follow, next, watch},
     progress::{Progress, SharedResume},
     reader::{CancelOnDisconnect, Reader},
     watch::Interest,
@@ -52,6 +56,7 @@ impl Streams {
         caller: Caller,
         inbound: Inbound,
         resume: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
         let mut inbox = ToolOutputInbox::new(inbound, self.limits.held_output_bytes);
         let first = inbox.first().await?;
@@ -66,42 +71,112 @@ impl Streams {
             Message::ToolOutputs(_) | Message::Cancel(_) => ("", None, "", ""),
         };
         let options = Options::new(options).map_err(|error| error.within(name))?;
+        let record = self.recorded(&caller, options, &resume);
+        let record = record.map_err(|error| error.within(name))?;
+        let mut after = None;
+        if let Message::Attach(attach) = &first {
+            attach.check()?;
+            after = (options.resumable || !attach.after_position.is_empty())
+                .then(|| attach.after_position.clone());
+        }
+        if let Some(after) = after {
+            let position = ("attach.after_position", &*after);
+            let progress = Progress::new(resume.clone(), thread_id, run_id);
+            let delivery = Delivery::after(self, caller.clone(), progress, options, position);
+            let begin = self.continues(&caller, options, &resume);
+            match delivery.await?.converse(inbox, begin) {
+                Ok(delivery) => {
+                    let events = with_heartbeat(delivery.events(leave), options.heartbeat);
+                    return Ok(events.into());
+                }
+                Err(back) => inbox = back,
+            }
+        }
         let reader = Reader::new(
             self,
             &caller,
-            Progress::new(resume, thread_id, run_id),
+            record.progress(&resume, thread_id, run_id),
             options,
         );
-        let (events, mut sent) = mpsc::channel(1);
+        let resume = reader.progress.shared();
         let (begun, beginning) = oneshot::channel();
-        let conversation = Conversation {
-            canceller: reader.canceller(),
-            reader,
-            inbox,
-            events,
-            headers: HeaderMap::new(),
-            submits: 0,
-            doubt: None,
-        };
+        let (conversation, sent) = Conversation::new(reader, inbox);
         let conversation = self
             .detached
             .spawn(conversation.hold(first, options, begun));
         // The upstream's answer to the first message is awaited, so that an error is an answer and
         // not a stream.
         let headers = beginning.await.unwrap_or_else(|_| Err(aborted()))?;
-        let events = stream! {
-            while let Some(event) = sent.recv().await {
-                yield Ok(event);
-            }
-            match conversation.await {
-                Ok(None) => {}
-                Ok(Some((reader, error))) => yield Err(reader.interrupted(error)),
-                Err(_) => yield Err(aborted()),
+        let events = said(sent, conversation);
+        let events = match record.0 {
+            None => events,
+            Some(recorded) => {
+                let Recorded { log, caller, call } = *recorded;
+                let recording = self.record(&log, &caller, resume, events);
+                let delivery = Delivery::of(self, &log, caller, call, options, recording);
+                delivery.of_conversation().events(leave)
             }
         };
-        let events = with_heartbeat(Box::pin(events), options.heartbeat);
+        let events = with_heartbeat(events, options.heartbeat);
         Ok(Started { headers, events })
     }
+
+    /// How a conversation goes on with a run that was recorded.
+    fn continues(
+        &self,
+        caller: &Caller,
+        options: Options,
+        resume: &SharedResume,
+    ) -> impl FnOnce(ToolOutputInbox, Progress, Follow) -> Events + Send + 'static {
+        let (streams, mut caller) = (self.clone(), caller.clone());
+        let call = resume.clone();
+        caller.headers.remove(IDEMPOTENCY_KEY);
+        move |inbox, before, follow| {
+            let progress = before.of_call(&call);
+            let reader = Reader::new(&streams, &caller, progress, options);
+            let (mut conversation, sent) = Conversation::new(reader, inbox);
+            let conversation = streams.detached.spawn(async move {
+                let phase = Phase::Following(Box::new((follow, None)));
+                match conversation.run(phase).await {
+                    Err(Ended::Failed(error)) => Some((conversation.reader, error)),
+                    Ok(()) | Err(Ended::Left) => None,
+                }
+            });
+            said(sent, conversation)
+        }
+    }
+}
+
+impl ConverseAttach {
+    /// The run has to be named.
+    fn check(&self) -> Result<(), Error> {
+        for (field, id) in [
+            ("attach.thread_id", &self.thread_id),
+            ("attach.run_id", &self.run_id),
+        ] {
+            if id.is_empty() {
+                return Err(Error::invalid(field, "must be set"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a conversation says, and how it ended.
+fn said(
+    mut sent: mpsc::Receiver<RunEvent>,
+    conversation: JoinHandle<Option<(Reader, Arc<Error>)>>,
+) -> Events {
+    Box::pin(stream! {
+        while let Some(event) = sent.recv().await {
+            yield Ok(event);
+        }
+        match conversation.await {
+            Ok(None) => {}
+            Ok(Some((reader, error))) => yield Err(reader.interrupted(error)),
+            Err(_) => yield Err(aborted()),
+        }
+    })
 }
 
 struct Conversation {
@@ -152,6 +227,20 @@ impl From<Arc<Error>> for Ended {
 }
 
 impl Conversation {
+    fn new(reader: Reader, inbox: ToolOutputInbox) -> (Self, mpsc::Receiver<RunEvent>) {
+        let (events, sent) = mpsc::channel(1);
+        let conversation = Self {
+            canceller: reader.canceller(),
+            reader,
+            inbox,
+            events,
+            headers: HeaderMap::new(),
+            submits: 0,
+            doubt: None,
+        };
+        (conversation, sent)
+    }
+
     /// The whole conversation. `begun` is told how the first message fared. If it fails later: the
     /// error, for whoever is still there, and the reader, which is dropped with it if nobody is.
     async fn hold(
@@ -260,14 +349,7 @@ impl Conversation {
     /// The run's first state is awaited, so that a run that is not there is an answer and not a
     /// stream.
     async fn attach(&mut self, attach: ConverseAttach) -> Result<Phase, Error> {
-        for (field, id) in [
-            ("attach.thread_id", &attach.thread_id),
-            ("attach.run_id", &attach.run_id),
-        ] {
-            if id.is_empty() {
-                return Err(Error::invalid(field, "must be set"));
-            }
-        }
+        attach.check()?;
         let mut follow = follow(&self.reader)?;
         let first = self
             .inbox
@@ -347,8 +429,10 @@ impl Conversation {
                     if again {
                         events.pop();
                     }
+                    // What the log has told, it does not tell again either.
+                    let known = again || events.is_empty();
                     self.send_all(events).await?;
-                    if again {
+                    if known {
                         self.inbox.open_round(calls)?;
                     }
                     return Ok(Phase::Waiting);

@@ -3,7 +3,8 @@
 //! Must hold:
 //!
 //! - **Each event once, in order.** A delivery has one place in the log and reads on from it. What
-//!   was trimmed is a gap in its place.
+//!   was trimmed is a gap in its place. So is what the store has lost: a place behind the end of a
+//!   log whose run is not over is one of a caller that knows more than the store.
 //! - **Never silence.** While somebody writes, a delivery waits. If nobody does and the run is not
 //!   over, it takes over: it claims the log, reads the run, and records a gap and the run's further
 //!   states, which all other deliveries see, too. If the log cannot be had, it says so by a gap and
@@ -22,7 +23,7 @@ use super::{
     follow::{Follow, Followed},
     log::{Entry, EventLog, Following, Key, LogError, Page, Position},
     progress::{Progress, SharedResume, gap_event},
-    record::{Claim, Recording, ends_delivery, within},
+    record::{Claim, Recording, ends_delivery, ends_log, within},
     watch::Interest,
 };
 use crate::{
@@ -51,8 +52,30 @@ pub(super) struct Delivery {
     follow: Option<Follow>,
     /// The messages that the gap named which was just sent.
     missed: HashSet<String>,
+    /// What goes on with a log that nobody writes to.
+    successor: Successor,
     /// The last event was read.
     is_over: bool,
+}
+
+/// What goes on with a log that nobody writes to: given what the log tells, and the run by polling,
+/// its further events.
+type Continue = Box<dyn FnOnce(Progress, Follow) -> Events + Send>;
+
+/// What goes on with a log, and when.
+enum Successor {
+    /// Polling, once nobody writes: until the run is over or somebody else has to act.
+    Polling,
+    /// A conversation, once nobody writes or the run waits for its caller, whose place this is: until
+    /// the run is over.
+    Conversation {
+        /// Taken when it begins.
+        begin: Option<Continue>,
+        /// What the log tells.
+        before: Progress,
+        /// The caller has the events up to here.
+        known: Position,
+    },
 }
 
 /// What a delivery gives next.
@@ -101,8 +124,40 @@ impl Delivery {
             recording,
             follow: None,
             missed: HashSet::new(),
+            successor: Successor::Polling,
             is_over: false,
         }
+    }
+
+    /// The events of a conversation: it goes on after the run came to require action.
+    pub(super) fn of_conversation(mut self) -> Self {
+        self.successor = Successor::Conversation {
+            begin: None,
+            before: Progress::default(),
+            known: Position::START,
+        };
+        self
+    }
+
+    /// A conversation takes up a run that was recorded: `begin` begins it with its caller's `inbox`
+    /// once it is its turn. Gives the inbox back if the run was not recorded.
+    pub(super) fn converse<I: Send + 'static>(
+        mut self,
+        inbox: I,
+        begin: impl FnOnce(I, Progress, Follow) -> Events + Send + 'static,
+    ) -> Result<Self, I> {
+        let Some((_, known)) = self.place.as_mut() else {
+            return Err(inbox);
+        };
+        let resume = self.progress.resume();
+        let own = SharedResume::default();
+        self.successor = Successor::Conversation {
+            begin: Some(Box::new(|before, follow| begin(inbox, before, follow))),
+            before: Progress::new(own, &resume.thread_id, &resume.run_id),
+            // The whole log is read, since it tells how far the conversation has come.
+            known: std::mem::replace(known, Position::START),
+        };
+        Ok(self)
     }
 
     /// The events after a position; all of them, if it is empty. Looks whether there is such a log
@@ -127,7 +182,14 @@ impl Delivery {
             Ok(Some(page)) => {
                 let after = match position {
                     "" => Some(Position::START),
-                    text => Position::from_text(text, &key).filter(|it| *it <= page.last),
+                    text => Position::from_text(text, &key),
+                };
+                let after = match after {
+                    Some(after) if after > page.last => {
+                        let may_be = delivery.may_have_lost(&key, page.last).await;
+                        may_be.then_some(after)
+                    }
+                    after => after,
                 };
                 let after =
                     after.ok_or_else(|| Error::invalid(field, "is no position of this run"))?;
@@ -140,6 +202,24 @@ impl Delivery {
             }
         }
         Ok(delivery)
+    }
+
+    /// Whether entries behind this last one may have been lost, with which a caller was sent away: a
+    /// store that fails may lose the newest. Not those behind a run's end.
+    async fn may_have_lost(&mut self, key: &Key, last: Position) -> bool {
+        if !self.log.as_ref().is_some_and(|log| log.is_shared()) {
+            return false;
+        }
+        let Some(before) = last.sequence.checked_sub(1) else {
+            return true;
+        };
+        let page = self.read(key, Position::new(last.epoch, before)).await;
+        let Ok(Some(page)) = page else {
+            return true;
+        };
+        let last = page.entries.first();
+        let last = last.and_then(|entry| RunEvent::decode(entry.payload.clone()).ok());
+        !last.is_some_and(|event| ends_log(&event))
     }
 
     /// Begins without a log.
@@ -200,8 +280,9 @@ impl Delivery {
             });
             let source =
                 source.filter(|(state, is_gone)| !is_gone || state.is_done || state.is_direct);
+            // The last entry that is this delivery's: after it nothing is recorded.
             let stored = match &source {
-                Some((state, _)) if state.is_direct => Some(state.stored),
+                Some((state, _)) if state.is_direct || state.is_done => Some(state.stored),
                 _ => None,
             };
             if stored.is_some_and(|stored| after >= stored) {
@@ -236,16 +317,17 @@ impl Delivery {
             if !is_empty {
                 continue;
             }
+            let last = stored.unwrap_or(page.last);
+            if after < last {
+                // All that was left was trimmed: nobody knows what it was.
+                self.place = Some((key, last));
+                return Ok(Next::Events(vec![gap_event(Gap::default())]));
+            }
             match source {
-                Some((state, _)) if state.is_direct || state.is_done => {
-                    if let Some(next) = self.directly().await? {
-                        return Ok(next);
-                    }
-                }
                 Some(_) => self.wait().await,
                 None => {
                     self.recording = None;
-                    if page.is_held {
+                    if page.is_held && !self.is_next() {
                         self.wait().await;
                     } else {
                         self.take_over(&log, &key).await?;
@@ -273,7 +355,7 @@ impl Delivery {
         Ok(self.place.clone())
     }
 
-    async fn read(&self, key: &Key, after: Position) -> Result<Option<Page>, LogError> {
+    async fn read(&mut self, key: &Key, after: Position) -> Result<Option<Page>, LogError> {
         let Some(log) = &self.log else {
             return Ok(None);
         };
@@ -301,6 +383,24 @@ impl Delivery {
         }
     }
 
+    /// Whoever still writes to the log waits for this caller, in vain.
+    fn is_next(&self) -> bool {
+        match &self.successor {
+            Successor::Polling => false,
+            Successor::Conversation { begin, before, .. } => {
+                begin.is_some() && before.terminal_sent()
+            }
+        }
+    }
+
+    /// After this event there is nothing to deliver.
+    fn ends_with(&self, event: &RunEvent) -> bool {
+        match self.successor {
+            Successor::Polling => ends_delivery(event),
+            Successor::Conversation { .. } => ends_log(event),
+        }
+    }
+
     /// The events on a page, each with its position.
     fn take(&mut self, key: &Key, page: &Page) -> Vec<RunEvent> {
         let mut events = Vec::new();
@@ -308,13 +408,17 @@ impl Delivery {
             let Some((_, place)) = &mut self.place else {
                 break;
             };
-            if !entry.follows(*place) {
+            let known = match &self.successor {
+                Successor::Conversation { known, .. } => *known,
+                Successor::Polling => Position::START,
+            };
+            if !entry.follows(*place) && entry.position > known.next() {
                 // Nobody knows what it was.
                 events.push(gap_event(Gap::default()));
             }
             *place = entry.position;
             if let Some(event) = self.event(key, entry) {
-                self.is_over = ends_delivery(&event);
+                self.is_over = self.ends_with(&event);
                 events.push(event);
             }
             if self.is_over {
@@ -335,6 +439,12 @@ impl Delivery {
             return Some(gap_event(Gap::default()));
         };
         event.position = entry.position.to_text(key);
+        if let Successor::Conversation { before, known, .. } = &mut self.successor {
+            before.sent(&event);
+            if entry.position <= *known {
+                return None;
+            }
+        }
         self.is_wanted(&event).then_some(event)
     }
 
@@ -366,7 +476,7 @@ impl Delivery {
         };
         match recording.direct.recv().await {
             Some(Ok(event)) => {
-                self.is_over = ends_delivery(&event);
+                self.is_over = self.ends_with(&event);
                 let wanted = self.is_wanted(&event);
                 Ok(Some(Next::Events(
                     wanted.then_some(event).into_iter().collect(),
@@ -388,8 +498,12 @@ impl Delivery {
 
     /// Goes on with a log that nobody writes to.
     async fn take_over(&mut self, log: &Arc<dyn EventLog>, key: &Key) -> Result<(), Arc<Error>> {
-        let before = self.read_all(key).await;
-        let before = match before {
+        let place = self.place.as_ref().map_or(Position::START, |(_, it)| *it);
+        let before = match &mut self.successor {
+            Successor::Conversation { before, .. } => Ok(Some((std::mem::take(before), place))),
+            Successor::Polling => self.read_all(key).await,
+        };
+        let (before, last) = match before {
             Ok(Some(before)) => before,
             Ok(None) => return self.begin_to_poll().await,
             Err(error) => {
@@ -397,11 +511,16 @@ impl Delivery {
                 return self.begin_to_poll().await;
             }
         };
+        if self.place.as_ref().is_some_and(|(_, place)| *place < last) {
+            // Somebody else was first: that is read before anything else.
+            return Ok(());
+        }
         if before.is_terminal() {
             self.is_over = true;
             return Ok(());
         }
-        match self.streams.claim(log, key.clone(), true).await {
+        let after = matches!(self.successor, Successor::Polling).then_some(last);
+        match self.streams.claim(log, key.clone(), after).await {
             Ok(claim) => self.go_on(log, before, claim),
             // Somebody else was first.
             Err(LogError::Held | LogError::Fenced) => {
@@ -415,8 +534,8 @@ impl Delivery {
         }
     }
 
-    /// What the whole log tells; `None` if it is gone.
-    async fn read_all(&self, key: &Key) -> Result<Option<Progress>, LogError> {
+    /// What the whole log tells, and its last entry; `None` if it is gone.
+    async fn read_all(&mut self, key: &Key) -> Result<Option<(Progress, Position)>, LogError> {
         let resume = self.progress.resume();
         let mut progress =
             Progress::new(SharedResume::default(), &resume.thread_id, &resume.run_id);
@@ -434,7 +553,7 @@ impl Delivery {
                 }
             }
             if page.entries.is_empty() {
-                return Ok(Some(progress));
+                return Ok(Some((progress, page.last)));
             }
         }
     }
@@ -448,7 +567,14 @@ impl Delivery {
     ) -> Result<(), Arc<Error>> {
         let follow = self.follow_run()?;
         let resume = before.shared();
-        let events = polled(follow, before);
+        let events = match &mut self.successor {
+            Successor::Polling => polled(follow, before),
+            Successor::Conversation { begin, .. } => match begin.take() {
+                Some(begin) => begin(before, follow),
+                // It was there, and is gone.
+                None => return Err(Arc::new(Error::Draining)),
+            },
+        };
         let metrics = &self.streams.client.telemetry().metrics().event_log;
         metrics.takeovers.inc();
         self.recording =

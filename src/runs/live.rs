@@ -104,6 +104,7 @@ impl Streams {
 
     /// Opens the upstream's stream. If the run is to be cancelled when its reader leaves, opening
     /// goes on when it leaves meanwhile: without the answer nobody would know which run to cancel.
+    /// It goes on as well if the run is to be recorded, and then that goes on, too.
     async fn start<F>(
         &self,
         reader: Reader,
@@ -133,34 +134,50 @@ impl Streams {
             let (headers, events) = reader.opened(reply, events, permit);
             Ok(Opened::Made(reader, headers, events))
         };
-        let opened = if options.cancel_on_disconnect {
-            // If nobody waits for the task, what it gives is dropped, and the reader's drop cancels
-            // the run.
-            self.detached
-                .spawn(opened)
-                .await
-                .map_err(|_| Error::Unusable {
-                    what: "the request was aborted".to_owned(),
-                    request_id: None,
-                })?
-        } else {
-            opened.await
-        };
-        let (reader, headers, first) = match opened.map_err(|(_, error)| error)? {
-            Opened::Made(reader, headers, first) => (reader, headers, first),
-            Opened::Repeat(reader, ids) => {
-                let repeat = self.repeat(reader, &ids, options, record, leave);
-                return Box::pin(repeat).await;
+        let (events, headers) = match record.0 {
+            None => {
+                let opened = if options.cancel_on_disconnect {
+                    // If nobody waits for the task, what it gives is dropped, and the reader's drop
+                    // cancels the run.
+                    self.finish(opened).await?
+                } else {
+                    opened.await
+                };
+                match opened.map_err(|(_, error)| error)? {
+                    Opened::Made(reader, headers, first) => {
+                        (Box::pin(events(reader, first)) as Events, headers)
+                    }
+                    Opened::Repeat(reader, ids) => {
+                        let call = reader.progress.shared();
+                        let repeat = self.repeat(reader, &ids, options, call, leave);
+                        return Box::pin(repeat).await;
+                    }
+                }
             }
-        };
-        let resume = reader.progress.shared();
-        let events: Events = Box::pin(events(reader, first));
-        let events = match record.0 {
-            None => events,
             Some(recorded) => {
                 let Recorded { log, caller, call } = *recorded;
-                let recording = self.record(&log, &caller, resume, events);
-                delivery::Delivery::of(self, &log, caller, call, options, recording).events(leave)
+                let (streams, of_repeat) = (self.clone(), call.clone());
+                // What a delivery does when nobody takes it is what it does when its caller leaves.
+                let recorded = self.finish(async move {
+                    let opened = opened.await.map_err(|(_, error)| error)?;
+                    let (reader, headers, first) = match opened {
+                        Opened::Made(reader, headers, first) => (reader, headers, first),
+                        Opened::Repeat(reader, ids) => return Ok(Err((reader, ids))),
+                    };
+                    let resume = reader.progress.shared();
+                    let events: Events = Box::pin(events(reader, first));
+                    let recording = streams.record(&log, &caller, resume, events);
+                    let delivery =
+                        delivery::Delivery::of(&streams, &log, caller, call, options, recording);
+                    Ok::<_, Error>(Ok((delivery, headers)))
+                });
+                match recorded.await?? {
+                    Ok((delivery, headers)) => (delivery.events(leave), headers),
+                    Err((reader, ids)) => {
+                        let repeat = self.repeat(reader, &ids, options, of_repeat, leave);
+                        return Box::pin(repeat).await;
+                    }
+                }
             }
         };
         Ok(Started {
@@ -176,15 +193,11 @@ impl Streams {
         mut reader: Reader,
         ids: &Ids,
         options: Options,
-        record: Record,
+        call: SharedResume,
         leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
         reader.keeps_run();
-        let resume = match record.0 {
-            Some(recorded) => recorded.call,
-            None => reader.progress.shared(),
-        };
-        let progress = Progress::new(resume, &ids.thread_id, &ids.id);
+        let progress = Progress::new(call, &ids.thread_id, &ids.id);
         let options = Options {
             cancel_on_disconnect: false,
             resumable: false,
@@ -200,8 +213,22 @@ impl Streams {
         )))
     }
 
+    /// Does work to its end, whoever waits for it.
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.detached
+            .spawn(work)
+            .await
+            .map_err(|_| Error::Unusable {
+                what: "the request was aborted".to_owned(),
+                request_id: None,
+            })
+    }
+
     /// How a stream with these options is recorded.
-    fn recorded(
+    pub(super) fn recorded(
         &self,
         caller: &Caller,
         options: Options,
@@ -227,18 +254,23 @@ enum Opened {
 }
 
 /// How a stream is recorded, if it is.
-struct Record(Option<Box<Recorded>>);
+pub(super) struct Record(pub(super) Option<Box<Recorded>>);
 
-struct Recorded {
-    log: Arc<dyn EventLog>,
-    caller: Caller,
+pub(super) struct Recorded {
+    pub(super) log: Arc<dyn EventLog>,
+    pub(super) caller: Caller,
     /// How its call is resumed.
-    call: SharedResume,
+    pub(super) call: SharedResume,
 }
 
 impl Record {
     /// What the stream's source has sent: what is recorded runs ahead of the call.
-    fn progress(&self, resume: &SharedResume, thread_id: &str, run_id: &str) -> Progress {
+    pub(super) fn progress(
+        &self,
+        resume: &SharedResume,
+        thread_id: &str,
+        run_id: &str,
+    ) -> Progress {
         let own = match self.0 {
             Some(_) => resume.ahead(),
             None => resume.clone(),

@@ -127,7 +127,7 @@ pub enum LogStore {
     #[default]
     Memory,
     /// In a store that replicas share.
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 impl Default for StreamLimits {
@@ -160,7 +160,7 @@ pub struct Streams {
     /// What goes on after its caller has left.
     detached: TaskTracker,
     /// The event log, if there is one, and what makes its keys.
-    log: Option<(Arc<dyn EventLog>, Keys)>,
+    log: Option<Log>,
     /// Cancelled when nothing is recorded any longer.
     sources_end: CancellationToken,
     log_failures: Arc<OncePerSecond>,
@@ -174,8 +174,10 @@ impl Streams {
     ///
     /// What is wrong with the event log's store. It need not be there.
     pub fn new(client: Client, limits: StreamLimits) -> Result<Self, String> {
+        let log = open_log(&limits)?;
+        let poll = limits.poll.clone();
         Ok(Self {
-            watches: watch::PollerRegistry::new(client.clone(), limits.poll.clone()),
+            watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
             remembered: creates::Remembered::new(limits.creates.request_ids),
             queues: creates::Queues::default(),
             client,
@@ -185,7 +187,7 @@ impl Streams {
                 flag: "--max-live-streams",
             }),
             detached: TaskTracker::new(),
-            log: open_log(&limits)?,
+            log,
             sources_end: CancellationToken::new(),
             log_failures: Arc::default(),
             limits: Arc::new(limits),
@@ -252,7 +254,10 @@ impl Streams {
     }
 }
 
-fn open_log(limits: &StreamLimits) -> Result<Option<(Arc<dyn EventLog>, Keys)>, String> {
+/// A log, and what makes its keys.
+type Log = (Arc<dyn EventLog>, Keys);
+
+fn open_log(limits: &StreamLimits) -> Result<Option<Log>, String> {
     let log_limits = Arc::new(limits.log.clone());
     Ok(match &limits.store {
         LogStore::Off => None,

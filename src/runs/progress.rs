@@ -114,6 +114,15 @@ impl Progress {
         progress
     }
 
+    /// The same, of a call that may be ended from outside.
+    pub(super) fn of_call(self, call: &SharedResume) -> Self {
+        let resume = SharedResume {
+            resume: Arc::clone(&self.resume.resume),
+            abandoned: Arc::clone(&call.abandoned),
+        };
+        Self { resume, ..self }
+    }
+
     pub(super) fn resume(&self) -> Resume {
         self.resume.get()
     }

@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) is_direct: bool,
     /// The last entry that it has written.
     pub(super) stored: Position,
+    /// What it wrote, for as long as somebody may read it by this.
+    pub(super) kept: Option<Arc<Kept>>,
     /// It came to its end. One that is gone without that leaves the run to others.
     pub(super) is_done: bool,
 }
@@ -93,6 +95,7 @@ impl Streams {
             stored: claim
                 .as_ref()
                 .map_or(Position::START, |claim| claim.position),
+            kept: claim.as_ref().map(|claim| Arc::clone(&claim.kept)),
             ..State::default()
         });
         let recording = state.subscribe();
@@ -119,18 +122,24 @@ impl Streams {
         }
     }
 
-    /// Claims a log, within the time that a stream may wait for its store.
+    /// Claims a log, within the time that a stream may wait for its store; with `after`, only if
+    /// nobody writes to it and that is its last entry.
     pub(super) async fn claim(
         &self,
         log: &Arc<dyn EventLog>,
         key: Key,
-        only_if_free: bool,
+        after: Option<Position>,
     ) -> Result<Claim, LogError> {
-        let claimed = within(self.log_limits().timeout, log.claim(&key, only_if_free));
+        let claimed = within(self.log_limits().timeout, log.claim(&key, after));
         let epoch = claimed.await?;
         Ok(Claim {
             log: Arc::clone(log),
             position: Position::new(epoch, 0),
+            kept: Arc::new(Kept {
+                log: Arc::clone(log),
+                key: key.clone(),
+                epoch,
+            }),
             key,
         })
     }
@@ -143,6 +152,22 @@ pub(super) struct Claim {
     key: Key,
     /// The last entry that was written.
     position: Position,
+    kept: Arc<Kept>,
+}
+
+/// What was written under a claim, at hand on this replica whatever the store does. Its drop forgets
+/// it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    log: Arc<dyn EventLog>,
+    key: Key,
+    epoch: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.log.forget(&self.key, self.epoch);
+    }
 }
 
 impl Claim {
@@ -240,8 +265,9 @@ impl Source {
             }
             Err(error) => {
                 self.streams.log_failed(&error);
-                self.claim = None;
+                // First, or a delivery that sees the claim given back looks for another writer.
                 self.state.send_modify(|state| state.is_direct = true);
+                self.claim = None;
                 Err(Some(events))
             }
         }
@@ -256,10 +282,11 @@ impl Source {
             .streams
             .key(&self.caller, &resume)
             .ok_or(LogError::Fenced)?;
-        let claim = self.streams.claim(&self.log, key, false).await?;
+        let claim = self.streams.claim(&self.log, key, None).await?;
         self.state.send_modify(|state| {
             state.stored = claim.position;
             state.log = Some(claim.place());
+            state.kept = Some(Arc::clone(&claim.kept));
         });
         self.claim = Some(claim);
         Ok(())
@@ -275,7 +302,7 @@ impl Source {
             .map(|event| event.encode_to_vec().into())
             .collect();
         let first = claim.position.next();
-        let is_over = events.last().is_some_and(is_last);
+        let is_over = events.last().is_some_and(ends_log);
         let append = self.log.append(&claim.key, first, &payloads, is_over);
         let began = Instant::now();
         within(limits.timeout, append).await?;
@@ -345,7 +372,7 @@ async fn ready(events: &mut Events) -> Option<Option<Result<RunEvent, Error>>> {
 }
 
 /// After this event the run's log is over.
-fn is_last(event: &RunEvent) -> bool {
+pub(super) fn ends_log(event: &RunEvent) -> bool {
     matches!(&event.payload, Some(Payload::Run(run)) if is_terminal(run.status()))
 }
 

@@ -27,8 +27,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    Log,
     fetch::{Fetch, Pace, Parts, Snapshot},
     is_terminal,
+    log::{self, Board, STAY, Turn},
 };
 use crate::{
     error::Error,
@@ -86,6 +88,8 @@ pub(super) struct PollerRegistry(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     client: Client,
+    /// What replicas share, if there is such.
+    log: Option<Log>,
     limits: PollLimits,
     runs: Shares,
     polls: Mutex<HashMap<Key, Poll>>,
@@ -116,6 +120,8 @@ struct Poll {
     begun: u64,
     /// The first fetch that somebody waits for; the poller does not sleep before it.
     wanted: u64,
+    /// What other replicas call the run.
+    run_key: Option<log::Key>,
     wake: Arc<Notify>,
     published: watch::Receiver<Option<Published>>,
     _permit: Permit,
@@ -176,8 +182,9 @@ pub(super) struct Subscription {
 }
 
 impl PollerRegistry {
-    pub(super) fn new(client: Client, limits: PollLimits) -> Self {
-        Self(Arc::new(Shared {
+    pub(super) fn new(client: Client, limits: PollLimits, log: Option<Log>) -> Self {
+        let registry = Self(Arc::new(Shared {
+            log,
             client,
             runs: Shares::new(Limit {
                 what: "runs watched",
@@ -190,7 +197,20 @@ impl PollerRegistry {
             routine: tokio::sync::Mutex::default(),
             slowed: Mutex::default(),
             hasher: RandomState::new(),
-        }))
+        }));
+        if let Some((log, _)) = &registry.0.log {
+            let shared = Arc::downgrade(&registry.0);
+            log.on_change(Box::new(move |changed| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.wake(|_, poll| {
+                        poll.run_key
+                            .as_ref()
+                            .is_some_and(|it| it.as_str() == changed)
+                    });
+                }
+            }));
+        }
+        registry
     }
 
     /// Joins the watchers of a run.
@@ -201,6 +221,7 @@ impl PollerRegistry {
         run_id: &str,
         interest: Interest,
     ) -> Result<Subscription, Error> {
+        caller.call.about(thread_id, run_id);
         let key = Key {
             thread_id: thread_id.to_owned(),
             run_id: run_id.to_owned(),
@@ -236,27 +257,39 @@ impl PollerRegistry {
 
     /// A run was changed: whoever watches it, as whoever, sees that as soon as can be.
     pub(super) fn touched(&self, thread_id: &str, run_id: &str) {
-        let mut polls = lock(&self.0.polls);
-        for (key, poll) in polls.iter_mut() {
-            if key.run_id == run_id && key.thread_id == thread_id {
-                poll.wanted = poll.begun + 1;
-                poll.wake.notify_one();
-            }
+        self.0
+            .wake(|key, _| key.run_id == run_id && key.thread_id == thread_id);
+        if let Some((log, keys)) = &self.0.log
+            && log.is_shared()
+        {
+            let (log, key) = (Arc::clone(log), keys.run_key(thread_id, run_id));
+            tokio::spawn(async move { log.changed(&key).await });
         }
     }
 
     fn start(&self, key: &Key, owner: Owner, permit: Permit) -> Poll {
         let (publish, published) = watch::channel(None);
         let wake = Arc::new(Notify::new());
+        let caller = Caller {
+            owner,
+            ..key.identity.caller()
+        };
+        let lease = 2 * self.0.limits.ceiling;
+        let shared_log = self.0.log.as_ref().filter(|(log, _)| log.is_shared());
+        let board = shared_log.and_then(|(log, keys)| {
+            log.board(&keys.poll_key(&caller, &key.thread_id, &key.run_id), lease)
+        });
+        let run_key = shared_log.map(|(_, keys)| keys.run_key(&key.thread_id, &key.run_id));
         let poller = Poller {
+            board,
+            remote: None,
+            answered: 0,
+            shown: None,
             shared: Arc::clone(&self.0),
             key: key.clone(),
             fetch: Fetch::new(
                 self.0.client.clone(),
-                Caller {
-                    owner,
-                    ..key.identity.caller()
-                },
+                caller,
                 (key.thread_id.clone(), key.run_id.clone()),
                 self.0.limits.step_bytes,
             ),
@@ -270,6 +303,7 @@ impl PollerRegistry {
             watchers: Watchers::default(),
             begun: 0,
             wanted: 0,
+            run_key,
             wake,
             published,
             _permit: permit,
@@ -322,8 +356,61 @@ impl Drop for Subscription {
     }
 }
 
+impl Shared {
+    /// Whoever watches these runs wants to see them as they are from now on.
+    fn wake(&self, changed: impl Fn(&Key, &Poll) -> bool) {
+        let mut polls = lock(&self.polls);
+        for (key, poll) in polls.iter_mut() {
+            if changed(key, poll) {
+                poll.wanted = poll.begun + 1;
+                poll.wake.notify_one();
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// What is wanted of a run after the look `number`: the number of the look that somebody waits
+    /// for, if anybody does, and how much of the run. `None` if nobody watches any more.
+    fn wants(&self, key: &Key, number: u64) -> Option<(Option<u64>, Parts)> {
+        let mut polls = lock(&self.polls);
+        let poll = polls.get_mut(key)?;
+        let is_wanted = poll.wanted > number;
+        poll.begun += u64::from(is_wanted);
+        Some((is_wanted.then_some(poll.begun), poll.watchers.parts()))
+    }
+
+    /// Numbers a state that another replica found; `None` if somebody waits for a later one, or
+    /// nobody watches any more.
+    fn number(&self, key: &Key) -> Option<u64> {
+        let mut polls = lock(&self.polls);
+        let poll = polls.get_mut(key)?;
+        if poll.wanted > poll.begun {
+            return None;
+        }
+        poll.begun += 1;
+        Some(poll.begun)
+    }
+
+    /// Whoever waited for a look waits for the next one.
+    fn again(&self, key: &Key, followed: Followed) -> Followed {
+        if let Some(poll) = lock(&self.polls).get_mut(key) {
+            poll.wanted = poll.begun + 1;
+        }
+        followed
+    }
+}
+
 /// The task that fetches one run.
 struct Poller {
+    /// What replicas tell each other of the run, if they do.
+    board: Option<Board>,
+    /// What other replicas want of it.
+    remote: Option<Parts>,
+    /// The last of their asks that was answered.
+    answered: u64,
+    /// The last state of another replica that was passed on.
+    shown: Option<u64>,
     shared: Arc<Shared>,
     key: Key,
     fetch: Fetch,
@@ -339,15 +426,133 @@ impl Poller {
         let (mut number, mut pause) = (0, None);
         loop {
             self.rest(number, pause).await;
+            let asks = match self.take_turn().await {
+                Turn::Theirs => match self.follow(number).await {
+                    Followed::Told(told) => {
+                        (number, pause) = (told, Some(Duration::ZERO));
+                        continue;
+                    }
+                    Followed::Not => None,
+                },
+                Turn::Mine { asks, .. } => Some(asks),
+                Turn::Alone => None,
+            };
             self.turn(number).await;
             let Some((begun, parts)) = self.begin() else {
                 return;
             };
             number = begun;
+            let parts = parts.max(self.remote.unwrap_or(Parts::Run));
             pause = match self.fetch.fetch(parts, &self.shared.pace).await {
-                Ok((snapshot, asked)) => self.succeeded(number, snapshot, asked),
+                Ok((snapshot, asked)) => {
+                    // Before the watchers here are told: the last one may leave, and end this.
+                    self.show(asks, &snapshot).await;
+                    self.succeeded(number, snapshot, asked)
+                }
                 Err(error) => self.failed(number, error),
             };
+        }
+    }
+
+    /// Whose turn it is to poll, of all replicas.
+    async fn take_turn(&mut self) -> Turn {
+        let turn = match &mut self.board {
+            Some(board) => board.take_turn().await,
+            None => Turn::Alone,
+        };
+        self.remote = match turn {
+            Turn::Mine { wanted, .. } => wanted,
+            Turn::Theirs | Turn::Alone => None,
+        };
+        turn
+    }
+
+    /// Tells other replicas what was found, if they want to know, but for what may be had by trying
+    /// again.
+    async fn show(&mut self, asks: Option<u64>, snapshot: &Snapshot) {
+        let (Some(board), Some(asks), Some(_)) = (&self.board, asks, self.remote) else {
+            return;
+        };
+        self.answered = asks;
+        if snapshot.failed().is_some_and(|error| error.is_transient()) {
+            let mut without = snapshot.clone();
+            without.forget_failed();
+            board.show(asks, &without).await;
+        } else {
+            board.show(asks, snapshot).await;
+        }
+    }
+
+    /// Waits for what another replica finds, and passes it on.
+    async fn follow(&mut self, number: u64) -> Followed {
+        let Some((ask, parts)) = self.shared.wants(&self.key, number) else {
+            return Followed::Told(number);
+        };
+        let Some(board) = &mut self.board else {
+            return Followed::Not;
+        };
+        // Numbered before it is asked for: whoever joins from here on asks again.
+        let mut asked = None;
+        if let Some(told) = ask {
+            let Some(ask) = board.ask(parts).await else {
+                return Followed::Not;
+            };
+            asked = Some((ask, told));
+        } else {
+            board.stay(parts).await;
+        }
+        let patience = match asked {
+            Some(_) => ANSWER,
+            None => STAY.min(board.lease() / 3),
+        };
+        let over = Instant::now() + patience;
+        loop {
+            let Ok(found) = board.found().await else {
+                return self.shared.again(&self.key, Followed::Not);
+            };
+            let news = found.filter(|found| match asked {
+                Some((ask, _)) => found.asks >= ask,
+                None => self.shown.is_none_or(|shown| shown != found.number),
+            });
+            if let Some(found) = news {
+                self.shown = Some(found.number);
+                let Some(snapshot) = found.snapshot else {
+                    return self.shared.again(&self.key, Followed::Not);
+                };
+                let told = match asked {
+                    Some((_, told)) => told,
+                    None => match self.shared.number(&self.key) {
+                        Some(told) => told,
+                        // Somebody asks: what was found before is no answer.
+                        None => return Followed::Told(number),
+                    },
+                };
+                self.publish.send_replace(Some(Published {
+                    number: told,
+                    result: Ok(Arc::new(snapshot)),
+                }));
+                return Followed::Told(told);
+            }
+            let wanted = async {
+                match asked {
+                    Some(_) => std::future::pending().await,
+                    None => wanted(&self.shared, &self.key, &self.wake, number).await,
+                }
+            };
+            tokio::select! {
+                () = board.more() => if asked.is_some() && board.take_turn().await != Turn::Theirs {
+                    // Who was asked is gone.
+                    return self.shared.again(&self.key, Followed::Told(number));
+                },
+                () = wanted => return Followed::Told(number),
+                () = sleep_until(over) => {
+                    let told = asked.map_or(number, |(_, told)| told);
+                    return match asked {
+                        Some(_) => self.shared.again(&self.key, Followed::Told(told)),
+                        None => Followed::Told(told),
+                    };
+                }
+            }
         }
     }
 
@@ -471,11 +676,14 @@ impl Poller {
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun. Those
     /// in no hurry wait for the ceiling, and never for ever.
-    async fn rest(&self, number: u64, pause: Option<Duration>) {
+    async fn rest(&mut self, number: u64, pause: Option<Duration>) {
         let (began, ceiling) = (Instant::now(), self.shared.limits.ceiling);
+        let remote = usize::from(self.remote.is_some());
         loop {
             let (seldom, now) = match lock(&self.shared.polls).get(&self.key) {
-                Some(poll) if poll.wanted <= number => (poll.watchers.seldom, poll.watchers.now()),
+                Some(poll) if poll.wanted <= number => {
+                    (poll.watchers.seldom, poll.watchers.now() + remote)
+                }
                 _ => return,
             };
             let pause = if now == 0 {
@@ -483,21 +691,50 @@ impl Poller {
             } else {
                 pause.or((seldom > 0).then_some(ceiling))
             };
-            tokio::select! {
-                () = self.wake.notified() => {}
+            let asked = async {
+                match &mut self.board {
+                    Some(board) => board.more().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let is_asked = tokio::select! {
+                () = self.wake.notified() => false,
                 () = after(began, pause) => return,
+                () = asked => true,
+            };
+            if is_asked
+                && let Turn::Mine { asks, .. } = self.take_turn().await
+                && asks > self.answered
+            {
+                return;
             }
         }
     }
 
     /// Waits until a fetch after `number` is wanted.
     async fn wanted(&self, number: u64) {
-        while lock(&self.shared.polls)
-            .get(&self.key)
-            .is_some_and(|poll| poll.wanted <= number)
-        {
-            self.wake.notified().await;
-        }
+        wanted(&self.shared, &self.key, &self.wake, number).await;
+    }
+}
+
+/// What became of a look that another replica was to take.
+enum Followed {
+    /// It was passed on under this number, or there is nothing new after it.
+    Told(u64),
+    /// This replica has to look for itself.
+    Not,
+}
+
+/// How long another replica is waited for that was asked to look.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Waits until a fetch after `number` is wanted.
+async fn wanted(shared: &Shared, key: &Key, wake: &Notify, number: u64) {
+    while lock(&shared.polls)
+        .get(key)
+        .is_some_and(|poll| poll.wanted <= number)
+    {
+        wake.notified().await;
     }
 }
 

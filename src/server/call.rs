@@ -36,7 +36,7 @@ use tonic::{Code, Status, body::Body};
 use tower::BoxError;
 
 use super::{
-    access::{Access, Account, Peer},
+    access::{Access, Account, Peer, Tenant},
     connection::jittered,
     deadline,
     drain::Drain,
@@ -153,6 +153,9 @@ pub(super) struct Calls {
     pub(super) open: watch::Sender<usize>,
 }
 
+/// A call's answer, once there is one.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<CallBody>, Infallible>> + Send>>;
+
 impl<B> hyper::service::Service<Request<B>> for Calls
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -160,9 +163,31 @@ where
 {
     type Response = Response<CallBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answering;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
+        if self.access.strip(&self.peer, request.headers_mut()) {
+            self.telemetry.metrics().mesh_headers_stripped.inc();
+        }
+        let (began, path, headers) = (Instant::now(), request.uri().path(), request.headers());
+        let Some(renewed) = self.access.renewal(&self.peer, path, headers) else {
+            return self.begin(request, began);
+        };
+        let calls = self.clone();
+        Box::pin(async move {
+            renewed.wait().await;
+            calls.begin(request, began).await
+        })
+    }
+}
+
+impl Calls {
+    /// Begins a call whose caller can be decided on. It came at `began`: a deadline counts from then.
+    fn begin<B>(&self, mut request: Request<B>, began: Instant) -> Answering
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
         let size = metadata_size(&request);
         let timeout = deadline::take(request.headers_mut());
         let encoding = message::take_encoding(request.headers_mut());
@@ -171,7 +196,7 @@ where
             .ok()
             .copied()
             .flatten()
-            .map(|timeout| Instant::now() + timeout.min(self.max_deadline));
+            .map(|timeout| began + timeout.min(self.max_deadline));
         let path = request.uri().path();
         let mut call = Call::begin(
             self,
@@ -202,6 +227,9 @@ where
             .and_then(|tenant| encoding.map(|packed| (tenant, packed)))
             .and_then(|(tenant, packed)| {
                 let headers = request.headers();
+                if let Some(Tenant(name)) = &tenant {
+                    call.record.by(name);
+                }
                 let account = self.access.account(&self.peer, tenant.as_ref(), headers);
                 call.permit = self.permit(path, account.owner)?;
                 Ok((account, packed))
@@ -233,9 +261,7 @@ where
         let request = request.map(|body| Body::new(Messages::new(body, rules)));
         Box::pin(call.answer(Arc::clone(&self.routes), request))
     }
-}
 
-impl Calls {
     /// Refuses more metadata than a call may have. The library takes more, so that there is an
     /// answer of gRPC's.
     fn bounded(&self, size: usize) -> Result<(), Error> {

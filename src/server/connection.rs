@@ -28,11 +28,15 @@ use super::{
     Drain, Server,
     access::Peer,
     call::Calls,
+    handshake::{Failed, Reason},
     writes::{Writes, gathered},
 };
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The first byte of a TLS client (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
 
 /// Time for the statuses of calls that were cut to reach their callers. One that does not read is
 /// not waited for.
@@ -46,21 +50,10 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     // Under one limit, since all of it is a stranger's time.
-    let (io, http, peer) = match timeout(limits.handshake, handshake(stream, address, server)).await
-    {
-        Ok(Ok(shaken)) => shaken,
-        Ok(Err(error)) => {
-            if let Some(suppressed) = server.lines.handshake.due() {
-                tracing::debug!(%error, suppressed, "handshake failed");
-            }
-            return;
-        }
-        Err(_) => {
-            if let Some(suppressed) = server.lines.handshake.due() {
-                tracing::debug!(suppressed, "handshake took too long");
-            }
-            return;
-        }
+    let shaken = timeout(limits.handshake, handshake(stream, address, server)).await;
+    let (io, http, peer) = match shaken.unwrap_or_else(|_| Err(Reason::Timeout.into())) {
+        Ok(shaken) => shaken,
+        Err(failed) => return server.handshakes.note(&server.telemetry, address, &failed),
     };
 
     let open = watch::Sender::new(0);
@@ -119,7 +112,8 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
             )
             .await;
         }
-        (Http::One, None) => tracing::debug!("not HTTP/2"),
+        // The handshake has refused it.
+        (Http::One, None) => {}
     }
 }
 
@@ -188,10 +182,18 @@ async fn handshake(
     stream: TcpStream,
     address: IpAddr,
     server: &Server,
-) -> io::Result<(Box<dyn Io>, Http, Peer)> {
+) -> Result<(Box<dyn Io>, Http, Peer), Failed> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 {
+        return Err(Reason::Probe.into());
+    }
     let Some(tls) = &server.tls else {
+        if first == [TLS_HANDSHAKE] {
+            return Err(Reason::Tls.into());
+        }
         let (read, write) = stream.into_split();
         let (io, http) = preface(read, write).await?;
+        spoken(http, server)?;
         return Ok((Box::new(io), http, Peer::new(address, None)));
     };
     let stream = TlsAcceptor::from(tls.get()).accept(stream).await?;
@@ -205,7 +207,17 @@ async fn handshake(
     );
     let (read, write) = tokio::io::split(stream);
     let (io, http) = preface(read, write).await?;
+    spoken(http, server)?;
     Ok((Box::new(io), http, peer))
+}
+
+/// Refuses HTTP/1.1 where no page may call.
+fn spoken(http: Http, server: &Server) -> Result<(), Failed> {
+    if http == Http::One && server.web.is_none() {
+        Err(Reason::NotHttp2.into())
+    } else {
+        Ok(())
+    }
 }
 
 /// A connection in the clear or by TLS.

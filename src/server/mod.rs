@@ -6,9 +6,10 @@
 //! | `routes` | the services by name; health and reflection beside the gateway's own |
 //! | `health`, `reflection` | what tools and balancers ask |
 //! | `message` | a call's messages on the wire: how many, how large, packed or not |
-//! | `access` | who may call |
+//! | `access` | who may call, and as whom |
 //! | `tls` | certificates for the listener |
 //! | `connection` | one connection: handshake, age, GOAWAY |
+//! | `handshake` | why a handshake failed, for those who have to mend it |
 //! | `writes` | what a connection writes in one turn, as one write |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
@@ -26,6 +27,7 @@ mod call;
 mod connection;
 mod deadline;
 mod drain;
+mod handshake;
 mod health;
 mod limits;
 mod message;
@@ -55,7 +57,10 @@ use crate::{
 };
 
 pub use self::{
-    access::{Access, Account, Tenant, Tokens},
+    access::{
+        Access, Account, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer,
+        RemoteKeys, Tenant, Tokens,
+    },
     call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
     health::Health,
@@ -95,6 +100,7 @@ pub async fn serve(
         routes: Arc::new(routes),
         access,
         tls,
+        handshakes: handshake::Failures::new(&telemetry),
         telemetry,
         web,
         lines: Lines::default(),
@@ -176,6 +182,8 @@ struct Server {
     infra_shares: Shares,
     /// Lines of the log that peers can cause.
     lines: Lines,
+    /// Handshakes that failed.
+    handshakes: handshake::Failures,
     /// Connections take no more calls.
     draining: CancellationToken,
     /// Calls are cut.
@@ -187,7 +195,6 @@ struct Server {
 struct Lines {
     accept: OncePerSecond,
     too_many: OncePerSecond,
-    handshake: OncePerSecond,
     ended: OncePerSecond,
 }
 

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::{ServerConfig, crypto::ring, server::WebPkiClientVerif
 
 use crate::{
     pem,
-    reloadable::{NamedFile, Reloadable, Source},
+    reloadable::{Loaded, NamedFile, Reloadable, Source},
     telemetry::Telemetry,
 };
 
@@ -59,9 +59,9 @@ impl TlsFiles {
             failing: metrics.reload_failing("server certificate"),
         };
         Reloadable::new(source, move |contents| {
-            let (config, ends) = config(contents, client_optional, http1)?;
+            let (loaded, ends) = config(contents, client_optional, http1)?;
             expiry.set(ends);
-            Ok(config)
+            Ok(loaded)
         })
     }
 }
@@ -71,18 +71,20 @@ fn config(
     contents: &[Vec<u8>],
     client_optional: bool,
     http1: bool,
-) -> Result<(ServerConfig, i64), String> {
+) -> Result<(Loaded<ServerConfig>, i64), String> {
     let [certificate, key, client_ca @ ..] = contents else {
         return Err("certificate or key is missing".to_owned());
     };
     let provider = Arc::new(ring::default_provider());
-    let (chain, ends) = pem::own_chain(CERTIFICATE, certificate)?;
+    let own = pem::own_chain(CERTIFICATE, certificate)?;
+    let (ends, expires, mut summary) = (own.expiry(), own.expires, own.summary);
     let key = pem::private_key(KEY, key)?;
     let versions = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions();
     let builder = versions.map_err(|error| error.to_string())?;
     let builder = if let [client_ca] = client_ca {
         let roots = Arc::new(pem::roots(CLIENT_CA, client_ca)?);
+        summary = format!("{summary}, {} CAs of clients", roots.len());
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let verifier = if client_optional {
             verifier.allow_unauthenticated()
@@ -97,7 +99,7 @@ fn config(
         builder.with_no_client_auth()
     };
     let mut config = builder
-        .with_single_cert(chain, key)
+        .with_single_cert(own.chain, key)
         .map_err(|error| format!("{KEY} is not the key of {CERTIFICATE}: {error}"))?;
     let protocols: &[&[u8]] = if http1 {
         &[b"h2", b"http/1.1"]
@@ -105,5 +107,10 @@ fn config(
         &[b"h2"]
     };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok((config, ends))
+    let loaded = Loaded {
+        value: config,
+        summary,
+        expires: Some(expires),
+    };
+    Ok((loaded, ends))
 }

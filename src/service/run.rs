@@ -69,12 +69,13 @@ pub(super) async fn converse_run(
     gateway: &Gateway,
     request: Request<Streaming<ConverseRunRequest>>,
 ) -> Result<Response<RunEvents>, Status> {
+    let leave = leave(&request);
     let (caller, resume, requests) = gateway.open_stream(request, Idempotency::NonIdempotent);
     stream(
         caller.call.clone(),
         gateway
             .streams
-            .converse(caller, inbound(requests), resume)
+            .converse(caller, inbound(requests), resume, leave)
             .await,
     )
 }

@@ -2,7 +2,8 @@
 //!
 //! Must hold: a call has one log line, at its end, which says all that became known of it: an
 //! operator who has a caller's trace id or the upstream's request id finds the other there, with
-//! the reason.
+//! the reason. Thread, run and caller are in it with `--log-ids` only; the error of a stream that
+//! was interrupted names its run in any case.
 
 use std::{
     fmt,
@@ -29,6 +30,13 @@ use crate::{
 /// As much of a path that is not served as is logged, in characters.
 const MAX_PATH: usize = 100;
 
+/// As much of an id or a name as is logged, in characters.
+const MAX_ID: usize = 200;
+
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_ID).collect()
+}
+
 /// A call that is open. Cheap to clone. The default stands for none, such as a poller's own
 /// requests: what is noted of it is lost.
 #[derive(Clone, Default)]
@@ -49,10 +57,19 @@ struct Open {
 /// What became known of a call.
 #[derive(Default)]
 struct Notes {
+    /// What it is about and whose it is, if lines of calls say so.
+    ids: Ids,
     /// Why it failed, in the log's words.
     error: Option<String>,
     /// The upstream's id of the last request made for it.
     upstream_request_id: Option<String>,
+}
+
+#[derive(Default)]
+struct Ids {
+    thread: Option<String>,
+    run: Option<String>,
+    caller: Option<String>,
 }
 
 impl Telemetry {
@@ -84,6 +101,31 @@ impl Call {
     /// Whether its answer may be a stream.
     pub fn streams(&self) -> bool {
         self.0.as_ref().is_none_or(|open| open.method.streams)
+    }
+
+    /// Notes what `names` gives, if lines of calls say it.
+    fn note_ids(&self, names: impl FnOnce(&mut Ids)) {
+        if let Some(open) = self.0.as_ref().filter(|open| open.telemetry.0.log_ids) {
+            names(&mut open.notes().ids);
+        }
+    }
+
+    /// The caller, by its name; empty, if its certificate has none.
+    pub fn by(&self, caller: &str) {
+        if !caller.is_empty() {
+            self.note_ids(|ids| ids.caller = Some(shortened(caller)));
+        }
+    }
+
+    /// The thread and the run that it is about; empty, if they are not known.
+    pub fn about(&self, thread_id: &str, run_id: &str) {
+        self.note_ids(|ids| {
+            for (id, known) in [(&mut ids.thread, thread_id), (&mut ids.run, run_id)] {
+                if !known.is_empty() && id.as_deref() != Some(known) {
+                    *id = Some(shortened(known));
+                }
+            }
+        });
     }
 
     /// The error that ends it.
@@ -122,7 +164,7 @@ impl Call {
         }
         if let Some(Payload::Run(run)) = &event.payload {
             open.telemetry.saw(run);
-            open.span.saw(run);
+            self.saw(run);
         }
     }
 
@@ -131,6 +173,7 @@ impl Call {
         if let Some(open) = &self.0 {
             open.span.saw(run);
         }
+        self.about(&run.thread_id, &run.id);
     }
 
     /// It is over. Said once.
@@ -144,6 +187,7 @@ impl Call {
             None => (&*open.method.service, &*open.method.name),
         };
         let notes = open.notes();
+        let ids = &notes.ids;
         let events = open.events.load(Ordering::Relaxed);
         open.span.ended(code, notes.error.as_deref());
         tracing::info!(
@@ -154,6 +198,9 @@ impl Call {
             events = (events > 0).then_some(events),
             upstream_request_id = notes.upstream_request_id,
             trace_id = open.span.trace_id(),
+            thread_id = ids.thread,
+            run_id = ids.run,
+            caller = ids.caller,
             error = notes.error,
             "call ended"
         );

@@ -60,10 +60,11 @@ const RUN_ERRORS: [&str; 3] = ["server_error", "rate_limit_exceeded", "invalid_p
 const EVENT_TYPES: i32 = 128;
 
 /// What somebody has to mend (`trouble.rs`).
-pub(super) const TROUBLES: [&str; 3] = [
+pub(super) const TROUBLES: [&str; 4] = [
     "gateway_key_rejected",
     "quota_used_up",
     "upstream_unreachable",
+    "upstream_unusable",
 ];
 
 /// What stands for all that is not known.
@@ -111,6 +112,9 @@ pub struct Metrics {
     pub event_log: EventLogMetrics,
     /// Troubles that somebody has to mend, by what they are.
     pub(super) troubles: IntCounterVec,
+    /// Calls of which headers were taken off that only a mesh's proxies may set.
+    pub mesh_headers_stripped: IntCounter,
+    handshakes_failed: IntCounterVec,
     reload_failing: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
     runs_ended: IntCounterVec,
@@ -268,6 +272,15 @@ impl Metrics {
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
             event_log: EventLogMetrics::new(&new),
             troubles,
+            mesh_headers_stripped: new.counter(
+                "runs_gateway_mesh_headers_stripped_total",
+                "Calls that named their caller as only a mesh's proxies may (--mesh-peer), and went on without.",
+            ),
+            handshakes_failed: new.counters(
+                "runs_gateway_handshake_failures_total",
+                "Connections of callers that got no further than their handshake.",
+                &["reason"],
+            ),
             reload_failing: new.gauges(
                 "runs_gateway_reload_failing",
                 "1 while files cannot be used and what was read before stays.",
@@ -292,6 +305,13 @@ impl Metrics {
             models: Models::default(),
             registry,
         }
+    }
+
+    /// So many handshakes more failed for this reason, which is one of few.
+    pub fn handshake_failed(&self, reason: &str, count: u64) {
+        self.handshakes_failed
+            .with_label_values(&[reason])
+            .inc_by(count);
     }
 
     /// 1 while files of this kind cannot be used.

@@ -49,16 +49,20 @@ struct Inner {
     tracer: Tracer,
     outcomes: run_metrics::RunMetrics,
     troubles: trouble::Troubles,
+    /// Lines of calls have ids and names.
+    log_ids: bool,
 }
 
 impl Telemetry {
-    /// Counts from zero, and traces by `tracer`.
-    pub fn new(tracer: Tracer) -> Self {
+    /// Counts from zero, and traces by `tracer`. With `log_ids`, lines of calls have the ids of
+    /// threads and runs and the callers' names.
+    pub fn new(tracer: Tracer, log_ids: bool) -> Self {
         Self(Arc::new(Inner {
             metrics: Metrics::new(),
             tracer,
             outcomes: run_metrics::RunMetrics::default(),
             troubles: trouble::Troubles::default(),
+            log_ids,
         }))
     }
 
@@ -80,9 +84,9 @@ impl Telemetry {
 }
 
 impl Default for Telemetry {
-    /// Counts from zero, and does not trace.
+    /// Counts from zero, does not trace, and logs no ids.
     fn default() -> Self {
-        Self::new(Tracer::off())
+        Self::new(Tracer::off(), false)
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) struct Troubles {
     key: OncePerSecond,
     quota: OncePerSecond,
     unreachable: OncePerSecond,
+    unusable: OncePerSecond,
 }
 
 impl Telemetry {
@@ -33,6 +34,22 @@ impl Telemetry {
                 "upstream_unreachable",
                 &troubles.unreachable,
                 "the upstream cannot be reached: are --upstream-url, DNS and network right?",
+            ),
+            Error::Unusable { .. } => (
+                "upstream_unusable",
+                &troubles.unusable,
+                "the upstream gives no answer of its API: is --upstream-url the base of that?",
+            ),
+            Error::Rejected(it) if matches!(it.status, 300..400) => (
+                "upstream_unusable",
+                &troubles.unusable,
+                "the upstream redirects, which is not followed: mend the scheme or the path of \
+                 --upstream-url",
+            ),
+            Error::Rejected(it) if it.missing_route || it.status == 405 => (
+                "upstream_unusable",
+                &troubles.unusable,
+                "the upstream has no such route: is --upstream-url the base of its API?",
             ),
             _ => return,
         };

@@ -94,7 +94,7 @@ pub(super) fn timed_out(limit: Duration, idempotency: Idempotency) -> Error {
 /// What is wrong, where whoever runs the gateway has to mend it and calling again cannot help. The
 /// TLS library's own texts do not say what to do, and some name addresses.
 fn misconfigured(why: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    use rustls::{CertificateError as C, Error as E};
+    use rustls::{AlertDescription as A, CertificateError as C, Error as E};
     // I/O errors that are made of others do not name them as their sources.
     if let Some(inner) = why.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         return misconfigured(inner);
@@ -109,8 +109,27 @@ fn misconfigured(why: &(dyn std::error::Error + 'static)) -> Option<&'static str
         E::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => {
             Some("its certificate is not valid yet: is this machine's clock right?")
         }
-        E::InvalidCertificate(C::UnknownIssuer) => {
+        // A CA that was renewed has its name and another key: its signatures look damaged.
+        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
             Some("its certificate is of an unknown CA: name that by --upstream-ca-file")
+        }
+        E::InvalidCertificate(_) => {
+            Some("its certificate cannot be used: whoever runs it has to mend it")
+        }
+        E::AlertReceived(
+            A::CertificateRequired
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied,
+        ) => Some("it does not take the gateway's certificate: mend --upstream-client-cert-file"),
+        E::AlertReceived(A::ProtocolVersion | A::HandshakeFailure) | E::PeerIncompatible(_) => {
+            Some("it has no TLS version or cipher in common with the gateway")
+        }
+        E::AlertReceived(A::UnrecognisedName) => {
+            Some("it does not know the name in --upstream-url: is that right?")
         }
         E::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
             Some("it does not speak TLS: is https in --upstream-url, or its port, wrong?")

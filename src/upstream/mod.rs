@@ -6,6 +6,7 @@
 //! | `endpoints.rs` | from an RPC's request to a REST request; the calls written by hand |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
+//! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `error_body.rs` | what an error's body says, in any of its shapes |
 //! | `delay.rs` | how long an upstream asks to wait |
@@ -27,6 +28,7 @@ mod answer;
 mod calls;
 mod creates;
 mod delay;
+mod document;
 mod endpoints;
 mod error_body;
 mod failure;
@@ -53,6 +55,7 @@ pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use creates::{Marked, MarkedCreate};
+pub use document::fetch_document;
 pub use mark::{MARK_KEY, Mark};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
@@ -303,6 +306,10 @@ impl Client {
         let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
         let connection_group = place.connection_group;
+        let target = &request.target;
+        caller
+            .call
+            .about(target.id("thread_id"), target.id("run_id"));
         let mut upstream_request = self.telemetry.upstream_request(
             &caller.call,
             &request.method,

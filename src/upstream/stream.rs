@@ -98,6 +98,10 @@ impl Client {
         // lives.
         let mut place = self.admission.enter(caller.owner).await?;
         place.sends(idempotency);
+        let target = &request.target;
+        caller
+            .call
+            .about(target.id("thread_id"), target.id("run_id"));
         let mut upstream_request = self.telemetry.upstream_request(
             &caller.call,
             &request.method,

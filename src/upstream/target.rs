@@ -2,13 +2,15 @@
 //!
 //! Must hold: nothing that a caller sends can change which endpoint is called. An id becomes
 //! exactly one path segment, whatever it holds; one that no segment can stand for (empty, `.`,
-//! `..`) is refused with the field's name.
+//! `..`), or that would make the path another endpoint's (`/threads/runs` is no thread), is refused
+//! with the field's name.
 
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
+use super::calls::NOT_IDS;
 use crate::{error::Error, v1::SortOrder};
 
 /// All but what RFC 3986 calls unreserved.
@@ -63,6 +65,12 @@ pub(super) fn target(route: &'static str, ids: &[(&str, &str)]) -> Result<Target
         match id.map_or("", |(_, id)| *id) {
             "" => return Err(Error::invalid(field, "must be set")),
             "." | ".." => return Err(Error::invalid(field, "is not an id")),
+            id if NOT_IDS.contains(&(route, field, id)) => {
+                return Err(Error::invalid(
+                    field,
+                    "is not an id: another endpoint has this name",
+                ));
+            }
             id => push(&mut path, field, id)?,
         }
     }
@@ -70,15 +78,21 @@ pub(super) fn target(route: &'static str, ids: &[(&str, &str)]) -> Result<Target
 }
 
 impl Target {
-    /// Whether the path has this id where the route has this name, or the route has no such name.
-    pub(super) fn names(&self, name: &str, id: &str) -> bool {
-        let segments = self.route.split('/').zip(self.path.split('/'));
-        let named = segments.into_iter().find_map(|(field, segment)| {
+    /// The segment of the path where the route has this name: empty if it has none.
+    pub(super) fn id(&self, name: &str) -> &str {
+        let mut segments = self.route.split('/').zip(self.path.split('/'));
+        let named = segments.find_map(|(field, segment)| {
             let field = field.strip_prefix('{')?.strip_suffix('}')?;
             (field == name).then_some(segment)
         });
+        named.unwrap_or_default()
+    }
+
+    /// Whether the path has this id where the route has this name, or the route has no such name.
+    pub(super) fn names(&self, name: &str, id: &str) -> bool {
+        let segment = self.id(name);
         // An id seldom has anything to encode, and is then compared as it is.
-        named.is_none_or(|segment| Cow::from(utf8_percent_encode(id, RESERVED)) == segment)
+        segment.is_empty() || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
     }
 }
 
@@ -234,5 +248,8 @@ mod tests {
                 "{id:?}"
             );
         }
+        // `/threads/runs` is not that thread, but where all create threads with their runs.
+        assert!(target("/threads/{thread_id}", &[("thread_id", "runs")]).is_err());
+        assert!(target("/threads/{thread_id}/runs", &[("thread_id", "runs")]).is_ok());
     }
 }

@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use super::{HttpVersion, Upstream};
 use crate::{
     pem,
-    reloadable::{NamedFile, Reloadable, Source},
+    reloadable::{Loaded, NamedFile, Reloadable, Source},
     telemetry::Telemetry,
 };
 
@@ -83,14 +83,32 @@ impl Transport {
             } else {
                 None
             };
-            let identity = identity.map(|(certificate, key)| {
-                let (chain, ends) = pem::own_chain(CLIENT_CERTIFICATE, certificate)?;
-                if let Some(expiry) = &expiry {
-                    expiry.set(ends);
-                }
-                Ok::<_, String>((chain, pem::private_key(CLIENT_KEY, key)?))
-            });
-            Self::new(&settings, key.as_ref(), ca, identity.transpose()?)
+            let own = |(certificate, key): (&Vec<u8>, &Vec<u8>)| {
+                let own = pem::own_chain(CLIENT_CERTIFICATE, certificate)?;
+                Ok::<_, String>((own, pem::private_key(CLIENT_KEY, key)?))
+            };
+            let identity = identity.map(own).transpose()?;
+            let roots = ca.map(|ca| pem::roots(CA, ca)).transpose()?;
+            let words = [
+                key.as_ref().map(|_| "a key".to_owned()),
+                roots.as_ref().map(|roots| format!("{} CAs", roots.len())),
+                identity.as_ref().map(|(own, _)| own.summary.clone()),
+            ];
+            let words: Vec<_> = words.into_iter().flatten().collect();
+            let times = identity
+                .as_ref()
+                .map(|(own, _)| (own.expires, own.expiry()));
+            let identity = identity.map(|(own, key)| (own.chain, key));
+            let value = Self::new(&settings, key.as_ref(), roots, identity)?;
+            // Of what is in use, and not of what was refused.
+            if let Some((expiry, (_, ends))) = expiry.as_ref().zip(times) {
+                expiry.set(ends);
+            }
+            Ok(Loaded {
+                value,
+                summary: words.join(", "),
+                expires: times.map(|(expires, _)| expires),
+            })
         };
         let source = Source {
             what: "upstream",
@@ -105,7 +123,7 @@ impl Transport {
     fn new(
         upstream: &Upstream,
         key: Option<&SecretString>,
-        ca: Option<&Vec<u8>>,
+        ca: Option<RootCertStore>,
         identity: Option<Identity>,
     ) -> Result<Self, String> {
         let mut headers = upstream.headers.clone();
@@ -173,7 +191,8 @@ impl Transport {
     }
 }
 
-const NO_KEY: &str = "the upstream's key is empty, or not a key that a header can hold";
+const NO_KEY: &str =
+    "--upstream-api-key-file: the key is empty, or not a key that a header can hold";
 
 /// The key in a file: its text without white space around it.
 fn parse_key(text: Option<&Vec<u8>>) -> Result<SecretString, String> {
@@ -187,21 +206,37 @@ fn parse_key(text: Option<&Vec<u8>>) -> Result<SecretString, String> {
     Ok(SecretString::from(key))
 }
 
-fn no_tls() -> ClientConfig {
+/// For a server in the clear: it trusts nobody, and reads no roots.
+pub(super) fn no_tls() -> ClientConfig {
     config(RootCertStore::empty()).with_no_client_auth()
 }
 
-fn tls(ca: Option<&Vec<u8>>, identity: Option<Identity>) -> Result<ClientConfig, String> {
+/// For a server that is known by the system's roots. Reads files.
+pub(super) fn system_tls() -> Result<ClientConfig, String> {
+    let roots = system_roots();
+    if roots.is_empty() {
+        return Err("there are no TLS roots to know the server by: install them".to_owned());
+    }
+    let mut config = config(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!(%error, "some of the system's TLS roots cannot be read");
+    }
+    roots.add_parsable_certificates(native.certs);
+    roots
+}
+
+fn tls(ca: Option<RootCertStore>, identity: Option<Identity>) -> Result<ClientConfig, String> {
     let roots = if let Some(ca) = ca {
-        pem::roots(CA, ca)?
+        ca
     } else {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        for error in &native.errors {
-            tracing::warn!(%error, "some of the system's TLS roots cannot be read");
-        }
-        roots.add_parsable_certificates(native.certs);
-        roots
+        system_roots()
     };
     if roots.is_empty() {
         return Err(

@@ -1,5 +1,9 @@
 //! Certificates for one test: an authority, and what it signs.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::time::Duration;
+
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     SanType,
@@ -27,32 +31,47 @@ impl Authority {
 
     /// A server's certificate and key, PEM.
     pub(crate) fn server(&self, name: &str) -> (String, String) {
-        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth)
+        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, ALWAYS)
     }
 
     /// A client's certificate and key, PEM.
     pub(crate) fn client(&self, name: &str) -> (String, String) {
-        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth)
+        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, ALWAYS)
     }
 
     /// The same, for a time that has passed.
     pub(crate) fn expired_server(&self, name: &str) -> (String, String) {
-        self.sign_until(name, ExtendedKeyUsagePurpose::ServerAuth, 2001)
+        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, PAST)
     }
 
-    fn sign(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (String, String) {
-        self.sign_until(name, purpose, 4000)
+    /// A client's, likewise.
+    pub(crate) fn expired_client(&self, name: &str) -> (String, String) {
+        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth, PAST)
     }
 
-    fn sign_until(
+    /// A server's that is valid until then, in Unix seconds.
+    pub(crate) fn server_until(&self, name: &str, end: u64) -> (String, String) {
+        let valid = (PAST.0, end);
+        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, valid)
+    }
+
+    /// A server's that is not valid yet.
+    pub(crate) fn future_server(&self, name: &str) -> (String, String) {
+        let valid = (ALWAYS.1 - 1, ALWAYS.1);
+        self.sign(name, ExtendedKeyUsagePurpose::ServerAuth, valid)
+    }
+
+    /// `valid` is from when until when, in Unix seconds.
+    fn sign(
         &self,
         name: &str,
         purpose: ExtendedKeyUsagePurpose,
-        year: i32,
+        valid: (u64, u64),
     ) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
-        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let at = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        params.not_before = at(valid.0);
+        params.not_after = at(valid.1);
         let text = name.try_into().expect("ASCII");
         params.subject_alt_names = vec![if name.contains("://") {
             SanType::URI(text)
@@ -65,3 +84,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 }
+
+/// The year 2000, and from then to the year 4000, in Unix seconds.
+const PAST: (u64, u64) = (946_684_800, 978_307_200);
+const ALWAYS: (u64, u64) = (PAST.0, 64_060_588_800);

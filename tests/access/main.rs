@@ -2,12 +2,17 @@
 //! keys, and files that change under a running gateway.
 
 mod certificates;
+mod front;
+mod issuer;
+mod jwt;
+mod mesh;
 mod outbound;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::{
     fs,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -245,13 +250,21 @@ async fn connect(
     authority: &Authority,
     client: Option<&(String, String)>,
 ) -> Result<Channel, Status> {
+    connect_to(gateway.address(), authority, client).await
+}
+
+async fn connect_to(
+    address: SocketAddr,
+    authority: &Authority,
+    client: Option<&(String, String)>,
+) -> Result<Channel, Status> {
     let mut tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(authority.pem()))
         .domain_name("localhost");
     if let Some((certificate, key)) = client {
         tls = tls.identity(Identity::from_pem(certificate, key));
     }
-    let endpoint = Endpoint::from_shared(format!("https://{}", gateway.address()))
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))
         .expect("a URL")
         .tls_config(tls)
         .expect("TLS");

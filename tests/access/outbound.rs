@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -12,84 +11,20 @@ use std::{
 
 use prometheus::IntGauge;
 use runs_gateway::{
-    reloadable::{NamedFile, Reloadable, Source},
+    reloadable::{Loaded, NamedFile, Reloadable, Source},
     v1::{CreateRunRequest, RunSpec, run_service_client::RunServiceClient},
 };
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        RootCertStore, ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-        server::WebPkiClientVerifier,
-    },
+    net::TcpListener,
 };
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    certificates::Authority,
-    get_run, spawn_gateway,
-    support::{program::Running, upstream::Upstream},
+    certificates::Authority, front::front, get_run, spawn_gateway, support::program::Running,
     until, upstream, write,
 };
-
-/// TLS in front of an upstream. Lives as long as the test's runtime.
-async fn front(
-    upstream: &Upstream,
-    certificate: (String, String),
-    clients: Option<&Authority>,
-) -> SocketAddr {
-    let certificates = |pem: &str| {
-        CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .expect("PEM")
-    };
-    let provider = Arc::new(ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("versions");
-    let builder = match clients {
-        Some(authority) => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(certificates(authority.pem()));
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .build()
-                .expect("a verifier");
-            builder.with_client_cert_verifier(verifier)
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let key = PrivateKeyDer::from_pem_slice(certificate.1.as_bytes()).expect("a key");
-    let acceptor = TlsAcceptor::from(Arc::new(
-        builder
-            .with_single_cert(certificates(&certificate.0), key)
-            .expect("a certificate"),
-    ));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let (address, behind) = (
-        listener.local_addr().expect("an address"),
-        upstream.address(),
-    );
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // A handshake that fails is the gateway's to tell.
-                let Ok(mut tls) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let mut plain = TcpStream::connect(behind).await.expect("the upstream");
-                let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
-            });
-        }
-    });
-    address
-}
 
 #[tokio::test]
 async fn only_an_upstream_whose_certificate_holds_is_talked_to() {
@@ -332,6 +267,14 @@ async fn connections_are_renewed_in_time_while_they_are_used() {
     gateway.drain().await;
 }
 
+fn loaded(value: u32) -> Loaded<u32> {
+    Loaded {
+        value,
+        summary: String::new(),
+        expires: None,
+    }
+}
+
 /// A value made of a file, looked at and renewed every `interval`.
 fn source(file: Option<&str>, interval: Duration) -> Source {
     let named = |path: &str| NamedFile {
@@ -357,7 +300,7 @@ async fn what_cannot_be_made_anew_once_is_made_the_next_time_with_what_can_be_re
         // descriptor.
         let make = move |contents: &[Vec<u8>]| match tries.fetch_add(1, Relaxed) {
             1 | 2 => Err("not now".to_owned()),
-            count if contents == [b"good"] => Ok(count),
+            count if contents == [b"good"] => Ok(loaded(count)),
             _ => Err("no use".to_owned()),
         };
         let moment = Duration::from_millis(5);
@@ -382,7 +325,7 @@ async fn an_interval_of_zero_is_never() {
     let tries = Arc::new(AtomicU32::new(0));
     for file in [None, Some(write(&folder, "file", "good"))] {
         let tried = Arc::clone(&tries);
-        let make = move |_: &[Vec<u8>]| Ok(tried.fetch_add(1, Relaxed));
+        let make = move |_: &[Vec<u8>]| Ok(loaded(tried.fetch_add(1, Relaxed)));
         let made = Reloadable::new(source(file.as_deref(), Duration::ZERO), make);
         let made = made.expect("made at first");
         tokio::time::sleep(Duration::from_secs(24 * 3600)).await;

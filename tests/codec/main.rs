@@ -9,12 +9,14 @@
 mod documents;
 mod oracle;
 mod requests;
+#[allow(dead_code, reason = "the end-to-end tests use more of it")]
 mod roots;
 mod sample;
 mod text;
 mod wire;
 
 use std::{
+    collections::BTreeSet,
     env,
     ops::Range,
     thread,
@@ -22,8 +24,9 @@ use std::{
 };
 
 use documents::{Doc, Random};
+use oracle::Json;
 use prost_reflect::MessageDescriptor;
-use roots::{ROOTS, Root, descriptor, round};
+use roots::{ROOTS, Root, body, calls, contract, descriptor, root, round};
 use runs_gateway::json::MAX_DEPTH;
 
 /// Says which document it was when a check fails, by panic or otherwise.
@@ -99,6 +102,78 @@ fn a_damaged_document_is_written_back_the_same_and_only_what_does_not_fit_is_in_
             round(root, descriptor, text);
         }
     });
+}
+
+/// The messages that the events of streams carry: those that an RPC of the gateway's own makes of
+/// others, and the marks that stand for something missing, are none of the upstream's.
+fn payloads() -> impl Iterator<Item = MessageDescriptor> {
+    let event = contract()
+        .get_message_by_name("runsgateway.v1.RunEvent")
+        .expect("the event");
+    let payload = event.oneofs().next().expect("a payload");
+    let fields: Vec<_> = payload.fields().collect();
+    let messages = fields
+        .into_iter()
+        .filter_map(|field| field.kind().as_message().cloned());
+    messages.filter(oracle::is_object)
+}
+
+#[test]
+fn the_roots_are_the_bodies_and_answers_of_all_calls_and_what_events_carry() {
+    let calls = calls();
+    let bodies = calls
+        .iter()
+        .filter_map(|rpc| body(rpc).map(|(_, message)| message));
+    let answers = calls.iter().map(prost_reflect::MethodDescriptor::output);
+    let documents: BTreeSet<_> = bodies
+        .chain(answers)
+        .chain(payloads())
+        .map(|message| message.name().to_owned())
+        .collect();
+    let roots: Vec<_> = ROOTS.iter().map(|root| root.name.to_owned()).collect();
+    assert_eq!(documents.iter().cloned().collect::<Vec<_>>(), roots);
+}
+
+#[test]
+fn what_is_read_of_a_body_is_sent_as_the_same_body() {
+    let bodies: Vec<_> = calls()
+        .iter()
+        .filter_map(|rpc| body(rpc).map(|(field, message)| (field, root(&message), message)))
+        .collect();
+    for seed in seeds() {
+        let mut random = Random(seed);
+        let (field, root, descriptor) = &bodies[random.below(bodies.len())];
+        let text = documents::valid(descriptor, &mut random).print(&mut random);
+        let _failed = Failed(seed, root.name, &text);
+        let message = (root.read)(text.as_bytes()).expect("it is read").message;
+        let sent = (root.send)(&message).expect("the same message");
+        let sent = sent.unwrap_or_else(|violation| panic!("{}", violation.within(field)));
+        let [before, after] =
+            [text.as_bytes(), &sent].map(|text| oracle::normal(&oracle::parse(text), descriptor));
+        let sent = String::from_utf8_lossy(&sent);
+        assert!(infers_alone(&before, &after), "sent as {sent}");
+    }
+}
+
+/// Whether one value is the other, but for a `type` here and there that was inferred.
+fn infers_alone(before: &Json, after: &Json) -> bool {
+    let name: Vec<u16> = "type".encode_utf16().collect();
+    match (before, after) {
+        (Json::Object(before), Json::Object(after)) => {
+            before.keys().all(|member| after.contains_key(member))
+                && after
+                    .iter()
+                    .all(|(member, value)| match before.get(member) {
+                        Some(known) => infers_alone(known, value),
+                        None => *member == name && matches!(value, Json::Text(_)),
+                    })
+        }
+        (Json::List(before), Json::List(after)) => {
+            let mut pairs = before.iter().zip(after);
+            before.len() == after.len() && pairs.all(|(one, other)| infers_alone(one, other))
+        }
+        _ => before == after,
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ macro_rules! messages {
 
 type Compare = fn(&[u8]);
 
-const MESSAGES: [(&str, Compare); 42] = messages![
+const MESSAGES: [(&str, Compare); 43] = messages![
     Assistant,
     CancelRunRequest,
     ConverseRunRequest,
@@ -65,6 +65,7 @@ const MESSAGES: [(&str, Compare); 42] = messages![
     ModifyMessageRequest,
     ModifyRunRequest,
     ModifyThreadRequest,
+    ResumeRunRequest,
     Run,
     RunEvent,
     RunStep,

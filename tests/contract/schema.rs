@@ -4,7 +4,7 @@
 //! Must hold: every property that a schema reaches is looked at, through `$ref`, `anyOf`, `oneOf`,
 //! `allOf` and lists; what the walk does not understand is reported, never passed over.
 
-use std::collections::BTreeSet;
+use std::{cell::RefCell, collections::BTreeSet};
 
 use prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::Value;
@@ -35,6 +35,8 @@ pub(crate) struct Comparison<'a> {
     pub(crate) lacks: BTreeSet<String>,
     /// How many properties were looked at.
     pub(crate) compared: usize,
+    /// The named schemas that were looked at.
+    pub(crate) seen: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Comparison<'a> {
@@ -43,6 +45,7 @@ impl<'a> Comparison<'a> {
             document,
             lacks: BTreeSet::new(),
             compared: 0,
+            seen: RefCell::default(),
         }
     }
 
@@ -57,6 +60,8 @@ impl<'a> Comparison<'a> {
         'a: 's,
     {
         if let Some(target) = schema["$ref"].as_str() {
+            let name = target.rsplit('/').next().unwrap_or_default();
+            self.seen.borrow_mut().insert(name.to_owned());
             let target = target
                 .strip_prefix('#')
                 .and_then(|pointer| self.document.pointer(pointer));

@@ -185,6 +185,10 @@ impl State {
                 200,
                 json!({ "object": "list", "data": self.steps, "has_more": false }).to_string(),
             ),
+            ("GET", "/threads/thread_1/messages") => Answer::json(
+                200,
+                json!({ "object": "list", "data": [], "has_more": false }).to_string(),
+            ),
             other => panic!("unexpected: {other:?}"),
         }
     }

@@ -8,6 +8,7 @@ mod embedded;
 mod ends;
 mod harness;
 mod mistakes;
+mod moves;
 mod rounds;
 mod soak;
 #[path = "../support/mod.rs"]

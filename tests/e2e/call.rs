@@ -1,82 +1,32 @@
-//! The nine calls as data, so that a test can be a table.
+//! The calls that are one REST request each, as data, so that a test can be a table.
+//!
+//! Must hold: what a call is comes from the contract alone (its RPC and the option `rest`), and a
+//! new RPC without a row of [`ALL`] fails `requests.rs`.
 
-use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Value as Field};
-use runs_gateway::{
-    json::{self, Document},
-    v1::{
-        self, CancelRunRequest, CreateRunRequest, CreateThreadAndRunRequest, GetRunRequest,
-        GetRunStepRequest, ListRunStepsRequest, ListRunsRequest, ModifyRunRequest, SortOrder,
-        SubmitToolOutputsRequest, run_service_client::RunServiceClient,
-        run_step_service_client::RunStepServiceClient,
-    },
-};
+use bytes::{Buf as _, BufMut as _, Bytes};
+use http::uri::PathAndQuery;
+use prost::{Message, Name};
+use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value as Field};
 use serde_json::Value;
-use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Channel};
+use tonic::{
+    Request, Response, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    metadata::MetadataMap,
+    transport::Channel,
+};
 
-use crate::support::upstream::Answer;
+use crate::roots::{body, calls, rest, root};
 
-macro_rules! calls {
-    ($($rpc:ident($request:ident) -> $answer:ident by $client:ident.$method:ident;)*) => {
-        /// One call.
-        #[derive(Debug, Clone)]
-        #[expect(clippy::large_enum_variant, reason = "a test has few of them")]
-        pub(crate) enum Call {
-            $($rpc($request),)*
-        }
-
-        $(impl From<$request> for Call {
-            fn from(request: $request) -> Self {
-                Self::$rpc(request)
-            }
-        })*
-
-        impl Call {
-            /// The RPC's name.
-            pub(crate) fn rpc(&self) -> &'static str {
-                match self {
-                    $(Self::$rpc(_) => stringify!($rpc),)*
-                }
-            }
-
-            /// The request as a message that can be looked through.
-            pub(crate) fn reflect(&self) -> DynamicMessage {
-                match self {
-                    $(Self::$rpc(request) => reflect(stringify!($request), request),)*
-                }
-            }
-
-            /// Makes the call, with metadata.
-            pub(crate) async fn with(&self, gateway: impl Into<Channel>, metadata: &[(&'static str, &str)]) -> Result<Answered, Status> {
-                let channel = gateway.into();
-                match self {
-                    $(Self::$rpc(request) => {
-                        let mut request = Request::new(request.clone());
-                        for (name, value) in metadata {
-                            request.metadata_mut().append(*name, value.parse().expect("a value"));
-                        }
-                        $client::new(channel).$method(request).await.map(|response| Answered::new(stringify!($answer), response))
-                    })*
-                }
-            }
-        }
-    };
+/// One call.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    rpc: MethodDescriptor,
+    request: DynamicMessage,
 }
 
-calls! {
-    CreateRun(CreateRunRequest) -> Run by RunServiceClient.create_run;
-    CreateThreadAndRun(CreateThreadAndRunRequest) -> Run by RunServiceClient.create_thread_and_run;
-    ListRuns(ListRunsRequest) -> ListRunsResponse by RunServiceClient.list_runs;
-    GetRun(GetRunRequest) -> Run by RunServiceClient.get_run;
-    ModifyRun(ModifyRunRequest) -> Run by RunServiceClient.modify_run;
-    SubmitToolOutputs(SubmitToolOutputsRequest) -> Run by RunServiceClient.submit_tool_outputs;
-    CancelRun(CancelRunRequest) -> Run by RunServiceClient.cancel_run;
-    ListRunSteps(ListRunStepsRequest) -> ListRunStepsResponse by RunStepServiceClient.list_run_steps;
-    GetRunStep(GetRunStepRequest) -> RunStep by RunStepServiceClient.get_run_step;
-}
-
-/// One of each, as REST: method, target, body.
-pub(crate) const ALL: [(&str, &str, &str); 9] = [
+/// One of each, as REST: method, target, body. An id is called like its field.
+pub(crate) const ALL: [(&str, &str, &str); 23] = [
     (
         "POST",
         "/threads/thread_1/runs",
@@ -94,101 +44,145 @@ pub(crate) const ALL: [(&str, &str, &str); 9] = [
     ("POST", "/threads/thread_1/runs/run_1/cancel", ""),
     ("GET", "/threads/thread_1/runs/run_1/steps", ""),
     ("GET", "/threads/thread_1/runs/run_1/steps/step_1", ""),
+    ("POST", "/assistants", r#"{"model":"m"}"#),
+    ("GET", "/assistants", ""),
+    ("GET", "/assistants/assistant_1", ""),
+    ("POST", "/assistants/assistant_1", "{}"),
+    ("DELETE", "/assistants/assistant_1", ""),
+    ("POST", "/threads", "{}"),
+    ("GET", "/threads/thread_1", ""),
+    ("POST", "/threads/thread_1", "{}"),
+    ("DELETE", "/threads/thread_1", ""),
+    (
+        "POST",
+        "/threads/thread_1/messages",
+        r#"{"role":"user","content":"hello"}"#,
+    ),
+    ("GET", "/threads/thread_1/messages", ""),
+    ("GET", "/threads/thread_1/messages/message_1", ""),
+    ("POST", "/threads/thread_1/messages/message_1", "{}"),
+    ("DELETE", "/threads/thread_1/messages/message_1", ""),
 ];
 
+/// A request of the contract is the call that has it. (Streams have requests of their own.)
+impl<M: Message + Name> From<M> for Call {
+    fn from(request: M) -> Self {
+        let rpc = calls()
+            .into_iter()
+            .find(|rpc| rpc.input().name() == M::NAME)
+            .unwrap_or_else(|| panic!("{} is no call's request", M::NAME));
+        let request = DynamicMessage::decode(rpc.input(), &*request.encode_to_vec());
+        Self {
+            rpc,
+            request: request.expect("the same message"),
+        }
+    }
+}
+
 impl Call {
-    /// The call that makes a REST request. `target` is path and query, from `/threads` on.
+    /// The call that makes a REST request. `target` is path and query, from `/threads` or
+    /// `/assistants` on.
     pub(crate) fn rest(method: &str, target: &str, body: &str) -> Self {
         let (path, query) = parts(target);
-        let one = |name: &str| {
-            query
-                .iter()
-                .find(|(it, _)| it == name)
-                .map(|(_, value)| value.clone())
-                .unwrap_or_default()
+        // `/threads/runs` also looks like a thread: the route with fewer ids is meant.
+        let rpc = calls()
+            .into_iter()
+            .filter(|rpc| rest(rpc, "method") == method && is_on(&rest(rpc, "path"), &path))
+            .min_by_key(|rpc| rest(rpc, "path").matches('{').count())
+            .unwrap_or_else(|| panic!("no call makes {method} {target}"));
+        let mut call = Self {
+            request: DynamicMessage::new(rpc.input()),
+            rpc,
         };
-        let limit = Some(one("limit"))
-            .filter(|it| !it.is_empty())
-            .map(|it| it.parse().expect("a number"));
-        let order = match &*one("order") {
-            "" => SortOrder::Unspecified,
-            "asc" => SortOrder::Asc,
-            "desc" => SortOrder::Desc,
-            other => panic!("order {other}"),
+        for (id, segment) in call.ids().into_iter().zip(call.id_segments(&path)) {
+            call.set(&id, &segment);
         }
-        .into();
-        let (after, before) = (one("after"), one("before"));
-        let include = query
-            .iter()
-            .filter(|(name, _)| name == "include[]")
-            .map(|(_, value)| value.clone())
-            .collect();
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        let id = |at: usize| path[at].to_owned();
-        match (method, &path[..]) {
-            ("POST", ["threads", "runs"]) => CreateThreadAndRunRequest {
-                thread_and_run: decode(body),
-                ..CreateThreadAndRunRequest::default()
-            }
-            .into(),
-            ("POST", ["threads", _, "runs"]) => CreateRunRequest {
-                thread_id: id(1),
-                run: decode(body),
-                include,
-                ..CreateRunRequest::default()
-            }
-            .into(),
-            ("GET", ["threads", _, "runs"]) => ListRunsRequest {
-                thread_id: id(1),
-                limit,
-                order,
-                after,
-                before,
-            }
-            .into(),
-            ("GET", ["threads", _, "runs", _]) => GetRunRequest {
-                thread_id: id(1),
-                run_id: id(3),
-            }
-            .into(),
-            ("POST", ["threads", _, "runs", _]) => ModifyRunRequest {
-                thread_id: id(1),
-                run_id: id(3),
-                run: decode(body),
-            }
-            .into(),
-            ("POST", ["threads", _, "runs", _, "submit_tool_outputs"]) => {
-                SubmitToolOutputsRequest {
-                    thread_id: id(1),
-                    run_id: id(3),
-                    tool_outputs: decode(body),
-                }
-                .into()
-            }
-            ("POST", ["threads", _, "runs", _, "cancel"]) => CancelRunRequest {
-                thread_id: id(1),
-                run_id: id(3),
-            }
-            .into(),
-            ("GET", ["threads", _, "runs", _, "steps"]) => ListRunStepsRequest {
-                thread_id: id(1),
-                run_id: id(3),
-                limit,
-                order,
-                after,
-                before,
-                include,
-            }
-            .into(),
-            ("GET", ["threads", _, "runs", _, "steps", _]) => GetRunStepRequest {
-                thread_id: id(1),
-                run_id: id(3),
-                step_id: id(5),
-                include,
-            }
-            .into(),
-            other => panic!("not one of the nine operations: {other:?}"),
+        for (name, value) in query {
+            call.set(name.trim_end_matches("[]"), &value);
         }
+        call.with_body(body)
+    }
+
+    /// The RPC's name.
+    pub(crate) fn rpc(&self) -> &str {
+        self.rpc.name()
+    }
+
+    /// The RPC.
+    pub(crate) fn method(&self) -> &MethodDescriptor {
+        &self.rpc
+    }
+
+    /// The request as a message that can be looked through.
+    pub(crate) fn reflect(&self) -> &DynamicMessage {
+        &self.request
+    }
+
+    /// The fields that are ids in the path, in order.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let path = rest(&self.rpc, "path");
+        let id = |segment: &str| Some(segment.strip_prefix('{')?.strip_suffix('}')?.to_owned());
+        path.split('/').filter_map(id).collect()
+    }
+
+    fn id_segments(&self, path: &[String]) -> Vec<String> {
+        let route = rest(&self.rpc, "path");
+        let segments = route.split('/').skip(1).zip(path);
+        segments
+            .filter(|(field, _)| field.starts_with('{'))
+            .map(|(_, segment)| segment.clone())
+            .collect()
+    }
+
+    /// Sets a field of the request from text, as a URL has it; of a list it adds one.
+    pub(crate) fn set(&mut self, name: &str, text: &str) {
+        let field = self
+            .rpc
+            .input()
+            .get_field_by_name(name)
+            .unwrap_or_else(|| panic!("{} has no {name}", self.rpc.input().name()));
+        let value = match field.kind() {
+            Kind::Int32 => Field::I32(text.parse().expect("a number")),
+            Kind::Enum(of) => {
+                let name = format!("SORT_ORDER_{}", text.to_uppercase());
+                let value = of.get_value_by_name(&name).expect("an order");
+                Field::EnumNumber(value.number())
+            }
+            _ => Field::String(text.to_owned()),
+        };
+        if field.is_list() {
+            let list = self.request.get_field_mut(&field);
+            list.as_list_mut().expect("a list").push(value);
+        } else {
+            self.request.set_field(&field, value);
+        }
+    }
+
+    /// The same call with this body; none if it is empty.
+    pub(crate) fn with_body(mut self, text: &str) -> Self {
+        let Some((name, message)) = body(&self.rpc) else {
+            assert_eq!(text, "", "{} has no body", self.rpc());
+            return self;
+        };
+        self.request.clear_field_by_name(&name);
+        if !text.is_empty() {
+            let read = (root(&message).read)(text.as_bytes());
+            let read = read.unwrap_or_else(|error| panic!("{error}: {text}"));
+            let value = DynamicMessage::decode(message, &*read.message).expect("the same message");
+            self.request.set_field_by_name(&name, Field::Message(value));
+        }
+        self
+    }
+
+    /// The same call whose body has this `extra_json`.
+    pub(crate) fn with_extra(mut self, text: &str) -> Self {
+        let (name, _) = body(&self.rpc).expect("a body");
+        let value = self.request.get_field_by_name_mut(&name);
+        let Some(Field::Message(message)) = value else {
+            panic!("{name} is no message")
+        };
+        message.set_field_by_name("extra_json", Field::String(text.to_owned()));
+        self
     }
 
     /// A read: doing it twice is harmless.
@@ -211,16 +205,77 @@ impl Call {
             .map(|(method, target, body)| Self::rest(method, target, body))
     }
 
+    /// Whether doing it twice is the same as doing it once: all but creates and submits.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        !["Create", "Submit"]
+            .iter()
+            .any(|beginning| self.rpc().starts_with(beginning))
+    }
+
     /// Makes the call.
     pub(crate) async fn on(&self, gateway: impl Into<Channel>) -> Result<Answered, Status> {
         self.with(gateway, &[]).await
     }
+
+    /// Makes the call, with metadata.
+    pub(crate) async fn with(
+        &self,
+        gateway: impl Into<Channel>,
+        metadata: &[(&'static str, &str)],
+    ) -> Result<Answered, Status> {
+        let mut request = Request::new(self.request.encode_to_vec());
+        for (name, value) in metadata {
+            request
+                .metadata_mut()
+                .append(*name, value.parse().expect("a value"));
+        }
+        let service = self.rpc.parent_service();
+        let path = format!("/{}/{}", service.full_name(), self.rpc.name());
+        let mut client = Grpc::new(gateway.into());
+        let ready = client.ready().await;
+        ready.map_err(|error| Status::unknown(format!("the channel is not ready: {error}")))?;
+        let path = PathAndQuery::try_from(path).expect("a path");
+        let answer = client.unary(request, path, Raw).await?;
+        Ok(Answered::new(&self.rpc, answer))
+    }
 }
 
-fn decode<M: Document>(body: &str) -> Option<M> {
-    json::decode(body.as_bytes())
-        .map_err(|error| panic!("{error}: {body}"))
-        .ok()
+/// Messages as bytes: requests and answers are known by their descriptors only.
+#[derive(Debug, Clone, Copy)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
 }
 
 /// A call's answer.
@@ -234,11 +289,11 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
-    fn new<M: Document + Message>(name: &str, response: Response<M>) -> Self {
-        let (metadata, message, _) = response.into_parts();
-        let text = json::encode(&message).expect("an answer can be written");
+    fn new(rpc: &MethodDescriptor, response: Response<Bytes>) -> Self {
+        let (metadata, bytes, _) = response.into_parts();
+        let message = DynamicMessage::decode(rpc.output(), &*bytes).expect("the RPC's answer");
         let mut extra = Vec::new();
-        walk(&reflect(name, &message), "", &mut |path, field, value| {
+        walk(&message, "", &mut |path, field, value| {
             if field.name() == "extra_json" {
                 extra.push((
                     path.to_owned(),
@@ -246,24 +301,13 @@ impl Answered {
                 ));
             }
         });
+        let text = (root(&rpc.output()).write)(&bytes);
         Self {
             json: serde_json::from_slice(&text).expect("JSON"),
             extra,
             metadata,
         }
     }
-}
-
-/// The contract.
-pub(crate) fn contract() -> DescriptorPool {
-    DescriptorPool::decode(v1::DESCRIPTOR).expect("the contract's descriptors")
-}
-
-fn reflect(name: &str, message: &impl Message) -> DynamicMessage {
-    let descriptor = contract()
-        .get_message_by_name(&format!("runsgateway.v1.{name}"))
-        .expect(name);
-    DynamicMessage::decode(descriptor, &*message.encode_to_vec()).expect("the same message")
 }
 
 /// Shows every field that is set, depth first: the path of its message, the field, its value.
@@ -290,13 +334,11 @@ pub(crate) fn walk(
     }
 }
 
-/// An answer that suits any call: a list, and the resource that the target names.
-pub(crate) fn agreed(target: &str) -> Answer {
-    let (path, _) = parts(target);
-    let threads = path.iter().position(|segment| segment == "threads");
-    let at = |behind: usize| threads.and_then(|threads| path.get(threads + behind));
-    let id = at(5).or_else(|| at(3)).map_or("x", String::as_str);
-    Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
+/// Whether a path is on a route such as `/threads/{thread_id}/runs`.
+pub(crate) fn is_on(route: &str, path: &[String]) -> bool {
+    let route: Vec<_> = route.split('/').skip(1).collect();
+    let mut pairs = route.iter().zip(path);
+    route.len() == path.len() && pairs.all(|(one, other)| one == other || one.starts_with('{'))
 }
 
 /// Path segments and query pairs of a target, decoded.

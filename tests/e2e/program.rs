@@ -7,7 +7,8 @@ use prost_reflect::DescriptorPool;
 use tonic::Code;
 
 use crate::{
-    call::{Call, contract},
+    call::Call,
+    roots::contract,
     support::{
         program::{PROGRAM, Running},
         upstream::{Answer, Upstream},

@@ -72,9 +72,11 @@ fn recordings(folder: &Path) -> Vec<Recording> {
             method: value(&request["method"]).as_str().expect("text").to_owned(),
             target: uri[uri.find("/v1/threads").expect("a route of the API")..].to_owned(),
             // One of the two recorders kept bodies as text.
-            asked: asked
-                .as_str()
-                .map_or_else(|| asked.to_string(), str::to_owned),
+            asked: match asked {
+                Value::Null => String::new(),
+                Value::String(text) => text,
+                asked => asked.to_string(),
+            },
             status: response["status"].get().parse().expect("a status"),
             headers: members(response["headers"].get())
                 .iter()

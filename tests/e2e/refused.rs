@@ -1,7 +1,6 @@
 //! What a caller sends can never change which endpoint is called, and what is wrong is refused
 //! before anything is sent.
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use runs_gateway::v1::{
     CreateRunRequest, CreateThreadAndRunRequest, ListRunStepsRequest, ListRunsRequest,
     ModifyRunRequest, RunSpec, SubmitToolOutputsRequest, Tool, ToolOutput, ToolOutputs,
@@ -10,10 +9,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    call::{ALL, Call, agreed, parts},
+    call::{ALL, Call, parts},
     support::{
         gateway::{Gateway, spawn_gateway},
-        upstream::Upstream,
+        upstream::{Recorded, Upstream},
     },
 };
 
@@ -50,43 +49,41 @@ async fn an_id_is_one_segment_of_one_request_or_is_refused_by_name() {
         "a/b", "/", "../x", "a?b", "a#b", "é", "%2e%2e", "%2F", "a\\b", " ", "a\nb", "a\r\nb",
         "\0", "...", "runs", &long,
     ];
-    let upstream = Upstream::answering(|request| agreed(&request.target)).await;
+    let upstream = Upstream::answering(Recorded::agreed).await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
     let mut requests = 0;
     for id in refused.into_iter().chain(sent) {
-        let encoded = utf8_percent_encode(id, NON_ALPHANUMERIC).to_string();
-        for (method, target, body) in ALL {
-            for field in ["thread_id", "run_id", "step_id"] {
-                let ordinary = field.replace("id", "1");
-                if !target.contains(&ordinary) {
-                    continue;
-                }
-                let call = Call::rest(method, &target.replace(&ordinary, &encoded), body);
-                if refused.contains(&id) {
+        for (at, ordinary) in Call::all().enumerate() {
+            let (method, target, _) = ALL[at];
+            for field in ordinary.ids() {
+                let mut call = ordinary.clone();
+                call.set(&field, id);
+                let own = field.replace("id", "1");
+                let path: Vec<_> = target
+                    .split('/')
+                    .skip(1)
+                    .map(|it| if it == own { id } else { it }.to_owned())
+                    .collect();
+                // A word that stands there in another call's route would make it that call.
+                let another = ALL.iter().any(|(_, other, _)| {
+                    *other != target && other.split('/').skip(1).eq(path.iter())
+                });
+                if refused.contains(&id) || another {
                     assert_eq!(refusal(&call, &gateway).await, field, "{id:.20}");
                 } else {
                     call.on(&gateway)
                         .await
                         .unwrap_or_else(|status| panic!("{field} {id:?}: {status}"));
                     requests += 1;
-                    let seen = upstream
-                        .requests()
-                        .last()
-                        .expect("a request")
-                        .target
-                        .clone();
-                    let expected = target
-                        .split('/')
-                        .skip(1)
-                        .map(|it| if it == ordinary { id } else { it }.to_owned())
-                        .collect();
+                    let requests = upstream.requests();
+                    let seen = requests.last().expect("a request");
                     assert_eq!(
-                        parts(&seen),
-                        (expected, vec![]),
+                        (&*seen.method, parts(&seen.target)),
+                        (method, (path, vec![])),
                         "{field} of {}",
                         call.rpc()
                     );
-                    assert!(!seen.contains('#'), "{seen}");
+                    assert!(!seen.target.contains('#'), "{}", seen.target);
                 }
                 assert_eq!(
                     upstream.requests().len(),

@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::{
-    call::contract,
+    roots::contract,
     support::gateway::{Gateway, spawn_gateway},
 };
 

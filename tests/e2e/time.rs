@@ -8,10 +8,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    call::{ALL, Call, agreed},
+    call::{ALL, Call},
     support::{
         gateway::{Gateway, spawn_gateway},
-        upstream::{Answer, Upstream},
+        upstream::{Answer, Upstream, agreed},
     },
 };
 
@@ -23,16 +23,6 @@ const DEADLINE: (Code, &str) = (Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
 const UNAVAILABLE: (Code, &str) = (Code::Unavailable, "UPSTREAM_UNAVAILABLE");
 const DRAINING: (Code, &str) = (Code::Unavailable, "GATEWAY_DRAINING");
 const UNKNOWN: (Code, &str) = (Code::Unknown, "OUTCOME_UNKNOWN");
-
-/// The calls that do the same when they are done twice.
-const REPEATABLE: [&str; 6] = [
-    "GetRun",
-    "ListRuns",
-    "ListRunSteps",
-    "GetRunStep",
-    "ModifyRun",
-    "CancelRun",
-];
 
 /// What the caller is told. Whoever is told that the outcome is unknown is told not to repeat the
 /// call, too.
@@ -121,7 +111,7 @@ async fn what_was_never_sent_is_unavailable_for_all() {
 async fn a_lost_connection_is_unavailable_for_reads_and_unknown_for_writes() {
     for (call, (_, target, _)) in Call::all().zip(ALL) {
         let good = || agreed(target);
-        let expected = if REPEATABLE.contains(&call.rpc()) {
+        let expected = if call.is_repeatable() {
             UNAVAILABLE
         } else {
             UNKNOWN
@@ -185,7 +175,7 @@ async fn a_caller_that_leaves_takes_the_upstream_request_with_it() {
 #[tokio::test]
 async fn a_call_that_a_drain_cuts_says_whether_to_call_again() {
     for call in Call::all() {
-        let expected = if REPEATABLE.contains(&call.rpc()) {
+        let expected = if call.is_repeatable() {
             DRAINING
         } else {
             UNKNOWN
@@ -193,11 +183,11 @@ async fn a_call_that_a_drain_cuts_says_whether_to_call_again() {
         let upstream = Upstream::start().await;
         upstream.push(Answer::never());
         let gateway = spawn_gateway(&upstream.url(), &["--drain-timeout", "0s"]).await;
-        let (rpc, channel) = (call.rpc(), gateway.channel());
+        let (rpc, channel) = (call.rpc().to_owned(), gateway.channel());
         let cut = tokio::spawn(async move { call.on(channel).await });
         upstream.wait_for_requests(1).await;
         gateway.drain().await;
         let status = cut.await.expect("no panic").expect_err("a cut");
-        assert_told(&status, expected, rpc);
+        assert_told(&status, expected, &rpc);
     }
 }

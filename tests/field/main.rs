@@ -2,10 +2,17 @@
 //! as a small input over a real socket, with its neighbours.
 
 mod attackers;
+#[path = "../access/certificates.rs"]
+mod certificates;
 mod clients;
+#[path = "../access/front.rs"]
+mod front;
 mod gateway;
 mod guarded;
+mod handshakes;
 mod operators;
+mod probes;
+mod reloads;
 #[path = "../streams/script.rs"]
 #[allow(
     dead_code,
@@ -15,4 +22,5 @@ mod script;
 mod seen;
 #[path = "../support/mod.rs"]
 mod support;
+mod troubles;
 mod upstream;

@@ -1,111 +1,555 @@
-//! What operators do: rows O of the field cases, on the real program.
+//! What operators do before anything is served: rows O1, O3, O4 and O6 of the field cases, on the
+//! real program.
 
-use std::{fs, process::Output, time::Duration};
+use std::{fs, path::Path, process::Output, time::Duration};
 
 use assert_cmd::Command;
+use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::support::program::{PROGRAM, Running};
+use crate::{
+    certificates::Authority,
+    support::program::{PROGRAM, Running},
+};
 
-const HASH: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+/// `printf %s secret | sha256sum`
+pub(crate) const HASH: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
 
-/// `serve` with these, which ends by itself only if they are refused.
-fn serve(flags: &[&str], variables: &[(&str, &str)]) -> Output {
+/// A file of a test.
+pub(crate) fn write(folder: &TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
+    let path = folder.path().join(name);
+    fs::write(&path, content).expect("a file");
+    text(&path)
+}
+
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().expect("text").to_owned()
+}
+
+/// `command` with these, which ends by itself only if they are refused.
+fn run(command: &[&str], flags: &str, variables: &[(&str, &str)]) -> Output {
     Command::new(PROGRAM)
-        .arg("serve")
-        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-        .args(flags)
+        .args(command)
+        .args(flags.split_whitespace())
         .envs(variables.iter().copied())
         .timeout(Duration::from_secs(20))
         .output()
         .expect("the program runs")
 }
 
-/// What is tried, flags, variables, and what the line says.
-type Row<'a> = (&'a str, Vec<&'a str>, &'a [(&'a str, &'a str)], &'a str);
+/// What is tried, flags, variables, and what the one line says.
+type Row<'a> = (&'a str, String, &'a [(&'a str, &'a str)], &'a [&'a str]);
 
 #[test]
 fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_to_change() {
     let folder = tempfile::tempdir().expect("a folder");
-    let empty = folder.path().join("empty");
-    fs::write(&empty, "# nobody\n").expect("a file");
-    let empty = empty.to_str().expect("text");
-    let key = ["--upstream-api-key", "k", "--tokens-file"];
-    let with_key = |file| [&key[..], &[file]].concat();
-    let table: &[Row] = &[
+    let (ours, other) = (Authority::new(), Authority::new());
+    let file = |name: &str, content: &str| write(&folder, name, content);
+    let pair = |name: &str, (certificate, key): (String, String)| {
+        let certificate = file(&format!("{name}.crt"), &certificate);
+        let key = file(&format!("{name}.key"), &key);
+        (certificate, key)
+    };
+    let (good, good_key) = pair("good", ours.server("localhost"));
+    let (_, other_key) = pair("other", other.server("localhost"));
+    let (expired, expired_key) = pair("expired", ours.expired_server("localhost"));
+    let (future, future_key) = pair("future", ours.future_server("localhost"));
+    let (old_client, old_client_key) = pair("client", ours.expired_client("gateway"));
+    let nobody = file("nobody", "# nobody\n");
+    let nothing = file("nothing", "");
+    let blank = file("blank", " \n");
+    let damaged = file(
+        "damaged",
+        "-----BEGIN CERTIFICATE-----\nMIIBaaaa\n-----END CERTIFICATE-----\n",
+    );
+    let cut = file("cut", "-----BEGIN CERTIFICATE-----\nMIIBaaaa\n");
+    let folder_path = text(folder.path());
+
+    let key = |rest: &str| format!("--upstream-api-key k {rest}");
+    let tls = |certificate: &str, key: &str| {
+        format!("--tls-cert-file {certificate} --tls-key-file {key}")
+    };
+    let client = |certificate: &str, key: &str| {
+        format!(
+            "--upstream-url https://localhost:1 --upstream-client-cert-file {certificate} \
+             --upstream-client-key-file {key}"
+        )
+    };
+    let flags = str::to_owned;
+    let mut table: Vec<Row> = vec![
+        // O1: misspelt variables, and restrictions that need something else.
         (
             "O1",
-            vec![],
+            flags(""),
             &[("RUNS_GATEWAY_ALLOWD_CLIENT", "a")],
-            "RUNS_GATEWAY_ALLOWED_CLIENT?",
+            &["RUNS_GATEWAY_ALLOWED_CLIENT?"],
         ),
         (
-            "O1 lower",
-            vec![],
+            "O1 case",
+            flags(""),
             &[("RUNS_GATEWAY_Listen", "a")],
-            "RUNS_GATEWAY_LISTEN?",
+            &["RUNS_GATEWAY_LISTEN?"],
         ),
         (
-            "O1 none",
-            vec![],
+            "O1 plural",
+            flags(""),
             &[("RUNS_GATEWAY_TOKEN_FILE", "a")],
-            "RUNS_GATEWAY_TOKENS_FILE?",
+            &["RUNS_GATEWAY_TOKENS_FILE?"],
         ),
         (
             "O1 read",
-            vec![],
+            flags(""),
             &[("RUNS_GATEWAY_ALLOWED_CLIENT", "a")],
-            "--tls-client-ca-file",
+            &["--tls-client-ca-file"],
         ),
         (
             "O1 old",
-            vec![],
+            flags(""),
             &[("RUNS_GATEWAY_ALLOWED_CLIENTS", "a")],
-            "--tls-client-ca-file",
+            &["--tls-client-ca-file"],
         ),
-        ("O3 tokens", with_key(empty), &[], "--tokens-file"),
+        // O3: nobody could call.
         (
-            "A4 device",
-            with_key("/dev/zero"),
+            "O3 tokens, empty",
+            key(&format!("--tokens-file {nothing}")),
             &[],
-            "not a regular file",
+            &["--tokens-file", "empty"],
         ),
+        (
+            "O3 tokens, comments",
+            key(&format!("--tokens-file {nobody}")),
+            &[],
+            &["--tokens-file", "nobody could call"],
+        ),
+        (
+            "O3 tokens, blank",
+            key(&format!("--tokens-file {blank}")),
+            &[],
+            &["--tokens-file", "nobody could call"],
+        ),
+        (
+            "O3 tokens, clear",
+            key(&format!("--tokens-file {good_key}")),
+            &[],
+            &["--tokens-file", "line 1", "SHA-256"],
+        ),
+        (
+            "O3 expired",
+            tls(&expired, &expired_key),
+            &[],
+            &["--tls-cert-file", "expired", "renew"],
+        ),
+        (
+            "O3 not yet valid",
+            tls(&future, &future_key),
+            &[],
+            &["--tls-cert-file", "not valid yet", "clock"],
+        ),
+        (
+            "O3 another key",
+            tls(&good, &other_key),
+            &[],
+            &["--tls-key-file is not the key of --tls-cert-file"],
+        ),
+        (
+            "O3 key is a certificate",
+            tls(&good, &good),
+            &[],
+            &["--tls-key-file", "no private key"],
+        ),
+        (
+            "O3 client expired",
+            client(&old_client, &old_client_key),
+            &[],
+            &["--upstream-client-cert-file", "expired"],
+        ),
+        (
+            "O3 no client CA",
+            format!("{} --tls-client-ca-file {good_key}", tls(&good, &good_key)),
+            &[],
+            &["--tls-client-ca-file", "no certificate"],
+        ),
+        (
+            "O3 upstream CA",
+            flags("--upstream-url https://h --upstream-ca-file ") + &blank,
+            &[],
+            &["--upstream-ca-file", "no certificate"],
+        ),
+        (
+            "O3 blank key",
+            flags("--upstream-api-key-file ") + &blank,
+            &[],
+            &["--upstream-api-key-file", "empty"],
+        ),
+        // O3: nothing could be asked.
         (
             "O3 url",
-            vec!["--upstream-url", "http://h/v1/threads/"],
+            flags("--upstream-url http://h/v1/threads"),
             &[],
-            "--upstream-url",
+            &["--upstream-url", "/threads"],
         ),
         (
-            "O3 url",
-            vec!["--upstream-url", "http://h/assistants"],
+            "O3 url, slash",
+            flags("--upstream-url http://h/v1/threads/"),
             &[],
-            "--upstream-url",
+            &["--upstream-url", "/threads"],
         ),
         (
-            "O3 url",
-            vec!["--upstream-url", "http://h/#x"],
+            "O3 url, assistants",
+            flags("--upstream-url http://h/assistants"),
             &[],
-            "--upstream-url",
+            &["--upstream-url", "/assistants"],
+        ),
+        (
+            "O3 url, fragment",
+            flags("--upstream-url http://h/#x"),
+            &[],
+            &["--upstream-url", "fragment"],
         ),
         (
             "O3 query",
-            vec!["--upstream-query", "nonsense"],
+            flags("--upstream-query nonsense"),
             &[],
-            "--upstream-query",
+            &["--upstream-query", "name=value"],
         ),
         (
-            "O6 tip",
-            vec!["--upstream-ur", "http://h"],
+            "O3 query, no name",
+            flags("--upstream-query =x"),
             &[],
-            "--upstream-url",
+            &["--upstream-query", "name=value"],
+        ),
+        // O3: what is told, and to whom.
+        (
+            "O3 otlp",
+            flags(""),
+            &[("OTEL_EXPORTER_OTLP_PROTOCOL", "foo")],
+            &["OTEL_EXPORTER_OTLP_PROTOCOL", "grpc or http/protobuf"],
+        ),
+        (
+            "O3 otlp json",
+            flags(""),
+            &[("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json")],
+            &[
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+                "grpc or http/protobuf",
+            ],
+        ),
+        (
+            "O3 otlp url",
+            flags(""),
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")],
+            &["OTEL_EXPORTER_OTLP_ENDPOINT", "http://"],
+        ),
+        (
+            "O3 exporter",
+            flags(""),
+            &[("OTEL_TRACES_EXPORTER", "jaeger")],
+            &["OTEL_TRACES_EXPORTER", "otlp or none"],
+        ),
+        ("O3 log", flags("--log debugg"), &[], &["--log", "debugg"]),
+        (
+            "O3 log, target",
+            flags("--log runs_gateway=debugg"),
+            &[],
+            &["--log", "debugg"],
+        ),
+        (
+            "O3 log, second",
+            flags("--log info,h2=loud"),
+            &[],
+            &["--log", "loud"],
+        ),
+        (
+            "O3 log, hyphen",
+            flags("--log info,runs-gateway=debug"),
+            &[],
+            &["--log", "runs_gateway?"],
+        ),
+        (
+            "O3 log, misspelt target",
+            flags("--log runs_gatewy::server=debug"),
+            &[],
+            &["--log", "runs_gateway?"],
+        ),
+        (
+            "O3 log, variable",
+            flags(""),
+            &[("RUNS_GATEWAY_LOG", "verbose")],
+            &["--log", "verbose"],
+        ),
+        // O3: two listeners, one port.
+        (
+            "O3 ports",
+            flags("--listen 127.0.0.1:50999 --admin-listen 127.0.0.1:50999"),
+            &[],
+            &["--listen", "--admin-listen"],
+        ),
+        (
+            "O3 ports, all",
+            flags("--listen 0.0.0.0:50999 --admin-listen 127.0.0.1:50999"),
+            &[],
+            &["--listen", "--admin-listen"],
+        ),
+        (
+            "O3 ports, name",
+            flags("--listen localhost:50999 --admin-listen localhost:50999"),
+            &[],
+            &["--listen", "--admin-listen"],
+        ),
+        // O6: what to change, by its flag.
+        (
+            "O6 tip",
+            flags("--upstream-ur http://h"),
+            &[],
+            &["--upstream-url"],
+        ),
+        (
+            "O6 tip of a value",
+            flags("--log-format jsn"),
+            &[],
+            &["--log-format", "json"],
+        ),
+        (
+            "O6 tip of a profile",
+            flags("--upstream-profile openia"),
+            &[],
+            &["--upstream-profile", "openai"],
+        ),
+        (
+            "O6 no port",
+            flags("--listen localhost"),
+            &[],
+            &["--listen", "127.0.0.1:50051"],
+        ),
+        (
+            "O6 no host",
+            flags("--listen :50051"),
+            &[],
+            &["--listen", "127.0.0.1:50051"],
+        ),
+        (
+            "O6 url to listen on",
+            flags("--listen http://localhost:1"),
+            &[],
+            &["--listen", "127.0.0.1:50051"],
+        ),
+        (
+            "O6 damaged",
+            tls(&damaged, &good_key),
+            &[],
+            &["--tls-cert-file", "damaged"],
+        ),
+        (
+            "O6 cut",
+            tls(&cut, &good_key),
+            &[],
+            &["--tls-cert-file", "PEM"],
+        ),
+        (
+            "O6 damaged CA",
+            flags("--upstream-url https://h --upstream-ca-file ") + &damaged,
+            &[],
+            &["--upstream-ca-file", "damaged"],
+        ),
+        (
+            "O6 no file",
+            key("--tokens-file /no/such/file"),
+            &[],
+            &["--tokens-file", "/no/such/file"],
+        ),
+        (
+            "O6 no key file",
+            flags("--upstream-api-key-file /no/such/file"),
+            &[],
+            &["--upstream-api-key-file", "/no/such/file"],
+        ),
+        (
+            "O6 folder",
+            tls(&folder_path, &good_key),
+            &[],
+            &["--tls-cert-file", "not a regular file"],
+        ),
+        (
+            "A4 device",
+            key("--tokens-file /dev/zero"),
+            &[],
+            &["--tokens-file", "not a regular file"],
         ),
     ];
+    // O3: limits at which nothing goes.
+    let zero = [
+        "max-calls 0",
+        "max-connections 0",
+        "max-streams-per-connection 0",
+        "max-metadata-bytes 0",
+        "max-request-bytes 0",
+        "max-answer-bytes 0",
+        "max-event-bytes 0",
+        "max-live-streams 0",
+        "max-polled-runs 0",
+        "max-upstream-requests 0",
+        "stream-window 0",
+        "connection-window 4294967295",
+        "handshake-timeout 0s",
+        "max-deadline 0s",
+        "connect-timeout 0s",
+        "answer-timeout 0s",
+        "ping-timeout 0s",
+        "stream-idle-timeout 0s",
+    ];
+    let zero = zero.map(|limit| {
+        (
+            format!("--{limit}"),
+            limit.split(' ').next().expect("a flag"),
+        )
+    });
+    for (flags, named) in &zero {
+        table.push(("O3 limit", flags.clone(), &[], std::slice::from_ref(named)));
+    }
+
+    let defaults = "--listen 127.0.0.1:0 --admin-listen 127.0.0.1:0";
     for (row, flags, variables, named) in table {
-        let output = serve(flags, variables);
-        let said = String::from_utf8(output.stderr).expect("text");
-        assert_eq!(output.status.code(), Some(2), "{row}: {said}");
-        assert_eq!(said.lines().count(), 1, "{row}: {said}");
-        assert!(said.contains(named), "{row}: {said}");
+        let flags = if flags.contains("listen") {
+            flags
+        } else {
+            format!("{flags} {defaults}")
+        };
+        for command in [&["serve"][..], &["serve", "--check"]] {
+            let output = run(command, &flags, variables);
+            let said = String::from_utf8(output.stderr).expect("text");
+            let row = format!("{row} {command:?} {flags}: {said}");
+            assert_eq!(output.status.code(), Some(2), "{row}");
+            assert_eq!(said.lines().count(), 1, "{row}");
+            assert!(named.iter().all(|word| said.contains(word)), "{row}");
+            assert!(output.stdout.is_empty(), "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_check_says_what_would_be_served_and_serves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokens = write(&folder, "tokens", HASH);
+    // The port is taken by none, and may be: nothing listens.
+    let table = [
+        (
+            "",
+            "upstream https://api.aimlapi.com; admitted: anybody, with a key of their own; no TLS",
+        ),
+        (
+            "--upstream-url http://h:1/v1 --log-ids",
+            "upstream http://h:1; ",
+        ),
+        (
+            &format!("--upstream-api-key SECRET --tokens-file {tokens}"),
+            "admitted: 1 callers by 1 tokens",
+        ),
+        (
+            "--upstream-api-key SECRET",
+            "admitted: anybody, with the gateway's key",
+        ),
+    ];
+    for (flags, words) in table {
+        let output = run(&["serve", "--check"], flags, &[]);
+        let said = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(output.status.code(), Some(0), "{flags}: {said}");
+        assert_eq!(said.lines().count(), 1, "{flags}: {said}");
+        assert!(
+            said.contains(words) && !said.contains("SECRET"),
+            "{flags}: {said}"
+        );
+        assert!(output.stderr.is_empty(), "{flags}");
+    }
+}
+
+/// Flags, variables, and what the line says.
+type Started<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+#[tokio::test]
+async fn one_line_says_what_was_started() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new();
+    let (certificate, key) = authority.server("localhost");
+    let certificate = write(&folder, "crt", certificate);
+    let key = write(&folder, "key", key);
+    let tokens = write(
+        &folder,
+        "tokens",
+        format!("{HASH} a\n{} b\n{} b", "0".repeat(64), "1".repeat(64)),
+    );
+    let ca = write(&folder, "ca", authority.pem());
+    let own = format!(
+        "--upstream-api-key SECRET --upstream-header x-a:SECRET --upstream-query k=SECRET --tokens-file {tokens}"
+    );
+    let mtls = format!(
+        "--tls-cert-file {certificate} --tls-key-file {key} --tls-client-ca-file {ca} \
+         --allowed-client spiffe://prod/billing"
+    );
+    let table: [Started; 5] = [
+        (
+            "",
+            &[],
+            &[
+                "upstream https://api.aimlapi.com;",
+                "anybody, with a key of their own",
+                "no TLS",
+            ],
+        ),
+        (
+            "--upstream-url http://u.example:81/v1?key=SECRET",
+            &[],
+            &["upstream http://u.example:81;"],
+        ),
+        (
+            &own,
+            &[],
+            &["2 callers by 3 tokens", "--upstream-api-key …"],
+        ),
+        (
+            &mtls,
+            &[],
+            &[
+                "client certificates of spiffe://prod/billing",
+                "TLS with the certificate of",
+                "until 4000-01-01",
+                "1 CAs of clients",
+            ],
+        ),
+        (
+            "--max-calls 7",
+            &[
+                ("RUNS_GATEWAY_MAX_STREAM_AGE", "3s"),
+                ("RUNS_GATEWAY_UPSTREAM_API_KEY", "SECRET"),
+            ],
+            &[
+                "--max-calls 7",
+                "--max-stream-age 3s",
+                "with the gateway's key",
+            ],
+        ),
+    ];
+    for (flags, variables, words) in table {
+        let flags: Vec<_> = flags.split_whitespace().collect();
+        let program = Running::start_in(&flags, variables).await;
+        let (grpc, admin) = (program.address.to_string(), program.admin.to_string());
+        let (_, log) = program.stop("-TERM").await;
+        let lines = log.lines().filter(|line| line.contains("serving: "));
+        let lines: Vec<Value> = lines
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        assert_eq!(lines.len(), 1, "{flags:?}: {log}");
+        let fields = &lines[0]["fields"];
+        assert_eq!(fields["version"], env!("CARGO_PKG_VERSION"), "{flags:?}");
+        assert_eq!(
+            (&fields["grpc"], &fields["admin"]),
+            (&grpc.into(), &admin.into()),
+            "{flags:?}"
+        );
+        let message = fields["message"].as_str().expect("text");
+        for word in words {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+        assert!(!log.contains("SECRET"), "{log}");
     }
 }
 
@@ -120,39 +564,6 @@ async fn service_links_are_no_mistake_and_old_names_are_taken() {
     ];
     let program = Running::start_in(&["--stream-linger=2s"], &variables).await;
     program.signal("-HUP");
-    let (ended, log) = program.stop("-TERM").await;
-    assert_eq!(ended.code(), Some(0), "{log}");
-}
-
-#[tokio::test]
-async fn a_hangup_reads_the_files_again_and_ends_nothing() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let tokens = folder.path().join("tokens");
-    fs::write(&tokens, HASH).expect("a file");
-    let flags = [
-        "--upstream-api-key",
-        "k",
-        "--reload-interval",
-        "0s",
-        "--tokens-file",
-    ];
-    let flags = [&flags[..], &[tokens.to_str().expect("text")]].concat();
-    let program = Running::start(&flags).await;
-    for (content, line) in [
-        (format!("{HASH} name"), "are in use"),
-        (String::new(), "the file is empty"),
-        ("# nobody".to_owned(), "nobody could call"),
-    ] {
-        fs::write(&tokens, content).expect("a file");
-        program.signal("-HUP");
-        let seen = async {
-            while !program.log().iter().any(|it| it.contains(line)) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let seen = tokio::time::timeout(Duration::from_secs(20), seen).await;
-        assert!(seen.is_ok(), "{line}: {:?}", program.log());
-    }
     let (ended, log) = program.stop("-TERM").await;
     assert_eq!(ended.code(), Some(0), "{log}");
 }

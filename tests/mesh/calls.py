@@ -13,9 +13,9 @@ RUN = run_service_pb2.GetRunRequest(thread_id="thread_1", run_id="run_1")
 class Runs:
     """`RunService` on a channel. Retries of gRPC's own are off: those to be seen are Envoy's."""
 
-    def __init__(self, address, credentials=None):
+    def __init__(self, address, credentials=None, name="gateway.example"):
         options = [("grpc.enable_retries", 0)]
-        secure = credentials and grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", "gateway.example")])
+        secure = credentials and grpc.aio.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", name)])
         self.channel = secure or grpc.aio.insecure_channel(address, options)
         self.stub = run_service_pb2_grpc.RunServiceStub(self.channel)
 
@@ -25,8 +25,8 @@ class Runs:
     async def __aexit__(self, *_):
         await self.channel.close()
 
-    def get(self, request=RUN):
-        return self.stub.GetRun(request, metadata=[KEY], timeout=DEADLINE)
+    def get(self, request=RUN, metadata=()):
+        return self.stub.GetRun(request, metadata=[KEY, *metadata], timeout=DEADLINE)
 
     def create(self, steering=None):
         return self.stub.CreateThreadAndRun(

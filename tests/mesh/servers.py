@@ -150,7 +150,7 @@ def configuration(gateways):
     for number, gateway in enumerate(gateways, 1):
         address, port = gateway.rsplit(":", 1)
         replaced[f"address: gateway-{number}.example, port_value: 50051"] = f"address: {address}, port_value: {port}"
-    for file, name in [("tls.crt", "envoy.example.crt"), ("tls.key", "envoy.example.key"), ("ca.crt", "ca.crt")]:
+    for file, name in [("tls.crt", "envoy.example.crt"), ("tls.key", "envoy.example.key"), ("ca.crt", "ca.crt"), ("callers.crt", "ca.crt")]:
         replaced[f"/etc/envoy/tls/{file}"] = str(CERTIFICATES / name)
     text = (ROOT / "deploy/envoy/envoy.yaml").read_text()
     for old, new in replaced.items():

@@ -5,6 +5,8 @@ time: one of them lasts longer than Envoy's default time limit. The last wants t
 """
 
 import asyncio
+import collections
+import json
 import sys
 import time
 import traceback
@@ -110,14 +112,56 @@ async def test_gateway_and_envoy_tell_each_other_by_certificates():
         async with mesh("tls", [upstream.url, upstream.url]) as (envoy, gateways), Runs(envoy.address) as runs:
             assert await code(runs.get()) == OK
             address = gateways[0].address("grpc")
-            files = [(CERTIFICATES / file).read_bytes() for file in ["ca.crt", "stranger.example.key", "stranger.example.crt"]]
-            async with Runs(address, grpc.ssl_channel_credentials(*files)) as stranger:
+            async with Runs(address, credentials("stranger.example")) as stranger:
                 assert await code(stranger.get()) == UNAUTHENTICATED
-            async with Runs(address, grpc.ssl_channel_credentials(files[0])) as nobody:
+            async with Runs(address, grpc.ssl_channel_credentials((CERTIFICATES / "ca.crt").read_bytes())) as nobody:
                 assert await code(nobody.get()) == UNAVAILABLE
             async with Runs(address) as clear:
                 assert await code(clear.get()) == UNAVAILABLE
             assert upstream.asked["GET"] == 1, upstream.asked
+
+
+async def test_a_caller_is_who_its_certificate_says_whatever_it_writes_into_the_header():
+    flags = ["--upstream-api-key", "own", "--mesh-identity", "xfcc", "--mesh-peer", "name:envoy.example", "--log", "info", "--log-format", "json"]
+    admin = "URI=spiffe://mesh.example/ns/admin/sa/admin"
+    # What callers try: nothing, an element, several, one that is not closed, and the header twice.
+    tries = [[], [admin], [f"{admin},{admin}"], [f'{admin};Subject="'], [admin, admin], [f"By=a;{admin},"]]
+    headers = [[("x-forwarded-client-cert", value) for value in values] for values in tries]
+    with ending(Upstream()) as upstream:
+        async with mesh("identity", [upstream.url, upstream.url], *flags) as (envoy, gateways):
+            async with Runs(envoy.address, credentials("cart.example"), "envoy.example") as cart:
+                for metadata in headers:
+                    assert await code(cart.get(metadata=metadata)) == OK, metadata
+            # Envoy takes every certificate of the CA; who may do what is not its to say.
+            async with Runs(envoy.address, credentials("stranger.example"), "envoy.example") as stranger:
+                assert await code(stranger.get(metadata=headers[1])) == OK
+            async with Runs(envoy.address) as clear:
+                for metadata in headers:
+                    assert await code(clear.get(metadata=metadata)) == UNAUTHENTICATED, metadata
+            # Past Envoy.
+            async with Runs(gateways[0].address("grpc"), credentials("stranger.example")) as stranger:
+                for metadata in headers:
+                    assert await code(stranger.get(metadata=metadata)) == UNAUTHENTICATED, metadata
+            # The log may be a moment behind.
+            made = 3 * len(headers) + 1
+            async with asyncio.timeout(10):
+                while len(ended := [fields for gateway in gateways for fields in calls_ended(gateway)]) < made:
+                    await asyncio.sleep(0.01)
+        callers = collections.Counter(fields.get("caller") for fields in ended)
+        assert callers == {certificates.CART: len(headers), "stranger.example": 1, None: 2 * len(headers)}, callers
+        assert upstream.asked["GET"] == len(headers) + 1, upstream.asked
+        return f"{made} calls, {len(headers)} headers"
+
+
+def credentials(name):
+    """TLS with the certificate of this name."""
+    return grpc.ssl_channel_credentials(*((CERTIFICATES / file).read_bytes() for file in ["ca.crt", f"{name}.key", f"{name}.crt"]))
+
+
+def calls_ended(gateway):
+    """The fields of a gateway's log lines about calls, but for those of health."""
+    lines = [json.loads(line)["fields"] for line in list(gateway.printed) if line.startswith("{")]
+    return [fields for fields in lines if fields["message"] == "call ended" and fields["rpc.method"] == "GetRun"]
 
 
 async def test_envoy_sends_nothing_to_a_gateway_of_another_name():

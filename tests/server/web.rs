@@ -283,8 +283,7 @@ async fn a_page_is_admitted_by_its_token_like_any_caller_and_asks_first_without_
     let tokens = Reloadable::fixed(Tokens::parse(secret.as_bytes()).unwrap());
     let access = Access {
         tokens: Some(tokens),
-        clients: None,
-        credentials: None,
+        ..Access::default()
     };
     let gateway = Gateway::start_for(web(&[APP.1]), access, Limits::default()).await;
     let mut page = Page::open(gateway.address).await;

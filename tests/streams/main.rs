@@ -11,6 +11,7 @@ mod openings;
 mod pressure;
 mod process;
 mod recordings;
+mod replicas;
 mod resuming;
 mod script;
 mod texts;

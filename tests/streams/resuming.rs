@@ -149,20 +149,22 @@ async fn what_is_no_position_of_this_run_is_refused_and_without_a_log_any_is_ans
         .await;
     let heard = hear(stream.expect("a stream").into_inner()).await;
     let last = positions(&heard.events).pop().expect("events");
-    let (_, tag) = last.rsplit_once('-').expect("a tag");
+    let (place, tag) = last.rsplit_once('-').expect("a tag");
+    let (epoch, _) = place.split_once('-').expect("an epoch");
+    let later = epoch.parse::<u64>().expect("a number") + 1;
     let wrong = [
         "nonsense".to_owned(),
-        "1-2".to_owned(),
-        "1-2-00000000".to_owned(),
-        format!("1-99-{tag}"),
-        format!("2-0-{tag}"),
-        format!("01-2-{tag}"),
-        format!("1-+2-{tag}"),
+        format!("{epoch}-2"),
+        format!("{epoch}-2-00000000"),
+        format!("{epoch}-99-{tag}"),
+        format!("{later}-0-{tag}"),
+        format!("0{epoch}-2-{tag}"),
+        format!("{epoch}-+2-{tag}"),
         format!("{last}x"),
     ];
     for position in &wrong {
         let status = gateway.runs().resume_run(after(position)).await;
-        let status = status.err().expect("no stream");
+        let status = status.expect_err("no stream");
         assert_eq!(
             (status.code(), field(&status)),
             (Code::InvalidArgument, "after_position".to_owned()),
@@ -242,7 +244,7 @@ async fn a_run_that_is_not_there_is_an_answer_and_not_a_stream() {
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     upstream.push(Answer::json(404, crate::script::error("not_found")));
     let status = gateway.runs().resume_run(after("")).await;
-    assert_eq!(status.err().expect("no stream").code(), Code::NotFound);
+    assert_eq!(status.expect_err("no stream").code(), Code::NotFound);
     gateway.drain().await;
 }
 
@@ -255,7 +257,7 @@ async fn what_cannot_be_recorded_is_refused_before_anything_is_sent() {
         .runs()
         .stream_create_run(create_with(resumable()))
         .await;
-    let status = stream.err().expect("no stream");
+    let status = stream.expect_err("no stream");
     assert_eq!(
         (status.code(), field(&status)),
         (Code::InvalidArgument, "options.resumable".to_owned())
@@ -268,8 +270,7 @@ async fn what_cannot_be_recorded_is_refused_before_anything_is_sent() {
         .runs()
         .resume_run(request)
         .await
-        .err()
-        .expect("no stream");
+        .expect_err("no stream");
     assert_eq!(
         (status.code(), field(&status)),
         (Code::InvalidArgument, "options.resumable".to_owned())

@@ -311,9 +311,12 @@ fn rows() -> Vec<Row> {
                 step("step_1", "completed", "msg_1"),
                 step("step_2", "completed", "msg_2"),
             ]),
-            messages: |path| match path.ends_with("msg_1") {
-                true => Answer::json(403, error("forbidden")),
-                false => there(path),
+            messages: |path| {
+                if path.ends_with("msg_1") {
+                    Answer::json(403, error("forbidden"))
+                } else {
+                    there(path)
+                }
             },
             cut: &["gap*", "message.completed*", "run.completed*"],
             gap: &["msg_1", "msg_2"],

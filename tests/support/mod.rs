@@ -5,5 +5,6 @@
 pub(crate) mod faults;
 pub(crate) mod gateway;
 pub(crate) mod program;
+pub(crate) mod redis;
 pub(crate) mod upstream;
 pub(crate) mod upstream_h2;

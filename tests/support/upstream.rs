@@ -214,26 +214,31 @@ impl Recorded {
         Some(str::from_utf8(value).expect("a header of plain text"))
     }
 
-    /// An answer that agrees: the resource that the request names, or a list.
+    /// An answer that agrees: a list, and the resource that the request names.
     pub(crate) fn agreed(&self) -> Answer {
-        let path = self.target.split('?').next().unwrap_or_default();
-        let path = &path[path.find("/threads").unwrap_or_default()..];
-        let mut segments = path.split('/').skip(4);
-        let run = segments.next();
-        let id = if segments.next() == Some("steps") {
-            segments.next().or(run)
-        } else {
-            run
-        };
-        let id = percent_encoding::percent_decode_str(id.unwrap_or("x")).decode_utf8();
-        let id = id.expect("an id of text");
-        Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
+        agreed(&self.target)
     }
 
     /// The body as text.
     pub(crate) fn text(&self) -> &str {
         str::from_utf8(&self.body).expect("a body of text")
     }
+}
+
+/// An answer that suits any request to this path: a list, and the resource that the path names.
+pub(crate) fn agreed(target: &str) -> Answer {
+    let path = target.split('?').next().unwrap_or_default();
+    let mut path = path
+        .split('/')
+        .skip_while(|segment| !["threads", "assistants"].contains(segment));
+    // A collection, an id in it, a collection of that one's, and so on.
+    let mut id = "x";
+    while let (Some(_), Some(next)) = (path.next(), path.next()) {
+        id = next;
+    }
+    let id = percent_encoding::percent_decode_str(id).decode_utf8();
+    let id = id.expect("an id of text");
+    Answer::json(200, serde_json::json!({"id": id, "data": []}).to_string())
 }
 
 impl Shared {

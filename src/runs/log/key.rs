@@ -4,7 +4,11 @@
 //! that decides what it may see upstream, and of the run: for anybody else there is no such log, and
 //! who reads the store learns no credential.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
 
 use ring::{
     hmac,
@@ -52,21 +56,32 @@ impl Keys {
 
     /// Under a secret that nobody else knows.
     pub(in crate::runs) fn random() -> Self {
-        let mut secret = [0; 32];
-        SystemRandom::new()
-            .fill(&mut secret)
-            .expect("the system has random numbers: TLS needs them, too");
-        Self::new(&secret)
+        Self::new(&random())
     }
 
     /// The key of a run's log, as `caller` records it.
     pub(in crate::runs) fn key(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
+        self.sign("log", caller, thread_id, run_id)
+    }
+
+    /// The key of a run's board, as it is polled for all who may see what `caller` may see.
+    pub(in crate::runs) fn poll_key(&self, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
+        self.sign("poll", caller, thread_id, run_id)
+    }
+
+    /// The key of a run, whoever sees it.
+    pub(in crate::runs) fn run_key(&self, thread_id: &str, run_id: &str) -> Key {
+        self.sign("run", &Caller::default(), thread_id, run_id)
+    }
+
+    fn sign(&self, kind: &str, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
         let mut context = hmac::Context::with_key(&self.0);
         // With its length, no part can pose as two.
         let mut add = |part: &[u8]| {
             context.update(&part.len().to_be_bytes());
             context.update(part);
         };
+        add(kind.as_bytes());
         add(caller.name.as_deref().unwrap_or_default().as_bytes());
         for (name, value) in caller.identity().headers() {
             add(name.as_str().as_bytes());
@@ -76,8 +91,7 @@ impl Keys {
         add(thread_id.as_bytes());
         add(run_id.as_bytes());
         let hash = context.sign();
-        let digits = hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}"));
-        Key(digits.collect::<String>().into())
+        Key(hex(&hash.as_ref()[..16]).into())
     }
 }
 
@@ -135,4 +149,21 @@ impl fmt::Display for Position {
 fn number(text: &str) -> Option<u64> {
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the system has random numbers: TLS needs them, too");
+    bytes
+}
+
+/// Hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }

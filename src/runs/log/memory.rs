@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
@@ -72,15 +73,21 @@ impl MemoryLog {
         }
     }
 
-    /// Drops a log.
-    pub(super) fn forget(&self, key: &Key) {
+    /// Drops a log, unless an epoch later than `epoch` has begun.
+    pub(super) fn drop_log(&self, key: &Key, epoch: u64) {
         let mut logs = self.lock();
-        if let Some(log) = logs.runs.remove(key) {
+        if logs
+            .runs
+            .get(key)
+            .is_some_and(|log| log.last.epoch <= epoch)
+            && let Some(log) = logs.runs.remove(key)
+        {
             logs.bytes -= log.bytes;
         }
     }
 
-    /// The entries after a position, if none of them has to be read elsewhere.
+    /// The entries after a position, if none of them has to be read elsewhere. Where nobody writes
+    /// here any longer, what comes after the last entry has to be.
     pub(super) fn own_page(&self, key: &Key, after: Position) -> Option<Page> {
         let logs = self.lock();
         let log = logs.runs.get(key)?;
@@ -88,7 +95,8 @@ impl MemoryLog {
             .entries
             .front()
             .map_or(log.last.next(), |it| it.position);
-        (after.next() >= first && after.epoch == first.epoch).then(|| log.page(after))
+        let is_own = after.next() >= first && after.epoch == first.epoch;
+        (is_own && (log.holder.is_some() || after < log.last)).then(|| log.page(after))
     }
 
     /// What all logs take, in bytes.
@@ -108,9 +116,16 @@ impl EventLog for MemoryLog {
         false
     }
 
-    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError> {
+    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError> {
         let mut logs = self.lock();
         logs.expire();
+        let log = logs.runs.get(key);
+        let last = log.map_or(Position::START, |log| log.last);
+        if let Some(after) = after
+            && (last != after || log.is_some_and(|log| log.holder.is_some()))
+        {
+            return Err(LogError::Held);
+        }
         let expires = Instant::now() + self.limits.live_ttl;
         let log = logs.runs.entry(key.clone()).or_insert_with(|| RunLog {
             entries: VecDeque::new(),
@@ -119,10 +134,7 @@ impl EventLog for MemoryLog {
             holder: None,
             expires,
         });
-        if only_if_free && log.holder.is_some() {
-            return Err(LogError::Held);
-        }
-        let epoch = log.last.epoch + 1;
+        let epoch = now().max(log.last.epoch + 1);
         let before = Bytes::from(log.last.to_string());
         log.holder = Some(epoch);
         log.expires = expires;
@@ -191,7 +203,15 @@ impl EventLog for MemoryLog {
         self.followers.wake(key.as_str());
     }
 
+    fn forget(&self, _: &Key, _: u64) {}
+
     async fn close(&self) {}
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
 impl Logs {

@@ -3,9 +3,10 @@
 //! | file | idea |
 //! |---|---|
 //! | `key.rs` | which log: of one run, as one caller recorded it; and places in it |
+//! | `board.rs` | which replica polls a run, and what it found |
 //! | `followers.rs` | who waits for more entries |
 //! | `memory.rs` | logs in memory, of this replica only |
-//! | `redis.rs` | logs that replicas share |
+//! | `redis.rs`, `scripts.rs` | logs that replicas share |
 //!
 //! Must hold:
 //!
@@ -13,12 +14,16 @@
 //!   own. An append of an older epoch is refused ([`LogError::Fenced`]): two writers cannot mix.
 //! - **Nothing is missing unseen.** Entries are numbered without holes, and the entry that begins an
 //!   epoch names the one before it. So a reader sees from the entries alone that some were trimmed.
+//! - **No position means two entries**, even if a store loses a log, or the end of one: an epoch is
+//!   the time at which it began, in milliseconds, unless the one before was as late.
 //! - **Bounded**: each log in entries and bytes, each page in bytes, all of it in time.
 
+mod board;
 mod followers;
 mod key;
 mod memory;
 mod redis;
+mod scripts;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +32,7 @@ use std::{fmt::Debug, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(super) use board::{Board, STAY, Turn};
 pub(super) use followers::{Followers, Following};
 pub(super) use key::{Key, Keys, Position};
 pub(super) use memory::MemoryLog;
@@ -119,9 +125,10 @@ pub(super) trait EventLog: Debug + Send + Sync {
     /// Other replicas have the same logs.
     fn is_shared(&self) -> bool;
 
-    /// Begins a new epoch, and gives it. With `only_if_free` nobody is driven out
-    /// ([`LogError::Held`]).
-    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError>;
+    /// Begins a new epoch, and gives it. With `after` nobody is driven out, and nothing is claimed
+    /// that has become more than the claimer knows: nobody may write to the log, and its last entry
+    /// has to be that one ([`LogError::Held`]).
+    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError>;
 
     /// Appends entries from `first` on. What was stored already is not stored again, so that this
     /// can be repeated. After the run's last event, `is_over`.
@@ -139,8 +146,24 @@ pub(super) trait EventLog: Debug + Send + Sync {
     /// Waits for what comes after the entries that are read from now on.
     fn follow(&self, key: &Key) -> Following;
 
-    /// The writer of this epoch is done. Does not wait.
+    /// The writer of this epoch is done. Does not wait. What it wrote can be read on this replica
+    /// even if the store goes away, until it is forgotten.
     fn release(&self, key: &Key, epoch: u64);
+
+    /// Nobody on this replica needs what the writer of this epoch wrote to be at hand any longer.
+    fn forget(&self, key: &Key, epoch: u64);
+
+    /// What replicas tell each other of a run that they poll; `None` if there is no other replica.
+    /// Who polls is taken to live for as long as `lease` after it did so, at least.
+    fn board(&self, _key: &Key, _lease: Duration) -> Option<Board> {
+        None
+    }
+
+    /// Tells all replicas that a run was changed.
+    async fn changed(&self, _key: &Key) {}
+
+    /// From here on `heard` is told which runs other replicas have changed.
+    fn on_change(&self, _heard: Box<dyn Fn(&str) + Send + Sync>) {}
 
     /// Gives all claims of this replica away, within the time that a store may take.
     async fn close(&self);

@@ -21,7 +21,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -29,24 +29,31 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{
     Client, ConnectionInfo, FromRedisValue, IntoConnectionInfo as _, ProtocolVersion, PushInfo,
-    PushKind, RedisError, Script, TlsCertificates,
+    PushKind, RedisError, TlsCertificates,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::Notify,
+    task::JoinSet,
     time::{interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES, Page,
-    Position,
+    Board, Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES,
+    Page, Position,
+    key::{hex, random},
+    scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
 
 /// The most that this replica remembers of a log that it writes, in bytes. Who is further behind
 /// reads from the store.
 const OWN_BYTES: usize = 512 << 10;
+
+/// The most leases that are renewed at a time: one after the other they would take a round trip
+/// each, and the last would come too late.
+const RENEWALS: usize = 256;
 
 /// Where the store is. Printed without its secrets.
 #[derive(Clone)]
@@ -111,114 +118,6 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// `KEYS`: events, lease. `ARGV`: owner, lease (ms), time to live (ms), only if free. Gives the new
-/// epoch; 0 if somebody else writes.
-static CLAIM: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        if ARGV[4] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-        local last = '0-0'
-        if redis.call('EXISTS', KEYS[1]) == 1 then
-            local info = redis.call('XINFO', 'STREAM', KEYS[1])
-            for i = 1, #info, 2 do
-                if info[i] == 'last-generated-id' then last = info[i + 1] end
-            end
-        end
-        local epoch = tonumber(string.match(last, '^(%d+)')) + 1
-        local id = string.format('%d', epoch)
-        redis.call('XADD', KEYS[1], id .. '-0', 'e', last)
-        redis.call('PEXPIRE', KEYS[1], ARGV[3])
-        redis.call('SET', KEYS[2], id .. ':' .. ARGV[1], 'PX', ARGV[2])
-        redis.call('PUBLISH', KEYS[1], '')
-        return epoch",
-    )
-});
-
-/// `KEYS`: events. `ARGV`: epoch, number of the first entry, time to live (ms), most entries, number
-/// of the oldest entry of this epoch that stays, entries. Gives 0 if another epoch has begun, or
-/// the log is gone.
-static APPEND: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-        local info = redis.call('XINFO', 'STREAM', KEYS[1])
-        local last
-        for i = 1, #info, 2 do
-            if info[i] == 'last-generated-id' then last = info[i + 1] end
-        end
-        local epoch, stored = string.match(last, '^(%d+)-(%d+)$')
-        if epoch ~= ARGV[1] then return 0 end
-        stored = tonumber(stored)
-        local number = tonumber(ARGV[2])
-        for i = 6, #ARGV do
-            if number > stored then
-                redis.call('XADD', KEYS[1], string.format('%s-%d', epoch, number), 'e', ARGV[i])
-            end
-            number = number + 1
-        end
-        redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[4])
-        if ARGV[5] ~= '0' then redis.call('XTRIM', KEYS[1], 'MINID', epoch .. '-' .. ARGV[5]) end
-        redis.call('PEXPIRE', KEYS[1], ARGV[3])
-        redis.call('PUBLISH', KEYS[1], '')
-        return 1",
-    )
-});
-
-/// `KEYS`: events, lease. `ARGV`: position, most bytes. Gives whether somebody writes, the last
-/// position (empty: no log), and positions and entries in turn.
-static READ: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local held = redis.call('EXISTS', KEYS[2])
-        if redis.call('EXISTS', KEYS[1]) == 0 then return {held, '', {}} end
-        local info = redis.call('XINFO', 'STREAM', KEYS[1])
-        local last
-        for i = 1, #info, 2 do
-            if info[i] == 'last-generated-id' then last = info[i + 1] end
-        end
-        local found, bytes, after, most = {}, 0, ARGV[1], tonumber(ARGV[2])
-        while true do
-            local page = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 16)
-            for _, entry in ipairs(page) do
-                local payload = entry[2][2]
-                if bytes > 0 and bytes + #payload > most then return {held, last, found} end
-                bytes = bytes + #payload
-                found[#found + 1] = entry[1]
-                found[#found + 1] = payload
-                after = entry[1]
-            end
-            if #page < 16 then return {held, last, found} end
-        end",
-    )
-});
-
-/// `KEYS`: events, lease. `ARGV`: owner, epoch, lease (ms). Gives 0 if somebody else writes.
-static RENEW: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local mine = ARGV[2] .. ':' .. ARGV[1]
-        local holder = redis.call('GET', KEYS[2])
-        if holder and holder ~= mine then return 0 end
-        if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-        local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-        if not last[1] or string.match(last[1][1], '^(%d+)') ~= ARGV[2] then return 0 end
-        redis.call('SET', KEYS[2], mine, 'PX', ARGV[3])
-        return 1",
-    )
-});
-
-/// `KEYS`: events, lease. `ARGV`: owner, epoch.
-static RELEASE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        if redis.call('GET', KEYS[2]) == ARGV[2] .. ':' .. ARGV[1] then
-            redis.call('DEL', KEYS[2])
-            redis.call('PUBLISH', KEYS[1], '')
-        end
-        return 1",
-    )
-});
-
 /// Logs in Redis.
 #[derive(Debug)]
 pub(in crate::runs) struct RedisLog {
@@ -226,15 +125,17 @@ pub(in crate::runs) struct RedisLog {
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-struct Shared {
-    connection: ConnectionManager,
-    limits: Arc<LogLimits>,
+pub(super) struct Shared {
+    pub(super) connection: ConnectionManager,
+    pub(super) limits: Arc<LogLimits>,
     /// This replica.
-    owner: String,
+    pub(super) owner: String,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
     followers: Followers,
+    /// Told of the runs that other replicas have changed.
+    on_change: Arc<OnceLock<Heard>>,
     /// Other logs are followed than the connection has subscribed to.
     changed: Arc<Notify>,
 }
@@ -277,6 +178,12 @@ impl Claimed {
     }
 }
 
+/// Is told the key of a run.
+type Heard = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The channel on which replicas say which runs they have changed.
+const CHANGED: &str = "runs-gateway:changed";
+
 impl RedisLog {
     /// Connects when first used. Has to be called in a runtime.
     ///
@@ -286,14 +193,21 @@ impl RedisLog {
     pub(in crate::runs) fn new(store: &RedisStore, limits: Arc<LogLimits>) -> Result<Self, String> {
         let followers = Followers::default();
         let changed = Arc::new(Notify::new());
-        let (woken, subscribe) = (followers.clone(), Arc::clone(&changed));
+        let on_change = Arc::new(OnceLock::new());
+        let owner = hex(&random()[..16]);
+        let name = owner.clone();
+        let (woken, subscribe, told) = (
+            followers.clone(),
+            Arc::clone(&changed),
+            Arc::clone(&on_change),
+        );
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(limits.timeout))
             .set_response_timeout(Some(limits.timeout))
             .set_max_delay(Duration::from_secs(1))
             .set_automatic_resubscription()
             .set_push_sender(move |push: PushInfo| -> Result<(), redis::aio::SendError> {
-                pushed(&woken, &subscribe, &push);
+                pushed(&name, &woken, &subscribe, &told, &push);
                 Ok(())
             });
         let connection = store
@@ -307,10 +221,11 @@ impl RedisLog {
         let shared = Arc::new(Shared {
             connection,
             limits,
-            owner: fresh_name(),
+            owner,
             own: MemoryLog::with(own, followers.clone()),
             claims: Mutex::default(),
             followers,
+            on_change,
             changed,
         });
         let tasks = [
@@ -330,7 +245,7 @@ impl EventLog for RedisLog {
         true
     }
 
-    async fn claim(&self, key: &Key, only_if_free: bool) -> Result<u64, LogError> {
+    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError> {
         let shared = &self.shared;
         let mut claim = CLAIM.key(events(key));
         claim
@@ -338,7 +253,7 @@ impl EventLog for RedisLog {
             .arg(&shared.owner)
             .arg(millis(shared.limits.lease))
             .arg(millis(shared.limits.live_ttl))
-            .arg(u8::from(only_if_free));
+            .arg(after.map(|after| after.to_string()).unwrap_or_default());
         let epoch: u64 = shared.run(&claim).await?;
         if epoch == 0 {
             return Err(LogError::Held);
@@ -372,10 +287,13 @@ impl EventLog for RedisLog {
         for payload in payloads {
             append.arg(&payload[..]);
         }
-        let stored: u64 = shared.run(&append).await?;
+        let stored: i64 = shared.run(&append).await?;
         if stored == 0 {
-            shared.lost(key);
+            shared.lost(key, first.epoch);
             return Err(LogError::Fenced);
+        }
+        if stored < 0 {
+            return Err(LogError::Away("the log is gone".to_owned()));
         }
         shared.own.append(key, first, payloads, is_over).await
     }
@@ -422,12 +340,40 @@ impl EventLog for RedisLog {
         }
         claims.remove(key);
         drop(claims);
-        shared.lost(key);
+        shared.own.release(key, epoch);
+        shared.changed.notify_one();
         // Without a runtime the program is at its end, and the lease expires.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (shared, key) = (Arc::clone(shared), key.clone());
             runtime.spawn(async move { shared.release(&key, epoch).await });
         }
+    }
+
+    fn forget(&self, key: &Key, epoch: u64) {
+        self.shared.own.drop_log(key, epoch);
+    }
+
+    fn board(&self, key: &Key, lease: Duration) -> Option<Board> {
+        let following = self.follow(key);
+        let lease = lease.max(self.shared.limits.lease);
+        Some(Board::new(
+            Arc::clone(&self.shared),
+            key.clone(),
+            following,
+            lease,
+        ))
+    }
+
+    async fn changed(&self, key: &Key) {
+        let mut connection = self.shared.connection.clone();
+        let mut publish = redis::cmd("PUBLISH");
+        let change = format!("{}:{}", self.shared.owner, key.as_str());
+        publish.arg(CHANGED).arg(change);
+        _ = publish.query_async::<u64>(&mut connection).await;
+    }
+
+    fn on_change(&self, heard: Box<dyn Fn(&str) + Send + Sync>) {
+        _ = self.shared.on_change.set(heard);
     }
 
     async fn close(&self) {
@@ -442,12 +388,26 @@ impl EventLog for RedisLog {
 }
 
 impl Shared {
-    async fn run<T: FromRedisValue>(
+    pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, LogError> {
         let mut connection = self.connection.clone();
-        script.invoke_async(&mut connection).await.map_err(away)
+        let done = script.invoke_async(&mut connection).await;
+        done.map_err(|error| away(&error))
+    }
+
+    async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {
+        let mut renew = RENEW.key(events(key));
+        renew
+            .key(lease(key))
+            .arg(&self.owner)
+            .arg(epoch)
+            .arg(millis(self.limits.lease));
+        if self.run::<u8>(&renew).await? == 0 {
+            self.lost(key, epoch);
+        }
+        Ok(())
     }
 
     async fn release(&self, key: &Key, epoch: u64) {
@@ -469,9 +429,16 @@ impl Shared {
     }
 
     /// Somebody else may write this log from here on: it is read from the store.
-    fn lost(&self, key: &Key) {
-        self.claims().remove(key);
-        self.own.forget(key);
+    fn lost(&self, key: &Key, epoch: u64) {
+        let mut claims = self.claims();
+        if claims
+            .get(key)
+            .is_some_and(|claimed| claimed.epoch == epoch)
+        {
+            claims.remove(key);
+        }
+        drop(claims);
+        self.own.drop_log(key, epoch);
         self.followers.wake(key.as_str());
         self.changed.notify_one();
     }
@@ -503,18 +470,15 @@ async fn renew(shared: Weak<Shared>) {
             .iter()
             .map(|(key, claimed)| (key.clone(), claimed.epoch))
             .collect();
-        for (key, epoch) in claims {
-            let mut renew = RENEW.key(events(&key));
-            renew
-                .key(lease(&key))
-                .arg(&shared.owner)
-                .arg(epoch)
-                .arg(millis(lease_time));
-            match shared.run::<u8>(&renew).await {
-                Ok(0) => shared.lost(&key),
-                Ok(_) => {}
+        for some in claims.chunks(RENEWALS) {
+            let mut renewals = JoinSet::new();
+            for (key, epoch) in some.iter().cloned() {
+                let shared = Arc::clone(&shared);
+                renewals.spawn(async move { shared.renew(&key, epoch).await });
+            }
+            if renewals.join_all().await.iter().any(Result::is_err) {
                 // All others would wait as long.
-                Err(_) => break,
+                break;
             }
         }
     }
@@ -526,6 +490,7 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
     let Some(changed) = shared.upgrade().map(|shared| Arc::clone(&shared.changed)) else {
         return;
     };
+    let mut hears_changes = false;
     loop {
         // Whoever leaves does not say so.
         _ = timeout(Duration::from_secs(5), changed.notified()).await;
@@ -538,6 +503,9 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
             followed.filter(|key| !claims.contains_key(key)).collect()
         };
         let mut connection = shared.connection.clone();
+        if !hears_changes && shared.on_change.get().is_some() {
+            hears_changes = connection.subscribe(CHANGED).await.is_ok();
+        }
         for key in &wanted {
             if !subscribed.contains(key) && connection.subscribe(events(key)).await.is_ok() {
                 subscribed.insert(key.clone());
@@ -552,11 +520,29 @@ async fn subscribe_to_followed(shared: Weak<Shared>) {
 }
 
 /// What the store says of itself.
-fn pushed(followers: &Followers, changed: &Notify, push: &PushInfo) {
+fn pushed(
+    owner: &str,
+    followers: &Followers,
+    changed: &Notify,
+    on_change: &OnceLock<Heard>,
+    push: &PushInfo,
+) {
     match push.kind {
         PushKind::Message => {
-            let channel = push.data.first().cloned();
-            let channel = channel.and_then(|it| String::from_redis_value(it).ok());
+            let text = |index: usize| {
+                let value = push.data.get(index).cloned();
+                value.and_then(|it| String::from_redis_value(it).ok())
+            };
+            let channel = text(0);
+            if channel.as_deref() == Some(CHANGED) {
+                let change = text(1).unwrap_or_default();
+                if let (Some(heard), Some((by, key))) = (on_change.get(), change.split_once(':'))
+                    && by != owner
+                {
+                    heard(key);
+                }
+                return;
+            }
             let key = channel.as_deref().and_then(key_of);
             if let Some(key) = key {
                 followers.wake(key);
@@ -569,6 +555,11 @@ fn pushed(followers: &Followers, changed: &Notify, push: &PushInfo) {
         }
         _ => {}
     }
+}
+
+/// The channel of a run's hints.
+pub(super) fn channel(key: &Key) -> String {
+    events(key)
 }
 
 fn events(key: &Key) -> String {
@@ -585,7 +576,7 @@ fn key_of(events: &str) -> Option<&str> {
     rest.strip_suffix("}:events")
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -594,17 +585,7 @@ fn position(id: &[u8]) -> Result<Position, LogError> {
 }
 
 /// In words without what was sent.
-fn away(error: RedisError) -> LogError {
+fn away(error: &RedisError) -> LogError {
     let code = error.code().map(str::to_owned);
     LogError::Away(code.unwrap_or_else(|| error.category().to_owned()))
-}
-
-/// A name that no other replica has.
-fn fresh_name() -> String {
-    use ring::rand::{SecureRandom as _, SystemRandom};
-    let mut name = [0; 16];
-    SystemRandom::new()
-        .fill(&mut name)
-        .expect("the system has random numbers: TLS needs them, too");
-    name.iter().map(|byte| format!("{byte:02x}")).collect()
 }

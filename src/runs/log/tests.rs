@@ -136,7 +136,10 @@ async fn what_is_appended_is_read_in_order_from_each_position_on_each_replica() 
     for [writer, reader] in &logs.all {
         let key = key("a");
         assert_eq!(reader.read(&key, Position::START).await, Ok(None));
-        let epoch = writer.claim(&key, true).await.expect("a free log");
+        let epoch = writer
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let first = Position::new(epoch, 1);
         let said = payloads(&["a", "b", "c"]);
         writer
@@ -165,7 +168,10 @@ async fn an_append_that_is_repeated_is_stored_once() {
     let logs = logs(LogLimits::default()).await;
     for [writer, reader] in &logs.all {
         let key = key("a");
-        let epoch = writer.claim(&key, true).await.expect("a free log");
+        let epoch = writer
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let first = Position::new(epoch, 1);
         let said = payloads(&["a", "b"]);
         for _ in 0..3 {
@@ -189,12 +195,15 @@ async fn whoever_is_driven_out_writes_no_more() {
     let logs = logs(LogLimits::default()).await;
     for [old, new] in &logs.all {
         let key = key("a");
-        let epoch = old.claim(&key, true).await.expect("a free log");
+        let epoch = old
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let said = payloads(&["a"]);
         let first = Position::new(epoch, 1);
         old.append(&key, first, &said, false).await.expect("room");
-        assert_eq!(new.claim(&key, true).await, Err(LogError::Held));
-        let later = new.claim(&key, false).await.expect("a claim");
+        assert_eq!(new.claim(&key, Some(first)).await, Err(LogError::Held));
+        let later = new.claim(&key, None).await.expect("a claim");
         assert!(later > epoch);
         let late = payloads(&["late"]);
         let refused = old.append(&key, first.next(), &late, false).await;
@@ -209,7 +218,7 @@ async fn whoever_is_driven_out_writes_no_more() {
         }
         // What the old one gives back is not its own any more.
         old.release(&key, epoch);
-        assert_eq!(old.claim(&key, true).await, Err(LogError::Held));
+        assert_eq!(old.claim(&key, Some(position)).await, Err(LogError::Held));
     }
 }
 
@@ -218,7 +227,10 @@ async fn a_claim_that_is_given_back_is_free_and_its_followers_are_woken() {
     let logs = logs(LogLimits::default()).await;
     for [writer, reader] in &logs.all {
         let key = key("a");
-        let epoch = writer.claim(&key, true).await.expect("a free log");
+        let epoch = writer
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let mut following = reader.follow(&key);
         // Woken once it has subscribed; what comes after that is announced.
         for step in ["append", "release"] {
@@ -248,7 +260,11 @@ async fn a_claim_that_is_given_back_is_free_and_its_followers_are_woken() {
                     .expect("a hint");
             }
         }
-        assert_eq!(reader.claim(&key, true).await, Ok(epoch + 1));
+        // Not by whoever knows less than there is.
+        let known = Some(Position::new(epoch, 0));
+        assert_eq!(reader.claim(&key, known).await, Err(LogError::Held));
+        let last = Some(Position::new(epoch, 1));
+        assert!(reader.claim(&key, last).await.expect("a free log") > epoch);
     }
 }
 
@@ -274,7 +290,10 @@ async fn a_log_that_is_too_long_or_too_large_loses_its_oldest_and_the_reader_see
         let logs = logs(limits).await;
         for [writer, reader] in &logs.all {
             let key = key("a");
-            let epoch = writer.claim(&key, true).await.expect("a free log");
+            let epoch = writer
+                .claim(&key, Some(Position::START))
+                .await
+                .expect("a free log");
             for number in 1..=100 {
                 let said = payloads(&[texts_of_it]);
                 let position = Position::new(epoch, number);
@@ -299,7 +318,10 @@ async fn a_page_is_bounded_in_bytes_and_has_one_entry_at_least() {
     let small = Bytes::from(vec![b'x'; PAGE_BYTES / 8]);
     for [writer, reader] in &logs.all {
         let key = key("a");
-        let epoch = writer.claim(&key, true).await.expect("a free log");
+        let epoch = writer
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let mut said = vec![huge.clone()];
         said.extend(std::iter::repeat_n(small.clone(), 40));
         said.push(huge.clone());
@@ -330,7 +352,10 @@ async fn a_log_is_kept_after_its_end_for_a_time_and_then_gone() {
     let logs = logs(limits).await;
     for [writer, reader] in &logs.all {
         let key = key("a");
-        let epoch = writer.claim(&key, true).await.expect("a free log");
+        let epoch = writer
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         let said = payloads(&["a"]);
         let first = Position::new(epoch, 1);
         writer.append(&key, first, &said, true).await.expect("room");
@@ -358,13 +383,17 @@ async fn a_writer_is_known_to_live_as_long_as_it_does_and_no_longer_than_its_lea
     let key = key("a");
     let reader = server.log(&limits);
     let writer = server.log(&limits);
-    let epoch = writer.claim(&key, true).await.expect("a free log");
+    let epoch = writer
+        .claim(&key, Some(Position::START))
+        .await
+        .expect("a free log");
     sleep(Duration::from_millis(900)).await;
-    assert_eq!(reader.claim(&key, true).await, Err(LogError::Held));
+    let last = Position::new(epoch, 0);
+    assert_eq!(reader.claim(&key, Some(last)).await, Err(LogError::Held));
     // It dies without a word.
     drop(writer);
     let free = async {
-        while reader.claim(&key, true).await != Ok(epoch + 1) {
+        while reader.claim(&key, Some(last)).await == Err(LogError::Held) {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -380,7 +409,10 @@ async fn a_store_that_is_away_is_an_error_within_the_time_and_works_again_when_i
     };
     let log = server.log(&LogLimits::default());
     let key = key("a");
-    let epoch = log.claim(&key, true).await.expect("a free log");
+    let epoch = log
+        .claim(&key, Some(Position::START))
+        .await
+        .expect("a free log");
     server.process.kill().expect("a process");
     server.process.wait().expect("its end");
     let said = payloads(&["a"]);
@@ -402,7 +434,10 @@ async fn memory_is_bounded_over_all_logs() {
     let said = payloads(&[&"x".repeat(1000)]);
     for run in 0..1000 {
         let key = key(&run.to_string());
-        let epoch = log.claim(&key, true).await.expect("a free log");
+        let epoch = log
+            .claim(&key, Some(Position::START))
+            .await
+            .expect("a free log");
         for number in 1..=3 {
             let position = Position::new(epoch, number);
             log.append(&key, position, &said, false)

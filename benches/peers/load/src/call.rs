@@ -19,6 +19,8 @@ pub enum Call {
     Get,
     /// gRPC `StreamCreateRun`.
     Create,
+    /// gRPC `StreamCreateRun`, recorded.
+    Record,
     /// gRPC `WatchRun`.
     Watch,
     /// REST: the run as JSON.
@@ -32,6 +34,7 @@ impl Call {
         match name {
             "get" => Ok(Self::Get),
             "create" => Ok(Self::Create),
+            "record" => Ok(Self::Record),
             "watch" => Ok(Self::Watch),
             "json" => Ok(Self::Json),
             "sse" => Ok(Self::Sse),
@@ -57,6 +60,16 @@ impl Call {
                 "StreamCreateRun",
                 &[thread.as_bytes(), &field(1, b"asst_load")],
             ),
+            Self::Record => {
+                // Of the options the fourth, `resumable`.
+                let fields = [
+                    thread.as_bytes(),
+                    &field(1, b"asst_load"),
+                    b"",
+                    &[4 << 3, 1],
+                ];
+                grpc("StreamCreateRun", &fields)
+            }
             Self::Json => (format!("/threads/{thread}/runs/{run}"), Vec::new()),
             Self::Sse => (
                 format!("/threads/{thread}/runs"),
@@ -66,6 +79,10 @@ impl Call {
         let mut request = Request::builder().uri(format!("http://{to}{path}"));
         if !body.is_empty() {
             request = request.method("POST").header("content-length", body.len());
+        }
+        if let Self::Record = self {
+            // The upstream has one run only: its logs are told apart by whose they are.
+            request = request.header("authorization", format!("Bearer {thread}"));
         }
         request = match self {
             Self::Json => request,
@@ -82,6 +99,7 @@ impl Call {
 fn grpc(method: &str, fields: &[&[u8]]) -> (String, Vec<u8>) {
     let message: Vec<u8> = (1..)
         .zip(fields)
+        .filter(|(_, value)| !value.is_empty())
         .flat_map(|(number, value)| field(number, value))
         .collect();
     let mut body = vec![

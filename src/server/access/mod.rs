@@ -1,20 +1,44 @@
-//! Who may call: the one place that decides.
+//! Who may call, and as whom: the one place that decides.
 //!
-//! Must hold: with a key of the gateway's own, a call is admitted only if its caller is known by a
-//! token or by a client certificate, or if it was said by name that anybody may call. Without one
-//! the caller's own credential is passed on, and the upstream decides. Health and reflection give
-//! nothing away and are open to all; every other path is guarded, whatever it names.
+//! | file | what it knows |
+//! |---|---|
+//! | `peer` | the other side of a connection: its address, the names in its certificate |
+//! | `mesh` | callers that a mesh's proxies name, and which peers are such proxies |
+//! | `xfcc` | the grammar of `x-forwarded-client-cert`, a pure parser |
+//! | `jwt` | callers that an issuer's JWTs name |
+//! | `jwks` | the issuer's keys, from a file or by URL |
+//! | `crypto` | ring, as the cryptography of JWTs |
+//! | `tokens` | callers that a file of tokens names |
 //!
-//! Tokens are kept as SHA-256 hashes, in the file as in memory, and compared in constant time
-//! against all of them: neither a core dump nor a stopwatch tells one.
+//! Must hold:
+//!
+//! - With a key of the gateway's own, a call is admitted only if its caller is known by one of
+//!   these, or if it was said by name that anybody may call. Without one the caller's own
+//!   credential is passed on, and the upstream decides.
+//! - A call has one identity: that of the client certificate, the mesh, the JWT or the token, in
+//!   this order. The first that is presented decides: a bad one is refused, never passed over.
+//! - Health and reflection give nothing away and are open to all; every other path is guarded,
+//!   whatever it names.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+mod crypto;
+mod jwks;
+mod jwt;
+mod mesh;
+mod peer;
+mod tokens;
+mod xfcc;
+
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, header};
-use subtle::ConstantTimeEq as _;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
+pub(super) use self::{jwks::Renewed, peer::Peer};
+pub use self::{
+    jwks::{FetchRules, Jwks, KeySet, RemoteKeys},
+    jwt::{Jwt, JwtRules},
+    mesh::{Mesh, MeshIdentity, MeshPeer},
+    tokens::Tokens,
+};
 use super::routes::is_infra;
 use crate::{
     error::Error,
@@ -25,12 +49,16 @@ use crate::{
 /// How callers are told apart.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    /// Tokens that are admitted, as `authorization: Bearer TOKEN`.
-    pub tokens: Option<Reloadable<Tokens>>,
     /// Names in client certificates that are admitted: subject alternative names (DNS or URI, such
     /// as `spiffe://domain/service`) or common names. An empty list admits every certificate that
     /// the client CA signed. `None`: certificates are not asked for.
     pub clients: Option<Arc<[String]>>,
+    /// The mesh that names callers.
+    pub mesh: Option<Arc<Mesh>>,
+    /// JWTs that are admitted, as `authorization: Bearer JWT`.
+    pub jwt: Option<Jwt>,
+    /// Tokens that are admitted, as `authorization: Bearer TOKEN`.
+    pub tokens: Option<Reloadable<Tokens>>,
     /// The header that has a caller's own credential, and those of them that the upstream has
     /// accepted. `None` where the gateway has a key of its own.
     pub credentials: Option<(HeaderName, Accepted)>,
@@ -48,165 +76,103 @@ pub struct Account {
     pub name: Option<Arc<str>>,
 }
 
-/// The name of an admitted caller, if callers are told apart. It stands beside the token in its
-/// file, or is the name that admits the certificate. Callers of one name share what is shared out
-/// by callers.
+/// The name of an admitted caller, if callers are told apart: the name that admits the certificate,
+/// that the mesh or the JWT says, or that stands beside the token in its file. Callers of one name
+/// are one caller, however they are known, and share what is shared out by callers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant(pub Arc<str>);
 
-/// Hashes of the tokens that are admitted, each with its caller's name.
-#[derive(Clone, Default)]
-pub struct Tokens(Vec<([u8; 32], Tenant)>);
+/// What a caller hears that showed nothing.
+const NOTHING_SHOWN: &str =
+    "send a token as `authorization: Bearer TOKEN`, or a client certificate";
+const CERTIFICATE: &str = "none of the names in its certificate is admitted (--allowed-client)";
+const TOKEN: &str = "its token is not among those that are admitted (--tokens-file)";
+const AUTHORIZATION: &str =
+    "there has to be one `authorization`, and it has to be `Bearer` and a token";
 
-impl fmt::Debug for Tokens {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} tokens", self.0.len())
-    }
-}
-
-impl Tokens {
-    /// Reads a file of tokens: on each line a SHA-256 hash in hexadecimal, as `printf %s TOKEN |
-    /// sha256sum` prints it, and the caller's name. Without one (or with the `-` of `sha256sum`)
-    /// the hash's first letters are the name. Empty lines and lines that begin with `#` are for
-    /// people.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "the tokens are not text".to_owned())?;
-        let lines = text
-            .lines()
-            .map(str::trim)
-            .enumerate()
-            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-        let parse = |(at, line): (usize, &str)| {
-            let (word, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-            let hash = hash(word).ok_or_else(|| {
-                format!(
-                    "line {} of the tokens does not begin with a SHA-256 hash",
-                    at + 1
-                )
-            })?;
-            let name = name.trim();
-            let name = if matches!(name, "" | "-") {
-                &word[..8]
-            } else {
-                name
-            };
-            Ok((hash, Tenant(name.into())))
-        };
-        let tokens = lines.map(parse).collect::<Result<Vec<_>, String>>()?;
-        if tokens.is_empty() {
-            return Err("no token in it: nobody could call".to_owned());
-        }
-        Ok(Self(tokens))
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// How many callers they are of, by name.
-    pub fn callers(&self) -> usize {
-        let names: BTreeSet<_> = self.0.iter().map(|(_, tenant)| &tenant.0).collect();
-        names.len()
-    }
-
-    fn admit(&self, token: &[u8]) -> Option<&Tenant> {
-        let digest = ring::digest::digest(&ring::digest::SHA256, token);
-        // To the last one, whichever it is.
-        self.0.iter().fold(None, |found, (known, tenant)| {
-            if known[..].ct_eq(digest.as_ref()).into() {
-                Some(tenant)
-            } else {
-                found
-            }
-        })
-    }
-}
-
-fn hash(hex: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
-/// What is known of the other side of a connection: the names in its certificate, if it has shown
-/// one.
-#[derive(Debug, Clone)]
-pub(super) struct Peer {
-    address: IpAddr,
-    names: Option<Arc<[String]>>,
-}
-
-impl Peer {
-    /// The peer whose certificate was verified in the handshake.
-    pub(super) fn new(address: IpAddr, certificate: Option<&CertificateDer<'_>>) -> Self {
-        Self {
-            address,
-            names: certificate.map(|certificate| names(certificate).into()),
-        }
-    }
-}
-
-/// The names in a certificate.
-fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
-        return Vec::new();
-    };
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let alternative = alternative
-        .iter()
-        .flat_map(|extension| &extension.value.general_names)
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
-            _ => None,
-        });
-    let common = certificate
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok().map(str::to_owned));
-    alternative.chain(common).collect()
-}
+/// An identity that was presented: whose it is, or why it is refused.
+type Presented = Result<Tenant, &'static str>;
 
 impl Access {
-    /// Decides whether a call of `path` is admitted, and as whose. A token says more than a
-    /// certificate, which many may share behind a proxy.
+    /// Takes off what only the mesh's proxies may say, if the peer is none. True if there was
+    /// anything.
+    pub(super) fn strip(&self, peer: &Peer, headers: &mut HeaderMap) -> bool {
+        let mesh = self.mesh.as_ref();
+        mesh.is_some_and(|mesh| mesh.strip(peer, headers))
+    }
+
+    /// If the call cannot be decided now, but maybe soon: what to wait for before it is.
+    pub(super) fn renewal(&self, peer: &Peer, path: &str, headers: &HeaderMap) -> Option<Renewed> {
+        let jwt = self.jwt.as_ref()?;
+        if is_infra(path) || self.by_connection(peer, headers).is_some() {
+            return None;
+        }
+        jwt.renewal(bearer(headers)?.ok()?)
+    }
+
+    /// Decides whether a call of `path` is admitted, and as whose.
     pub(super) fn admit(
         &self,
         peer: &Peer,
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Option<Tenant>, Error> {
-        if is_infra(path) || (self.tokens.is_none() && self.clients.is_none()) {
+        let is_open = self.clients.is_none()
+            && self.mesh.is_none()
+            && self.jwt.is_none()
+            && self.tokens.is_none();
+        if is_infra(path) || is_open {
             return Ok(None);
         }
-        let by_token = self
-            .tokens
-            .as_ref()
-            .zip(bearer(headers))
-            .and_then(|(tokens, token)| tokens.get().admit(token).cloned());
-        let by_certificate = || {
-            let (allowed, names) = self.clients.as_ref().zip(peer.names.as_ref())?;
-            let name = names
-                .iter()
-                .find(|name| allowed.is_empty() || allowed.contains(name));
-            // A certificate of the CA's without a name is as good as any, if any is good.
-            name.map(String::as_str)
-                .or_else(|| allowed.is_empty().then_some(""))
-                .map(|name| Tenant(name.into()))
-        };
-        by_token
-            .or_else(by_certificate)
+        self.by_connection(peer, headers)
+            .or_else(|| self.by_authorization(headers))
+            .unwrap_or(Err(NOTHING_SHOWN))
             .map(Some)
-            .ok_or(Error::NotAdmitted)
+            .map_err(|what| Error::NotAdmitted { what })
     }
-}
 
-impl Access {
+    /// What the connection, or the proxy at its other end, says.
+    fn by_connection(&self, peer: &Peer, headers: &HeaderMap) -> Option<Presented> {
+        let by_mesh = || self.mesh.as_ref()?.caller(peer, headers);
+        self.by_certificate(peer).or_else(by_mesh)
+    }
+
+    /// A proxy's certificate says which proxy it is, and not who calls.
+    fn by_certificate(&self, peer: &Peer) -> Option<Presented> {
+        let (allowed, names) = self.clients.as_ref().zip(peer.names.as_ref())?;
+        if self.mesh.as_ref().is_some_and(|mesh| mesh.is_proxy(peer)) {
+            return None;
+        }
+        let name = names
+            .iter()
+            .find(|name| allowed.is_empty() || allowed.contains(name));
+        // A certificate of the CA's without a name is as good as any, if any is good.
+        let name = name
+            .map(String::as_str)
+            .or_else(|| allowed.is_empty().then_some(""));
+        Some(name.map(|name| Tenant(name.into())).ok_or(CERTIFICATE))
+    }
+
+    /// A JWT or a token. Where both are taken, what looks like a JWT is one.
+    fn by_authorization(&self, headers: &HeaderMap) -> Option<Presented> {
+        if self.jwt.is_none() && self.tokens.is_none() {
+            return None;
+        }
+        let token = match bearer(headers)? {
+            Ok(token) => token,
+            Err(what) => return Some(Err(what)),
+        };
+        Some(match (&self.jwt, &self.tokens) {
+            (Some(jwt), None) => jwt.caller(token),
+            (Some(jwt), Some(_)) if jwt::is_jwt(token) => jwt.caller(token),
+            (_, tokens) => {
+                let tokens = tokens.as_ref().map(Reloadable::get);
+                let admitted = tokens.and_then(|tokens| tokens.admit(token).cloned());
+                admitted.ok_or(TOKEN)
+            }
+        })
+    }
+
     /// Whose share a call counts to: by its caller's name; where callers bring their own keys, by
     /// the credential once the upstream has accepted it; where nobody is known, by the address.
     pub(super) fn account(
@@ -240,23 +206,19 @@ impl Access {
     }
 }
 
-impl Peer {
-    /// The share of all calls from this address.
-    pub(super) fn account(&self) -> Account {
-        Account {
-            owner: Owner::of(&self.address),
-            credential: None,
-            name: None,
-        }
-    }
-}
-
-/// The one bearer token of a call. Two are none: which of them would have been meant?
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+/// The one bearer token of a call, if anything of that kind is presented. Two are none: which of
+/// them would have been meant?
+fn bearer(headers: &HeaderMap) -> Option<Result<&[u8], &'static str>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, more) = (values.next()?.as_bytes(), values.next());
-    let (scheme, token) = value.split_at_checked(7)?;
-    (more.is_none() && scheme.eq_ignore_ascii_case(b"Bearer ")).then(|| token.trim_ascii())
+    let token = value
+        .split_at_checked(7)
+        .filter(|(scheme, _)| more.is_none() && scheme.eq_ignore_ascii_case(b"Bearer "));
+    Some(
+        token
+            .map(|(_, token)| token.trim_ascii())
+            .ok_or(AUTHORIZATION),
+    )
 }
 
 #[cfg(test)]
@@ -276,7 +238,7 @@ mod tests {
             tokens: tokens
                 .map(|text| Reloadable::fixed(Tokens::parse(text.as_bytes()).expect("tokens"))),
             clients: clients.map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
-            credentials: None,
+            ..Access::default()
         }
     }
 
@@ -450,7 +412,15 @@ mod tests {
                 peer(Some(spiffe)),
                 headers(&["Bearer secret"]),
                 PATH,
-                Ok(Some("2bb80d53")),
+                Ok(Some(spiffe[0])),
+            ),
+            (
+                "a token beside a certificate that is not admitted",
+                access(Some(SECRET), Some(spiffe)),
+                peer(Some(&["spiffe://mesh/ns/a/sa/c"])),
+                headers(&["Bearer secret"]),
+                PATH,
+                Err(()),
             ),
             (
                 "a certificate beside a wrong token",
@@ -470,19 +440,6 @@ mod tests {
                 admitted,
                 "{case}"
             );
-        }
-    }
-
-    #[test]
-    fn a_file_of_tokens_is_hashes_and_words_for_people() {
-        let text = format!(
-            "# who may call\n\n{SECRET}\n{} the batch job\n",
-            &SECRET[..64].to_uppercase()
-        );
-        assert_eq!(Tokens::parse(text.as_bytes()).expect("tokens").0.len(), 2);
-        for wrong in ["# none", "secret", "2bb80d", &"zz".repeat(32), "ä"] {
-            let error = Tokens::parse(wrong.as_bytes()).expect_err(wrong);
-            assert!(!error.contains(wrong), "{error}");
         }
     }
 }
