@@ -27,6 +27,15 @@ const OWN_METHODS: [&str; 3] = ["SubmitToolOutputs", "CancelRun", "ListAssistant
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
+/// Creates that may be sent twice if they have a `request_id`: what they make is looked for.
+const REPEATABLE_BY_ID: [&str; 3] = ["CreateRun", "CreateMessage", "CreateAssistant"];
+
+/// Modifications of what creates mark: the mark stays.
+const KEEPS_MARK: [&str; 3] = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
+
+/// Fields of a create that are the gateway's own, and no part of its REST request.
+const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
+
 /// The value of the option `rest` of an RPC.
 struct Route {
     method: String,
@@ -192,7 +201,7 @@ fn request(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<()
     let mut query = String::new();
     for field in input.fields() {
         let name = field.name();
-        let own = route.stream && name == "options";
+        let own = route.stream && name == "options" || OWN_FIELDS.contains(&name);
         if !(ids.contains(&name) || name == route.body || own) {
             write!(query, ".{}", parameter(&field)?)?;
         }
@@ -301,6 +310,12 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
             "UpstreamReply".to_owned(),
             "self.open(caller, request.request()?)",
         )
+    } else if KEEPS_MARK.contains(&rpc.name()) {
+        (
+            "",
+            format!("Answer<{answer}>"),
+            "self.send_modification(caller, request.request()?)",
+        )
     } else if route.deleted.is_empty() {
         (
             "",
@@ -384,6 +399,19 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
     )?;
     if streams || OWN_HANDLERS.contains(&rpc.name()) {
         writeln!(out, "        run::{name}(self, request).await\n    }}")?;
+        return Ok(());
+    }
+    if rpc.input().get_field_by_name("request_id").is_some() {
+        let open = if REPEATABLE_BY_ID.contains(&rpc.name()) {
+            "open_create(request, |it| !it.request_id.is_empty())"
+        } else {
+            "open_once(request)"
+        };
+        writeln!(
+            out,
+            "        let (caller, request) = self.{open};\n        let answered = self.streams.create(\"{}\", &caller, &request).await;\n        answer(&caller.call, answered)\n    }}",
+            rpc.name()
+        )?;
         return Ok(());
     }
     let idempotency = idempotency(rpc);

@@ -22,7 +22,12 @@ pub(super) async fn stream_create_run(
     gateway: &Gateway,
     request: Request<StreamCreateRunRequest>,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::NonIdempotent;
+    // A repeat looks for what the first call has made.
+    let idempotency = if request.get_ref().request_id.is_empty() {
+        Idempotency::NonIdempotent
+    } else {
+        Idempotency::Idempotent
+    };
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,

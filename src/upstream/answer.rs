@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     delay,
     error_body::{self, Said},
-    failure, isolation,
+    failure, marks,
     target::Target,
 };
 use crate::{
@@ -79,7 +79,7 @@ pub(super) struct Reading<'a> {
     pub(super) idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub(super) own_key: bool,
-    /// Marks of whose a thread is are shown. Otherwise they are taken out.
+    /// Marks are shown. Otherwise they are taken out.
     pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
     pub(super) limit: usize,
@@ -106,10 +106,10 @@ pub(super) async fn read<M: Answerable>(
     };
     let text = error_body::without_mark(&text);
     let unmarked;
-    let text = if reading.shows_marks || !isolation::has_mark(text) {
+    let text = if reading.shows_marks || !marks::may_be_in(text) {
         text
     } else {
-        unmarked = isolation::without_mark(text);
+        unmarked = marks::hidden(text);
         &unmarked
     };
     let message: Box<M> = json::decode_boxed(text).map_err(|error| {
@@ -218,7 +218,7 @@ async fn rejection(
     if !reading.shows_marks
         && let Some(error) = &mut said.error
     {
-        isolation::hide_mark(error);
+        marks::hide(error);
     }
     // Messages of other errors repeat what the caller wrote.
     let in_words = || match status {

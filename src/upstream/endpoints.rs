@@ -1,7 +1,7 @@
 //! How an RPC's request becomes a REST request, and the calls that are written by hand because
 //! another request may follow the first. All others are generated (`calls.rs`).
 
-use super::{Answer, Caller, Client, Request};
+use super::{Answer, Caller, Client, Request, marks};
 use crate::{
     error::Error,
     json,
@@ -17,10 +17,12 @@ pub(super) trait RestCall {
     fn request(&self) -> Result<Request, Error>;
 }
 
-/// Encodes the body that a request holds in `field`.
+/// Encodes the body that a request holds in `field`. It names no mark.
 pub(super) fn body<M: json::Document>(field: &str, body: Option<&M>) -> Result<Vec<u8>, Error> {
     let body = body.ok_or_else(|| Error::invalid(field, "must be set"))?;
-    Ok(json::encode_request(body, OWNED).map_err(|violation| violation.within(field))?)
+    let body = json::encode_request(body, OWNED).map_err(|violation| violation.within(field))?;
+    marks::refuse(field, &body)?;
+    Ok(body)
 }
 
 /// The same, where a request without a body asks for nothing in particular.

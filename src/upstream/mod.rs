@@ -12,6 +12,9 @@
 //! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
+//! | `marks.rs` | the gateway's own pairs in metadata: nobody else writes or sees them |
+//! | `create_mark.rs` | the mark of a create: which `request_id` made a resource |
+//! | `creates.rs` | creates that are marked, and how what they made is found again |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
 //! | `isolation.rs` | whose a thread is, and who may use it |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
@@ -25,6 +28,8 @@
 mod admission;
 mod answer;
 mod calls;
+mod create_mark;
+mod creates;
 mod delay;
 mod document;
 mod endpoints;
@@ -34,6 +39,7 @@ mod failure;
 #[doc(hidden)]
 pub mod fuzzing;
 mod isolation;
+mod marks;
 mod reconcile;
 mod retry;
 pub mod sse;
@@ -52,9 +58,11 @@ use url::Url;
 pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
+pub use create_mark::CreateMark;
+pub use creates::{Findable, MarkedCreate};
 pub use document::fetch_document;
 use isolation::{Allowed, Isolation};
-pub use isolation::{IsolationRules, MARK_KEY, Mark, MarkKey, Unmarked};
+pub use isolation::{CallerMark, IsolationRules, MarkKey, Unmarked};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;
@@ -63,6 +71,7 @@ pub use transport::{RENEWAL, UpstreamFiles};
 
 use crate::{
     error::{Error, Idempotency},
+    json,
     reloadable::Reloadable,
     shares::{Credential, Owner},
     telemetry::{self, Telemetry, UpstreamRequest},
@@ -169,7 +178,7 @@ pub struct Caller {
     /// Its name, if callers are told apart.
     pub name: Option<Arc<str>>,
     /// What marks what it makes, if callers are isolated from each other.
-    pub mark: Option<Mark>,
+    pub mark: Option<CallerMark>,
 }
 
 /// The header that names one write, for services that know it.
@@ -213,7 +222,7 @@ impl Caller {
 
 /// Who a caller is to the upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Identity(Vec<(HeaderName, HeaderValue)>, Option<Mark>);
+pub struct Identity(Vec<(HeaderName, HeaderValue)>, Option<CallerMark>);
 
 impl Identity {
     /// The headers that decide what the caller may see, in a fixed order.
@@ -331,7 +340,7 @@ impl Client {
                 upstream_request.answered(response.status());
                 id = answer::request_id(response.headers()).map(str::to_owned);
                 let reading = self.reading(caller, request, sent);
-                answer::read(&mut response, Bytes::new(), &reading).await
+                answer::read::<M>(&mut response, Bytes::new(), &reading).await
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };
@@ -362,7 +371,7 @@ impl Client {
             target: &request.target,
             idempotency: request.idempotency,
             own_key: self.own_key,
-            shows_marks: request.shows_marks(),
+            shows_marks: request.shows_marks,
             limit: self.max_answer_bytes,
             until: caller
                 .deadline
@@ -420,6 +429,8 @@ struct Request {
     /// The key of all attempts, unless the caller gives one. It is a courtesy to services that know
     /// such keys, and no ground for a retry.
     idempotency_key: Option<HeaderValue>,
+    /// Its answer is not for a caller: it shows marks.
+    shows_marks: bool,
 }
 
 impl Request {
@@ -438,7 +449,34 @@ impl Request {
             body_field: "",
             idempotency,
             idempotency_key: None,
+            shows_marks: false,
         })
+    }
+
+    /// For a request whose answer no caller sees.
+    fn showing_marks(mut self) -> Self {
+        self.shows_marks = true;
+        self
+    }
+
+    /// Reads what this request modifies.
+    fn read_before(&self) -> Self {
+        Self {
+            method: Method::GET,
+            target: self.target.clone(),
+            query: target::Query::default(),
+            body: None,
+            body_field: "",
+            idempotency: Idempotency::Idempotent,
+            idempotency_key: None,
+            shows_marks: false,
+        }
+    }
+
+    /// Whether its body has a member of this name.
+    fn names(&self, member: &str) -> bool {
+        let body = self.body.as_deref().unwrap_or_default();
+        json::member(body, member).is_some()
     }
 
     /// For a request that makes something new.

@@ -12,7 +12,8 @@
 //! A deletion is repeated like a read, too. If the repeat finds nothing, an earlier attempt took
 //! effect.
 //!
-//! Of a create there is nothing to read: a list of runs does not say which of them is the caller's.
+//! Of a create there is nothing to read, unless it is marked (`creates.rs`): a list of runs does not
+//! say which of them is the caller's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

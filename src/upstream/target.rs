@@ -40,7 +40,7 @@ fn push(url: &mut String, field: &str, text: &str) -> Result<(), Error> {
 }
 
 /// An endpoint, and where it is for certain ids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     /// Such as `/threads/{thread_id}/runs`.
     pub(super) route: &'static str,
@@ -135,6 +135,11 @@ impl Base {
 pub(super) struct Query(String);
 
 impl Query {
+    /// As it stands in a URL.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn pair(&mut self, name: &str, value: &str) -> Result<(), Error> {
         if !self.0.is_empty() {
             self.0.push('&');

@@ -107,6 +107,7 @@ fn table() -> Vec<Row> {
         row(
             CreateAssistantRequest {
                 assistant: Some(spec),
+                ..CreateAssistantRequest::default()
             },
             "POST",
             "/assistants",
@@ -174,6 +175,7 @@ fn table() -> Vec<Row> {
                     metadata: metadata(),
                     ..ThreadSpec::default()
                 }),
+                ..CreateThreadRequest::default()
             },
             "POST",
             "/threads",
@@ -215,6 +217,7 @@ fn table() -> Vec<Row> {
             CreateMessageRequest {
                 thread_id: thread_id(),
                 message: Some(said),
+                ..CreateMessageRequest::default()
             },
             "POST",
             "/threads/t%2F1/messages",
