@@ -140,21 +140,21 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         answer(&mut out, message, own_ids.get(message.name()))?;
     }
     write!(out, "impl Client {{\n{methods}}}\n")?;
-    not_ids(&mut out, pool)?;
     Ok(out)
 }
 
 /// The words that are no ids in a route because another route has them in that place: with one as
 /// its id, a request would be the other route's. The HTTP method does not matter: what one upstream
 /// refuses, another may take.
-fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>> {
+pub(crate) fn not_ids(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let mut out = String::new();
     let routes: BTreeSet<_> = rpcs(pool)?
         .into_iter()
         .map(|(_, route)| route.path)
         .collect();
     writeln!(
         out,
-        "/// Route, id, and a word that stands in its place in another route.\npub(super) const NOT_IDS: &[(&str, &str, &str)] = &["
+        "/// Route, id, and a word that stands in its place in another route.\nconst NOT_IDS: &[(&str, &str, &str)] = &["
     )?;
     let is_id = |segment: &str| segment.starts_with('{');
     for (one, other) in routes
@@ -175,7 +175,7 @@ fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>
         }
     }
     writeln!(out, "];")?;
-    Ok(())
+    Ok(out)
 }
 
 /// How a call's request is made.

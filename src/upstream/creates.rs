@@ -14,11 +14,13 @@ use http::{HeaderMap, Method};
 use prost_types::Timestamp;
 
 use super::{
-    Answer, Caller, Client, Request, UpstreamReply,
-    answer::Answerable,
+    answer::{Answer, Answerable},
+    caller::Caller,
+    client::Client,
     create_mark::CreateMark,
-    endpoints::RestCall,
     marks::{self, Marked},
+    request::{Request, RestCall},
+    stream::UpstreamReply,
     target::Query,
 };
 use crate::{

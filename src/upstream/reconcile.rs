@@ -21,7 +21,12 @@ use tokio::time::sleep;
 
 use http::HeaderMap;
 
-use super::{Answer, Caller, Client, Request, answer::Answerable, endpoints::RestCall};
+use super::{
+    answer::{Answer, Answerable},
+    caller::Caller,
+    client::Client,
+    request::{Request, RestCall},
+};
 use crate::{
     error::Error,
     v1::{CancelRunRequest, GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest},

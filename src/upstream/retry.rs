@@ -26,7 +26,7 @@ use std::{
 use http::HeaderValue;
 use tokio::time::{Instant, sleep};
 
-use super::Caller;
+use super::caller::Caller;
 use crate::error::{Delivery, Error, Idempotency, Rejection};
 
 /// When retries are made. [`Default`] is what the official clients of such services do, with a

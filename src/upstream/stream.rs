@@ -19,7 +19,13 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Allowed, Answer, Caller, Client, Request, answer, failure, marks,
+    answer::{self, Answer},
+    caller::Caller,
+    client::Client,
+    failure,
+    isolation::Allowed,
+    marks,
+    request::Request,
     sse::{self, Frame, Parser},
 };
 use crate::{

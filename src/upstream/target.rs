@@ -10,8 +10,9 @@ use std::borrow::Cow;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
-use super::calls::NOT_IDS;
 use crate::{error::Error, v1::SortOrder};
+
+include!(concat!(env!("OUT_DIR"), "/not_ids.rs"));
 
 /// All but what RFC 3986 calls unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
