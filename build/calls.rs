@@ -397,7 +397,15 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         out,
         "    async fn {name}(&self, request: Request<{input}>) -> Result<Response<{answer}>, Status> {{"
     )?;
-    if streams || OWN_HANDLERS.contains(&rpc.name()) {
+    let idempotency = idempotency(rpc);
+    if streams {
+        writeln!(
+            out,
+            "        run::{name}(self, request, Idempotency::{idempotency}).await\n    }}"
+        )?;
+        return Ok(());
+    }
+    if OWN_HANDLERS.contains(&rpc.name()) {
         writeln!(out, "        run::{name}(self, request).await\n    }}")?;
         return Ok(());
     }
@@ -414,7 +422,6 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         )?;
         return Ok(());
     }
-    let idempotency = idempotency(rpc);
     let open = if idempotency == "NonIdempotent" {
         "open_once"
     } else {

@@ -484,11 +484,13 @@ fn an_rpc_of_the_gateways_own_makes_the_rest_calls_of_others() {
 }
 
 #[test]
-fn what_may_be_sent_twice_fits_the_http_method() {
+fn every_rpc_says_whether_it_may_be_sent_twice_and_fits_the_http_method() {
     use prost_reflect::prost_types::method_options::IdempotencyLevel as Level;
     for (name, rpc) in rpcs(&pool()) {
         let options = rpc.method_descriptor_proto().options.clone();
-        let level = options.unwrap_or_default().idempotency_level();
+        let options = options.unwrap_or_default();
+        assert!(options.idempotency_level.is_some(), "{name} says nothing");
+        let level = options.idempotency_level();
         match &*route(&rpc).method {
             "GET" => assert_eq!(level, Level::NoSideEffects, "{name}"),
             "DELETE" => assert_eq!(level, Level::Idempotent, "{name}"),
