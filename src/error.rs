@@ -23,14 +23,15 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     json::Violation,
-    runs::Resume,
     shares::Limit,
     v1::{ErrorReason, RunEventType},
 };
 
 mod rejection;
+mod resume;
 
 pub use rejection::{ErrorBody, Rejection};
+pub use resume::Resume;
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "runsgateway.v1";

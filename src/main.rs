@@ -17,9 +17,9 @@ use clap::error::ErrorKind;
 use runs_gateway::{
     admin,
     app::App,
-    config::{self, Cli, Command, Dev, Invalid, LogFormat, Serve},
+    config::{self, Cli, Command, Dev, Invalid, Serve},
     demo, dev, healthcheck, reloadable,
-    telemetry::log,
+    telemetry::{LogFormat, log},
     v1,
 };
 use tokio::{

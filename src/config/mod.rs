@@ -12,19 +12,16 @@ mod embedded_args;
 mod environment;
 mod event_log;
 mod gateway;
+mod invalid;
 mod isolation;
 mod limits;
 mod requests;
 mod streams;
 mod telemetry;
 mod upstream;
+mod values;
 
-use std::{
-    fmt,
-    net::{SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -33,13 +30,16 @@ use url::Url;
 
 use self::{
     access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+    values::address,
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
     environment::{check_environment, log_old_names, settings},
-    telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
+    invalid::Invalid,
+    telemetry::TelemetryConfig,
 };
 use crate::{
+    admin::Admin,
     embedded,
     runs::StreamLimits,
     server::Limits,
@@ -134,34 +134,6 @@ pub struct HealthcheckArgs {
         env = "RUNS_GATEWAY_HEALTHCHECK_TLS_NAME"
     )]
     pub tls_name: String,
-}
-
-/// An address to listen on: numbers, or a name that is resolved now.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let resolved = text
-        .parse()
-        .ok()
-        .or_else(|| text.to_socket_addrs().ok()?.next());
-    resolved.ok_or_else(|| "not an address, such as 127.0.0.1:50051 or [::]:50051".to_owned())
-}
-
-/// A configuration that cannot be run: one line that says what to change.
-#[derive(Debug)]
-pub struct Invalid(String);
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Invalid {}
-
-impl Invalid {
-    /// What to change, in one line that holds no key.
-    pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
-    }
 }
 
 /// The configuration of `serve`.
@@ -305,7 +277,7 @@ impl Serve {
             }))
             .next();
         if let Some((flag, zero)) = zero {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{flag} {zero} could serve nobody: give it more, or leave it out"
             )));
         }
@@ -347,7 +319,7 @@ fn differ(
     let same = address.ip() == other.ip();
     let all = address.ip().is_unspecified() || other.ip().is_unspecified();
     if address.port() != 0 && address.port() == other.port() && (same || all) {
-        return Err(Invalid(format!(
+        return Err(Invalid::new(format!(
             "{flag} {address} and {other_flag} {other} take the same port: give each one of its own"
         )));
     }
@@ -365,7 +337,7 @@ impl TryFrom<ServeArgs> for Serve {
         );
         let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
         if has_key && open && !args.allow_anonymous {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
                  {WAYS}, listen on a loopback address, or allow it by --allow-anonymous"
             )));
@@ -375,7 +347,7 @@ impl TryFrom<ServeArgs> for Serve {
             && !args.gateway.access.is_closed()
             && !args.allow_anonymous
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
                  origins, admit callers by {WAYS}, or allow it by --allow-anonymous"
             )));
@@ -383,7 +355,7 @@ impl TryFrom<ServeArgs> for Serve {
         let credential = auth.header();
         let bearer = args.gateway.access.bearer_flag();
         if let Some(flag) = bearer.filter(|_| !has_key && credential == AUTHORIZATION) {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with {flag} callers' authorization is for this gateway, not a key of the upstream: give the gateway a key of its \
                  own by --upstream-api-key-file"
             )));
@@ -391,7 +363,7 @@ impl TryFrom<ServeArgs> for Serve {
         if let Some(flag) =
             bearer.filter(|_| args.gateway.forward_metadata.contains(&AUTHORIZATION))
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata authorization would give the upstream what {flag} admits callers by"
             )));
         }
@@ -401,7 +373,7 @@ impl TryFrom<ServeArgs> for Serve {
             .iter()
             .find(|name| has_key && **name == credential)
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata {name} would replace the gateway's own key by the caller's"
             )));
         }
@@ -442,7 +414,7 @@ impl Dev {
     pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
         let base = format!("http://{rest}/v1")
             .parse()
-            .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+            .map_err(|_| Invalid::new(format!("{rest} is not an address")))?;
         differ(("--listen", self.gateway.listen), ("--rest-listen", rest))?;
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
@@ -472,7 +444,7 @@ mod tests {
         let words = ["runs-gateway", "serve"]
             .into_iter()
             .chain(flags.split_whitespace());
-        let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid::new(error.to_string()))?;
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
             _ => unreachable!("the first word is serve"),

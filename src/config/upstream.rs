@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::{Invalid, gateway::FRAMING};
+use super::{invalid::Invalid, values::FRAMING};
 use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles};
 
 /// The flags.
@@ -90,37 +90,40 @@ impl UpstreamArgs {
             Profile::Azure => None,
         };
         let base = self.upstream_url.as_deref().or(known);
-        let base = base
-            .ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
+        let base = base.ok_or_else(|| {
+            Invalid::new("--upstream-url must be given with this profile".to_owned())
+        })?;
         // Not by clap, which would repeat a URL that may hold a key.
         let mut base: Url = base
             .parse()
-            .map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
+            .map_err(|error| Invalid::new(format!("--upstream-url is not a URL: {error}")))?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid(
+            return Err(Invalid::new(
                 "--upstream-url must begin with http:// or https:// and name a host".to_owned(),
             ));
         }
         if !base.username().is_empty() || base.password().is_some() {
-            return Err(Invalid(
+            return Err(Invalid::new(
                 "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
             ));
         }
         if base.fragment().is_some() {
-            return Err(Invalid(
+            return Err(Invalid::new(
                 "--upstream-url must not hold a fragment (#…): no server sees it".to_owned(),
             ));
         }
         let last = base.path().trim_end_matches('/').rsplit('/').next();
         if let Some(last @ ("threads" | "assistants" | "runs")) = last {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--upstream-url is the URL before /threads and /assistants: leave out /{last}"
             )));
         }
         let pair = |pair: &'_ String| match pair.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
             // It may be a key.
-            _ => Err(Invalid("--upstream-query must be `name=value`".to_owned())),
+            _ => Err(Invalid::new(
+                "--upstream-query must be `name=value`".to_owned(),
+            )),
         };
         let pairs: Vec<(String, String)> = self
             .upstream_query
@@ -145,7 +148,7 @@ impl UpstreamArgs {
             (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
             (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
             (Some(name), _) => name.parse().map(AuthStyle::Header).map_err(|_| {
-                Invalid(format!(
+                Invalid::new(format!(
                     "--upstream-auth must be `bearer` or a header's name, not {name:?}"
                 ))
             }),
@@ -159,7 +162,7 @@ impl UpstreamArgs {
         };
         let trimmed = key.expose_secret().trim();
         if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid(
+            return Err(Invalid::new(
                 "--upstream-api-key: empty, or not a key that a header can hold".to_owned(),
             ));
         }
@@ -202,16 +205,17 @@ impl UpstreamArgs {
                         HeaderValue::from_str(value.trim()).ok()?,
                     ))
                 });
-            let (name, mut value) = parsed
-                .ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
+            let (name, mut value) = parsed.ok_or_else(|| {
+                Invalid::new("--upstream-header must be `Name: value`".to_owned())
+            })?;
             if name == self.auth()?.header() || name == header::AUTHORIZATION {
                 // Only of a key that is known to be one it is asked who may use it.
-                return Err(Invalid(format!(
+                return Err(Invalid::new(format!(
                     "--upstream-header {name}: give the key by --upstream-api-key-file"
                 )));
             }
             if FRAMING.contains(&name.as_str()) {
-                return Err(Invalid(format!(
+                return Err(Invalid::new(format!(
                     "--upstream-header {name}: the gateway sets it"
                 )));
             }

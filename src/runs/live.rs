@@ -27,7 +27,7 @@ use super::{
     watch::Subscription,
 };
 use crate::{
-    error::{Delivery, Error, Idempotency},
+    error::{Delivery, Error, Idempotency, Resume},
     shares::Permit,
     upstream::Caller,
     v1::{
@@ -336,7 +336,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            let super::Resume {
+            let Resume {
                 thread_id, run_id, ..
             } = reader.progress.resume();
             tracing::warn!(

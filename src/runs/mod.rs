@@ -62,12 +62,12 @@ pub use converse::Inbound;
 pub use creates::CreateLimits;
 pub use log::{LogLimits, RedisStore};
 pub use polls::PollLimits;
-pub use progress::{Resume, SharedResume};
+pub use progress::SharedResume;
 
 use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     shares::{Limit, Permit, Shares},
     telemetry::{EventLogMetrics, OncePerSecond},
     upstream::{Caller, Client},

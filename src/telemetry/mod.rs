@@ -35,9 +35,10 @@ use std::{fmt, sync::Arc};
 
 pub use self::{
     call::Call,
+    log::LogFormat,
     metrics::{EventLogMetrics, Metrics, PROMETHEUS_TEXT},
     once::OncePerSecond,
-    trace::Tracer,
+    trace::{OtlpProtocol, Tracer, Traces},
     upstream_request::UpstreamRequest,
     usage::{Callers, MAX_NAMED_CALLERS},
 };

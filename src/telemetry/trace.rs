@@ -32,10 +32,26 @@ use opentelemetry_sdk::{
 use tonic::Code;
 
 use super::metrics::{Method, code_name};
-use crate::{
-    config::{OtlpProtocol, Traces},
-    v1::Run,
-};
+use crate::v1::Run;
+
+/// How traces are exported, as far as the exporter does not read it from the standard variables by
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traces {
+    /// The protocol.
+    pub protocol: OtlpProtocol,
+    /// The variables name the service.
+    pub is_named: bool,
+}
+
+/// The protocols of OTLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
+}
 
 /// Makes spans, or does not.
 pub struct Tracer(Option<Exporting>);

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    answerable::Answerable,
     delay,
     error_body::{self, Said},
     failure, marks,
@@ -18,7 +19,6 @@ use super::{
 use crate::{
     error::{ANOTHER_RESOURCE, Error, Idempotency, Rejection},
     json,
-    v1::Run,
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -54,22 +54,6 @@ pub struct Answer<M> {
     pub message: Box<M>,
     /// Headers that the caller may see.
     pub headers: HeaderMap,
-}
-
-/// A message that the upstream answers with. Generated from the contract.
-pub(super) trait Answerable: json::Document {
-    /// The resource's own id, behind the name that it has in routes; of a list nothing.
-    fn id(&self) -> Option<(&'static str, &str)> {
-        None
-    }
-
-    /// Whether a document that was read is such a resource at all. `text` is the document.
-    fn is_whole(&self, text: &[u8]) -> bool;
-
-    /// The run, if that is what it is.
-    fn run(&self) -> Option<&Run> {
-        None
-    }
 }
 
 /// How an answer is read.

@@ -8,7 +8,8 @@
 use http::Method;
 
 use super::{
-    answer::{Answer, Answerable},
+    answer::Answer,
+    answerable::Answerable,
     caller::Caller,
     client::Client,
     reconcile::Deletion,

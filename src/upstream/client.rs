@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::{
     admission::Admission,
-    answer::{self, Answer, Answerable, Reading},
+    answer::{self, Answer, Reading},
+    answerable::Answerable,
     caller::{Caller, IDEMPOTENCY_KEY},
     failure,
     isolation::{Allowed, Isolation},

@@ -14,7 +14,8 @@ use http::{HeaderMap, Method};
 use prost_types::Timestamp;
 
 use super::{
-    answer::{Answer, Answerable},
+    answer::Answer,
+    answerable::Answerable,
     caller::Caller,
     client::Client,
     create_mark::CreateMark,
@@ -24,7 +25,7 @@ use super::{
     target::Query,
 };
 use crate::{
-    error::{Error, Idempotency},
+    error::{Error, Idempotency, Resume},
     v1::{
         Assistant, CreateAssistantRequest, CreateMessageRequest, CreateRunRequest,
         CreateThreadAndRunRequest, CreateThreadRequest, ListAssistantsResponse,
@@ -279,7 +280,7 @@ impl Error {
     pub fn shared(error: Arc<Self>) -> Self {
         Self::Interrupted {
             error,
-            resume: crate::runs::Resume::default(),
+            resume: Resume::default(),
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use memchr::{memchr_iter, memmem};
 
-use super::answer::Answerable;
+use super::answerable::Answerable;
 use crate::{
     error::{Error, ErrorBody},
     json,

@@ -11,6 +11,7 @@
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
+//! | `answerable.rs` | the messages that it answers with |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `error_body.rs` | what an error's body says, in any of its shapes |
 //! | `delay.rs` | how long an upstream asks to wait |
@@ -32,6 +33,7 @@
 
 mod admission;
 mod answer;
+mod answerable;
 mod caller;
 mod caller_mark;
 mod calls;

@@ -22,7 +22,8 @@ use tokio::time::sleep;
 use http::HeaderMap;
 
 use super::{
-    answer::{Answer, Answerable},
+    answer::Answer,
+    answerable::Answerable,
     caller::Caller,
     client::Client,
     request::{Request, RestCall},
