@@ -20,6 +20,7 @@
 //! | `create_mark.rs` | the mark of a create: which `request_id` made a resource |
 //! | `creates.rs` | creates that are marked, and how what they made is found again |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
+//! | `required_action.rs` | what a run in `requires_action` waits for, and what a submit gives |
 //! | `caller_mark.rs` | the mark of a caller: whose a resource is |
 //! | `isolation/` | whose a thread is, and who may use it |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
@@ -50,6 +51,7 @@ mod isolation;
 mod marks;
 mod reconcile;
 mod request;
+mod required_action;
 mod retry;
 mod settings;
 pub mod sse;
@@ -72,3 +74,4 @@ pub use self::{
     stream::{EventStream, StreamBroken, UpstreamReply},
     transport::RENEWAL,
 };
+pub(crate) use self::required_action::Wanted;
