@@ -168,7 +168,7 @@ fn read(printed: &[u8], auth: &AuthStyle, now: SystemTime) -> Result<Key, String
         None => None,
         Some(Ok(left)) if !left.is_zero() => {
             let early = EARLY.min(left / 5);
-            Some(now + (left - early).max(MIN_PAUSE))
+            Some(now + left.saturating_sub(early).max(MIN_PAUSE))
         }
         Some(_) => return Err("the key that it prints has expired".to_owned()),
     };
@@ -195,20 +195,18 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(mut self, mut asked: watch::Receiver<u64>) {
+    async fn keep(mut self, mut reloads: watch::Receiver<u64>) {
         while self.value.is_wanted() {
             let left = self.left();
-            if !left.is_zero() {
-                let is_asked = select! {
-                    () = sleep(left.min(CLOCK_LOOK)) => false,
+            let asked = !left.is_zero();
+            if asked {
+                select! {
+                    () = sleep(left.min(CLOCK_LOOK)) => continue,
                     // The sender lives as long as the process.
-                    _ = asked.changed() => true,
-                };
-                if !is_asked {
-                    continue;
+                    _ = reloads.changed() => {}
                 }
             }
-            self.renew().await;
+            self.renew(asked).await;
         }
     }
 
@@ -220,7 +218,8 @@ impl Keeper {
         due.duration_since(SystemTime::now()).unwrap_or_default()
     }
 
-    async fn renew(&mut self) {
+    /// Runs the command: `asked` by somebody who reads the log, or because it is time.
+    async fn renew(&mut self, asked: bool) {
         match self.command.key(&self.auth).await {
             Ok(key) => {
                 self.value.set(key.header);
@@ -239,7 +238,7 @@ impl Keeper {
                     "stays in use"
                 };
                 self.complaint
-                    .complain(format!("{error}; the key before {before}"), false);
+                    .complain(format!("{error}; the key before {before}"), asked);
                 let pause = MIN_PAUSE * 2_u32.saturating_pow(self.failures.min(6));
                 self.due = Some(now + pause.min(MAX_PAUSE));
                 self.failures += 1;
