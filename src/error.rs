@@ -461,7 +461,7 @@ impl Error {
             }
             Self::OutputsMissing { ids } => {
                 let message = format!(
-                    "the run waits for outputs of {}, and the caller has closed its side",
+                    "the run waits for outputs or approvals of {}, and the caller has closed its side",
                     ids.join(", ")
                 );
                 Verdict::new(Code::FailedPrecondition, R::OutputsMissing, message)

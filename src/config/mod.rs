@@ -43,7 +43,7 @@ use crate::{
     embedded,
     runs::StreamLimits,
     server::Limits,
-    upstream::{AuthStyle, IsolationRules, RENEWAL, Upstream, UpstreamFiles},
+    upstream::{AuthStyle, IsolationRules, KeyCommand, RENEWAL, Upstream, UpstreamFiles},
 };
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).
@@ -157,6 +157,10 @@ pub struct Serve {
     pub access: AccessConfig,
     /// How callers are kept from each other, if they are.
     pub isolation: Option<IsolationRules>,
+    /// Who runs the models, for telemetry.
+    pub provider: String,
+    /// What is to be said at start.
+    pub notice: Option<&'static str>,
 }
 
 /// The configuration of `dev`.
@@ -173,6 +177,7 @@ pub struct Dev {
 struct Credentials {
     auth: AuthStyle,
     key: Option<SecretString>,
+    key_command: Option<KeyCommand>,
     files: UpstreamFiles,
     renewal: Duration,
 }
@@ -187,11 +192,12 @@ impl Serve {
         let Credentials {
             auth,
             key,
+            key_command,
             files,
             renewal,
         } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
-        let has_key = key.is_some() || files.key.is_some();
+        let has_key = key.is_some() || key_command.is_some() || files.key.is_some();
         let has_names = gateway.access.is_closed();
         let isolation = gateway.isolation.rules(has_key, has_names)?;
         let serve = Self {
@@ -200,6 +206,7 @@ impl Serve {
                 base,
                 auth,
                 key,
+                key_command,
                 headers,
                 connect_timeout: *gateway.connect_timeout,
                 answer_timeout: *gateway.answer_timeout,
@@ -224,6 +231,8 @@ impl Serve {
             streams: gateway.streams.try_into()?,
             access: gateway.access.try_into()?,
             isolation,
+            provider: "embedded".to_owned(),
+            notice: None,
         };
         serve.check()?;
         Ok(serve)
@@ -252,6 +261,8 @@ impl Serve {
         // A timeout of a ping that is never sent says nothing.
         let ping = limits.ping_interval.map(|_| limits.ping_timeout);
         let upstream_ping = upstream.ping_interval.map(|_| upstream.ping_timeout);
+        let key_command = upstream.key_command.as_ref();
+        let key_command = key_command.map(|command| command.timeout);
         let times = [
             ("--handshake-timeout", Some(limits.handshake)),
             ("--ping-timeout", ping),
@@ -259,6 +270,7 @@ impl Serve {
             ("--connect-timeout", Some(upstream.connect_timeout)),
             ("--answer-timeout", Some(upstream.answer_timeout)),
             ("--upstream-ping-timeout", upstream_ping),
+            ("--upstream-key-command-timeout", key_command),
             ("--stream-idle-timeout", Some(streams.idle)),
             ("--cancel-timeout", Some(streams.cancel_timeout)),
             ("--poll-ceiling", Some(streams.poll.ceiling)),
@@ -380,15 +392,22 @@ impl TryFrom<ServeArgs> for Serve {
         let credentials = Credentials {
             auth,
             key: args.upstream.key()?,
+            key_command: args.upstream.key_command()?,
             files: args.upstream.files(),
             renewal: args.upstream.renewal(),
         };
-        Self::new(
+        let (notice, provider) = (args.upstream.notice(), args.upstream.provider());
+        let serve = Self::new(
             args.gateway,
             args.upstream.base()?,
             args.upstream.headers()?,
             credentials,
-        )
+        )?;
+        Ok(Self {
+            provider,
+            notice,
+            ..serve
+        })
     }
 }
 
@@ -419,6 +438,7 @@ impl Dev {
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
             key: None,
+            key_command: None,
             files: UpstreamFiles::default(),
             renewal: RENEWAL,
         };
@@ -478,6 +498,11 @@ mod tests {
                 AuthStyle::Bearer,
             ),
             (
+                "--upstream-profile foundry --upstream-url https://r.example/api/projects/p",
+                "https://r.example/api/projects/p?api-version=v1",
+                AuthStyle::Bearer,
+            ),
+            (
                 "--upstream-url http://h/v1 --upstream-auth x-key",
                 "http://h/v1",
                 AuthStyle::Header("x-key".parse().expect("a name")),
@@ -488,6 +513,36 @@ mod tests {
             assert_eq!(
                 (upstream.base.as_str(), upstream.auth),
                 (url, auth),
+                "{flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_names_its_provider_and_says_whether_its_service_has_ended() {
+        let (url, provider) = ("--upstream-url https://h", "--upstream-provider me");
+        let cases = [
+            (String::new(), "aimlapi", false),
+            (url.to_owned(), "unknown", false),
+            (format!("{url} {provider}"), "me", false),
+            ("--upstream-profile openai".to_owned(), "openai", true),
+            (format!("--upstream-profile openai {url}"), "openai", false),
+            (
+                format!("--upstream-profile azure {url}"),
+                "azure.ai.openai",
+                true,
+            ),
+            (
+                format!("--upstream-profile foundry {url}"),
+                "azure.ai.agents",
+                false,
+            ),
+        ];
+        for (flags, provider, ended) in cases {
+            let serve = serve(&flags).expect(&flags);
+            assert_eq!(
+                (&*serve.provider, serve.notice.is_some()),
+                (provider, ended),
                 "{flags}"
             );
         }
@@ -531,7 +586,13 @@ mod tests {
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer name:proxy",
             "--upstream-api-key k --mesh-identity nonsense --mesh-peer loopback",
+            "--upstream-key-command get-token --upstream-api-key k",
+            "--upstream-key-command get-token --upstream-api-key-file k",
+            "--upstream-key-command '",
+            "--upstream-key-command get-token --upstream-key-command-timeout 0s",
+            "--upstream-key-command get-token --listen 0.0.0.0:1",
             "--upstream-profile azure",
+            "--upstream-profile foundry",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
             "--upstream-header nonsense",

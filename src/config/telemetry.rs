@@ -36,6 +36,11 @@ pub(super) struct TelemetryArgs {
     #[arg(long)]
     log_ids: bool,
 
+    /// Metrics with the names and labels of the release before (RPC conventions before 1.45,
+    /// `gen_ai.client.token.usage`), in place of today's. For one release.
+    #[arg(long)]
+    legacy_metrics: bool,
+
     /// As many callers have metrics of their own, by their names: the first that call. All others
     /// are the caller `other`.
     #[arg(long, default_value_t = MAX_NAMED_CALLERS)]
@@ -57,6 +62,8 @@ pub struct TelemetryConfig {
     pub log_format: LogFormat,
     /// Whether lines of calls have ids and names.
     pub log_ids: bool,
+    /// Metrics have the names and labels of the release before.
+    pub legacy_metrics: bool,
     /// How many callers have metrics of their own.
     pub max_named_callers: usize,
     /// Whether and how traces are exported.
@@ -176,6 +183,7 @@ impl TryFrom<TelemetryArgs> for TelemetryConfig {
             log: args.log,
             log_format: args.log_format,
             log_ids: args.log_ids,
+            legacy_metrics: args.legacy_metrics,
             max_named_callers: args.max_named_callers,
             traces: if args.untraced {
                 None

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::{invalid::Invalid, values::FRAMING};
-use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles};
+use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -34,6 +34,21 @@ pub(super) struct UpstreamArgs {
     #[arg(long)]
     upstream_api_key_file: Option<PathBuf>,
 
+    /// A command that prints the gateway's own key for the upstream and when it expires, as
+    /// Kubernetes' exec credentials do: {"status":{"token":"KEY","expirationTimestamp":"TIME"}}. Run
+    /// at start and before the key expires. The program and its arguments are quoted as for a shell;
+    /// no shell runs.
+    #[arg(
+        long,
+        hide_env_values = true,
+        conflicts_with_all = ["upstream_api_key", "upstream_api_key_file"]
+    )]
+    upstream_key_command: Option<SecretString>,
+
+    /// How long that command may take before it is killed.
+    #[arg(long, default_value = "30s")]
+    upstream_key_command_timeout: humantime::Duration,
+
     /// CAs that sign the upstream's certificate, PEM, in place of the system's.
     #[arg(long)]
     upstream_ca_file: Option<PathBuf>,
@@ -50,6 +65,11 @@ pub(super) struct UpstreamArgs {
     /// changed addresses are followed. 0s: never.
     #[arg(long, default_value_t = RENEWAL.into())]
     upstream_renewal: humantime::Duration,
+
+    /// Who runs the models, as metrics and traces name it (`gen_ai.provider.name`). By default the
+    /// profile's, or `unknown` where --upstream-url replaces the URL of the default profile.
+    #[arg(long)]
+    upstream_provider: Option<String>,
 
     /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the
     /// profile's.
@@ -75,10 +95,27 @@ pub(super) struct UpstreamArgs {
 enum Profile {
     /// The AI/ML API: no `/v1` in its paths, bearer key.
     Aimlapi,
-    /// The API of `OpenAI` and what is built after it: `/v1`, bearer key.
+    /// The API of `OpenAI`, which ended it on 2026-08-26, and what is built after it: `/v1`, bearer
+    /// key.
     Openai,
-    /// Azure deployments: `api-key` header and `api-version` query. The URL must be given.
+    /// Deployments of Azure `OpenAI`, whose service ended on 2026-08-26, and servers like it: `api-key`
+    /// header and `api-version` query. The URL must be given.
     Azure,
+    /// Azure AI Foundry's agents (classic, until 2027-03-31): a bearer token, which expires (see
+    /// --upstream-key-command), and `api-version=v1`. The URL must be given:
+    /// <https://RESOURCE.services.ai.azure.com/api/projects/PROJECT>.
+    Foundry,
+}
+
+impl Profile {
+    /// The `api-version` of requests that name none.
+    fn api_version(self) -> Option<&'static str> {
+        match self {
+            Self::Azure => Some("2024-05-01-preview"),
+            Self::Foundry => Some("v1"),
+            Self::Aimlapi | Self::Openai => None,
+        }
+    }
 }
 
 impl UpstreamArgs {
@@ -87,7 +124,7 @@ impl UpstreamArgs {
         let known = match self.upstream_profile {
             Profile::Aimlapi => Some("https://api.aimlapi.com"),
             Profile::Openai => Some("https://api.openai.com/v1"),
-            Profile::Azure => None,
+            Profile::Azure | Profile::Foundry => None,
         };
         let base = self.upstream_url.as_deref().or(known);
         let base = base.ok_or_else(|| {
@@ -132,9 +169,8 @@ impl UpstreamArgs {
             .collect::<Result<_, _>>()?;
         let has_version = base.query_pairs().any(|(name, _)| name == "api-version")
             || pairs.iter().any(|(name, _)| name == "api-version");
-        if self.upstream_profile == Profile::Azure && !has_version {
-            base.query_pairs_mut()
-                .append_pair("api-version", "2024-05-01-preview");
+        if let Some(version) = self.upstream_profile.api_version().filter(|_| !has_version) {
+            base.query_pairs_mut().append_pair("api-version", version);
         }
         if !pairs.is_empty() {
             base.query_pairs_mut().extend_pairs(pairs);
@@ -169,9 +205,44 @@ impl UpstreamArgs {
         Ok(Some(SecretString::from(trimmed)))
     }
 
+    /// The command that prints it, if it expires.
+    pub(super) fn key_command(&self) -> Result<Option<KeyCommand>, Invalid> {
+        let Some(line) = &self.upstream_key_command else {
+            return Ok(None);
+        };
+        let mut words = shlex::split(line.expose_secret())
+            .unwrap_or_default()
+            .into_iter();
+        let program = words.next().ok_or_else(|| {
+            Invalid::new("--upstream-key-command: empty, or quotes that do not end".to_owned())
+        })?;
+        Ok(Some(KeyCommand {
+            program,
+            arguments: words.collect(),
+            timeout: *self.upstream_key_command_timeout,
+        }))
+    }
+
     /// Whether the gateway has a key of its own.
     pub(super) fn has_key(&self) -> bool {
-        self.upstream_api_key.is_some() || self.upstream_api_key_file.is_some()
+        self.upstream_api_key.is_some()
+            || self.upstream_api_key_file.is_some()
+            || self.upstream_key_command.is_some()
+    }
+
+    /// What whoever runs the gateway has to know of the upstream, if it is one that ended.
+    pub(super) fn notice(&self) -> Option<&'static str> {
+        match self.upstream_profile {
+            Profile::Azure => Some(
+                "--upstream-profile azure: the service of Azure OpenAI behind this profile ended on \
+                 2026-08-26; for the agents of Azure AI Foundry use --upstream-profile foundry",
+            ),
+            Profile::Openai if self.upstream_url.is_none() => Some(
+                "--upstream-profile openai: OpenAI ended this API on 2026-08-26; name a server that \
+                 has it by --upstream-url",
+            ),
+            Profile::Aimlapi | Profile::Openai | Profile::Foundry => None,
+        }
     }
 
     /// Files that may change while the gateway runs.
@@ -189,6 +260,22 @@ impl UpstreamArgs {
     /// The age at which connections are renewed.
     pub(super) fn renewal(&self) -> Duration {
         *self.upstream_renewal
+    }
+
+    /// Who runs the models, for telemetry.
+    pub(super) fn provider(&self) -> String {
+        let known = match self.upstream_profile {
+            // The default: its name says nothing of another URL.
+            Profile::Aimlapi if self.upstream_url.is_some() => "unknown",
+            Profile::Aimlapi => "aimlapi",
+            Profile::Openai => "openai",
+            Profile::Azure => "azure.ai.openai",
+            Profile::Foundry => "azure.ai.agents",
+        };
+        self.upstream_provider
+            .as_deref()
+            .unwrap_or(known)
+            .to_owned()
     }
 
     /// The headers of every upstream request. Values may be secrets.

@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use tokio::time::Instant;
 
 use super::{
@@ -30,6 +30,8 @@ use crate::{
 pub struct Client {
     pub(super) telemetry: Telemetry,
     pub(super) transport: Reloadable<Transport>,
+    /// The header that has the gateway's own key, if the key expires.
+    key: Option<(HeaderName, Reloadable<HeaderValue>)>,
     pub(super) admission: Admission,
     pub(super) retry: Arc<Retry>,
     pub(super) base: Base,
@@ -42,17 +44,25 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of `upstream`, whose requests `telemetry` sees. Connects when first used.
+    /// A client of `upstream`, whose requests `telemetry` sees. Connects when first used. Waits for
+    /// the command that prints the key, if there is one.
     ///
-    /// Fails if a file cannot be read or understood, the key cannot stand in a header, or there are
-    /// no TLS roots. Has to be called in a runtime.
-    pub fn new(upstream: &Upstream, telemetry: &Telemetry) -> Result<Self, String> {
+    /// Fails if a file cannot be read or understood, the command fails, the key cannot stand in a
+    /// header, or there are no TLS roots. Has to be called in a runtime.
+    pub async fn new(upstream: &Upstream, telemetry: &Telemetry) -> Result<Self, String> {
         // reqwest takes whatever provider the process has. A second installation changes nothing
         // and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let transport = Transport::watch(upstream, telemetry)?;
+        let auth = upstream.auth.clone();
+        let key = match upstream.key_command.clone() {
+            Some(command) => Some((auth.header(), command.watch(auth, telemetry).await?)),
+            None => None,
+        };
         Ok(Self {
             telemetry: telemetry.clone(),
-            transport: Transport::watch(upstream, telemetry)?,
+            transport,
+            key,
             admission: Admission::new(
                 upstream.requests.clone(),
                 telemetry.metrics().queued.clone(),
@@ -181,6 +191,10 @@ impl Client {
             self.base.url(&request.target.path, &request.query),
         );
         http.headers_mut().clone_from(&caller.headers);
+        if let Some((name, key)) = &self.key {
+            let key = HeaderValue::clone(&key.get());
+            http.headers_mut().insert(name.clone(), key);
+        }
         if let Some(key) = &request.idempotency_key {
             http.headers_mut()
                 .entry(IDEMPOTENCY_KEY)

@@ -21,6 +21,8 @@
 //! | `create_mark.rs` | the mark of a create: which `request_id` made a resource |
 //! | `creates.rs` | creates that are marked, and how what they made is found again |
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
+//! | `required_action.rs` | what a run in `requires_action` waits for, and what a submit gives |
+//! | `key_command.rs` | a key that expires, from a command that prints it |
 //! | `caller_mark.rs` | the mark of a caller: whose a resource is |
 //! | `isolation/` | whose a thread is, and who may use it |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
@@ -49,9 +51,11 @@ mod failure;
 #[doc(hidden)]
 pub mod fuzzing;
 mod isolation;
+mod key_command;
 mod marks;
 mod reconcile;
 mod request;
+mod required_action;
 mod retry;
 mod settings;
 pub mod sse;
@@ -59,6 +63,7 @@ mod stream;
 mod target;
 mod transport;
 
+pub(crate) use self::required_action::Wanted;
 pub use self::{
     admission::RequestLimits,
     answer::{Answer, SHOWN_HEADERS, error_event},
@@ -69,6 +74,7 @@ pub use self::{
     creates::{Findable, MarkedCreate},
     document::fetch_document,
     isolation::{IsolationRules, Unmarked},
+    key_command::KeyCommand,
     retry::RetryLimits,
     settings::{AuthStyle, HttpVersion, Upstream, UpstreamFiles},
     stream::{EventStream, StreamBroken, UpstreamReply},

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::{admission::RequestLimits, retry::RetryLimits};
+use super::{admission::RequestLimits, key_command::KeyCommand, retry::RetryLimits};
 
 /// The upstream and how to talk to it.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Upstream {
     pub auth: AuthStyle,
     /// The gateway's own key. Without one the caller's credential is passed on.
     pub key: Option<SecretString>,
+    /// The command that prints it, in place of [`Self::key`].
+    pub key_command: Option<KeyCommand>,
     /// Headers of every request.
     pub headers: HeaderMap,
     /// How long connecting may take, TLS included.
@@ -49,7 +51,7 @@ pub struct Upstream {
 impl Upstream {
     /// Whether the gateway has a key of its own.
     pub fn has_own_key(&self) -> bool {
-        self.key.is_some() || self.files.key.is_some()
+        self.key.is_some() || self.key_command.is_some() || self.files.key.is_some()
     }
 }
 
