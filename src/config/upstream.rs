@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::{Invalid, gateway::FRAMING};
-use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles};
+use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles, upstream_key};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -157,13 +157,8 @@ impl UpstreamArgs {
         let Some(key) = &self.upstream_api_key else {
             return Ok(None);
         };
-        let trimmed = key.expose_secret().trim();
-        if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid(
-                "--upstream-api-key: empty, or not a key that a header can hold".to_owned(),
-            ));
-        }
-        Ok(Some(SecretString::from(trimmed)))
+        let key = upstream_key("--upstream-api-key", key.expose_secret(), &self.auth()?);
+        key.map(Some).map_err(Invalid)
     }
 
     /// Whether the gateway has a key of its own.

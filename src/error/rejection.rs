@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use tonic::Code;
 
-use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_WORD, Retry, Verdict, cut};
+use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_MESSAGE, MAX_WORD, Retry, Verdict, cut};
 use crate::v1::ErrorReason;
 
 /// An answer of the upstream's with an error status.
@@ -45,6 +45,18 @@ pub struct ErrorBody {
     pub r#type: String,
     /// The parameter to blame; empty if not given.
     pub param: String,
+    /// Each parameter to blame, where the body says of each what is wrong. A few of them, where
+    /// there are many.
+    pub fields: Vec<FieldError>,
+}
+
+/// What an upstream says of one field of the request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// Such as `tools[0].type`.
+    pub field: String,
+    /// What is wrong with it, in words.
+    pub message: String,
 }
 
 impl Rejection {
@@ -57,16 +69,55 @@ impl Rejection {
             && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
     }
 
-    pub(super) fn param(&self) -> Option<String> {
-        self.body
-            .as_ref()
-            .map(|body| cut(&body.param, MAX_WORD))
-            .filter(|param| !param.is_empty())
+    /// Whether it is the credential that the upstream does not accept.
+    pub(crate) fn refuses_key(&self) -> bool {
+        match self.status {
+            401 => true,
+            // Callers have no other rights than the gateway's key.
+            403 if self.own_key => true,
+            400 | 403 => self.body.as_ref().is_some_and(ErrorBody::is_about_key),
+            _ => false,
+        }
+    }
+
+    /// Whether it is the gateway's own key that the upstream does not accept. The words may hold a
+    /// part of it, and callers can do nothing about it.
+    pub(crate) fn is_about_own_key(&self) -> bool {
+        self.own_key && self.refuses_key()
+    }
+
+    /// The fields to blame, each with what is wrong: of all together, as many as one `message` is
+    /// long.
+    pub(super) fn blamed(&self, message: &str) -> Vec<(String, String)> {
+        let Some(body) = &self.body else {
+            return Vec::new();
+        };
+        if body.fields.is_empty() {
+            let param = Some(cut(&body.param, MAX_WORD)).filter(|param| !param.is_empty());
+            return param
+                .map(|param| (param, message.to_owned()))
+                .into_iter()
+                .collect();
+        }
+        let mut left = MAX_MESSAGE;
+        let mut blamed = Vec::new();
+        for FieldError { field, message } in &body.fields {
+            let field = cut(field, MAX_WORD);
+            left = left.saturating_sub(field.len());
+            if left == 0 {
+                break;
+            }
+            let words = cut(message, left);
+            left = left.saturating_sub(words.len());
+            blamed.push((field, words));
+        }
+        blamed
     }
 
     /// The part of an `ErrorInfo` that says what the upstream said.
     pub(super) fn info(&self) -> impl Iterator<Item = (String, String)> {
-        let body = self.body.iter().flat_map(|body| {
+        let told = self.body.iter().filter(|_| !self.is_about_own_key());
+        let body = told.flat_map(|body| {
             [
                 ("upstream_code", &body.code),
                 ("upstream_type", &body.r#type),
@@ -92,15 +143,18 @@ impl Rejection {
             body.message.clone()
         };
         let wait = Retry::After(self.retry_after.unwrap_or(DEFAULT_RETRY_DELAY));
+        let asked = match self.retry_after {
+            Some(delay) if self.idempotency == Idempotency::Idempotent => Retry::After(delay),
+            _ => Retry::Unsaid,
+        };
         let new = |code, reason| Verdict::new(code, reason, said.clone());
         match self.status {
-            // The message may hold a part of the key.
-            401 if self.own_key => Verdict::new(
+            _ if self.is_about_own_key() => Verdict::new(
                 Code::Internal,
                 R::GatewayKeyRejected,
                 "the upstream does not accept the gateway's own key".to_owned(),
             ),
-            401 => new(Code::Unauthenticated, R::InvalidApiKey),
+            _ if self.refuses_key() => new(Code::Unauthenticated, R::InvalidApiKey),
             400 | 422 if self.is_state_conflict() => {
                 new(Code::FailedPrecondition, R::StateConflict)
             }
@@ -115,51 +169,144 @@ impl Rejection {
             }
             429 => new(Code::ResourceExhausted, R::RateLimitExceeded).retry(wait),
             499 => new(Code::Cancelled, R::Cancelled),
-            500 => new(Code::Internal, R::ServerError),
+            500 => new(Code::Internal, R::ServerError).retry(asked),
             501 => new(Code::Unimplemented, R::Unsupported),
             408 | 502 | 503 | 504 | 520..=530 if self.idempotency == Idempotency::NonIdempotent => {
                 Verdict::unknown(&said)
             }
             // From 520 on: an edge gave the request on, and has no answer.
-            408 | 502 | 520..=530 => new(Code::Unavailable, R::UpstreamUnavailable),
+            408 | 502 | 520..=530 => new(Code::Unavailable, R::UpstreamUnavailable).retry(asked),
             503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
-            504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
+            504 => new(Code::DeadlineExceeded, R::UpstreamTimeout).retry(asked),
             _ => new(Code::Internal, R::UnexpectedStatus),
         }
     }
 }
 
 impl ErrorBody {
-    /// The state of the thread or run is to blame, not the request. Services give these no code of
-    /// their own, only words.
+    /// The state of the thread or run is to blame, not the request. Services give these seldom a
+    /// code of their own, only words.
     fn is_state_conflict(&self) -> bool {
+        const CODES: [&str; 6] = [
+            "failed_precondition",
+            "state_conflict",
+            "invalid_state",
+            "invalid_run_state",
+            "thread_locked",
+            "active_run",
+        ];
         // All words of one row are there, in any order.
-        const ROWS: [&[&str]; 18] = [
+        const ROWS: [&[&str]; 29] = [
+            // Another run is at work.
             &["active run"],
             &["run", "is active"],
-            &["while a run"],
+            &["run", "currently active"],
             &["while run"],
+            &["while another run"],
+            &["run", "in progress"],
+            &["run", "is in_progress"],
+            &["run", "is queued"],
+            &["run", "still running"],
+            &["run", "thread", "is running"],
+            &["run", "thread", "ongoing"],
+            &["thread", "is locked"],
+            &["thread", "is busy"],
+            // No outputs are waited for.
             &["not accept tool outputs"],
             &["cannot submit", "output"],
-            &["can't submit", "output"],
-            &["unable to submit", "output"],
             &["not waiting for", "output"],
+            &["not awaiting"],
+            &["not expect", "tool output"],
+            &["no pending tool"],
+            &["no tool", "pending"],
+            &["no tool", "awaiting"],
+            &["no tool", "expected"],
             &["not require", "action"],
             &["not in", "requires_action"],
-            &["cannot update run"],
-            &["cannot modify run"],
-            &["run", "cannot cancel"],
-            &["cannot cancel", "run"],
-            &["can't cancel"],
-            &["run", "cannot be"],
+            &["run", "must be in", "requires_action"],
+            // The run is over, or this cannot be done to it.
             &["run", "already"],
+            &["run", "terminal"],
+            &["cannot", "run", "in status"],
+            &["cannot", "run", "with status"],
+        ];
+        // A run that came to its end: `run_1 has expired`.
+        const VERBS: [&str; 4] = ["has", "was", "is", "has been"];
+        const ENDS: [&str; 4] = ["completed", "cancelled", "expired", "finished"];
+        // What cannot be done to a run.
+        const DEEDS: [&str; 6] = [
+            "update",
+            "modify",
+            "cancel",
+            "be updated",
+            "be modified",
+            "be cancelled",
         ];
         // What only speaks of a value of the request.
-        const VALUES: [&str; 4] = ["invalid value", "one of", "expected a", "must be"];
+        const VALUES: [&str; 9] = [
+            "invalid value",
+            "invalid type",
+            "one of",
+            "expected a ",
+            "expected an ",
+            "must be a ",
+            "must be an ",
+            "is required",
+            "unknown parameter",
+        ];
+        let code = [&self.code, &self.r#type].map(|word| word.to_ascii_lowercase());
+        if CODES
+            .iter()
+            .any(|known| code.iter().any(|word| word == known))
+        {
+            return true;
+        }
+        let message = plain(&self.message);
+        let has = |words: &str| message.contains(words);
+        let is_over = || {
+            has("run")
+                && VERBS
+                    .iter()
+                    .any(|verb| ENDS.iter().any(|end| has(&format!("{verb} {end}"))))
+        };
+        let is_done = || has("run") && DEEDS.iter().any(|deed| has(&format!("cannot {deed}")));
+        let in_rows = ROWS.iter().any(|row| row.iter().all(|words| has(words)));
+        (in_rows || is_over() || is_done()) && !VALUES.iter().any(|words| has(words))
+    }
+
+    /// The credential is to blame. Not all services answer so with 401.
+    fn is_about_key(&self) -> bool {
+        const NAMES: [&str; 7] = [
+            "api_key",
+            "apikey",
+            "authentication",
+            "unauthenticated",
+            "unauthorized",
+            "invalid_token",
+            "expired_token",
+        ];
+        const KEYS: [&str; 4] = ["api key", "api-key", "access token", "bearer token"];
+        const FAULTS: [&str; 9] = [
+            "incorrect",
+            "invalid",
+            "not valid",
+            "expired",
+            "missing",
+            "revoked",
+            "disabled",
+            "wrong",
+            "provide",
+        ];
+        let names = [&self.code, &self.r#type].map(|name| name.to_ascii_lowercase());
+        if NAMES
+            .iter()
+            .any(|known| names.iter().any(|name| name.contains(known)))
+        {
+            return true;
+        }
         let message = self.message.to_ascii_lowercase();
-        ROWS.iter()
-            .any(|row| row.iter().all(|words| message.contains(words)))
-            && !VALUES.iter().any(|words| message.contains(words))
+        let has = |words: &&str| message.contains(words);
+        self.param.is_empty() && KEYS.iter().any(has) && FAULTS.iter().any(has)
     }
 
     fn is_quota(&self) -> bool {
@@ -167,6 +314,26 @@ impl ErrorBody {
             .into_iter()
             .any(|word| word == "insufficient_quota")
     }
+}
+
+/// Words in one spelling.
+fn plain(message: &str) -> String {
+    const SPELLINGS: [(&str, &str); 10] = [
+        ("\u{2019}", "'"),
+        ("can't", "cannot"),
+        ("n't", " not"),
+        ("can not", "cannot"),
+        ("could not", "cannot"),
+        ("unable to", "cannot"),
+        ("canceled", "cancelled"),
+        ("the run", "run"),
+        ("a run", "run"),
+        ("this run", "run"),
+    ];
+    let message = message.to_ascii_lowercase();
+    SPELLINGS
+        .iter()
+        .fold(message, |message, (one, other)| message.replace(one, other))
 }
 
 #[cfg(test)]
@@ -193,6 +360,18 @@ mod tests {
             "Run run_1 is not in requires_action state",
             "This run does not require action",
             "Run cannot be cancelled in status failed",
+            "There are no pending tool outputs for this run.",
+            "No tool outputs are expected for run run_1.",
+            "Cannot modify run in status expired.",
+            "A run is already in progress for this thread.",
+            "Another run is still running on thread_1.",
+            "Thread thread_1 is locked by run run_2",
+            "Run run_1 has expired.",
+            "The run was canceled.",
+            "Run run_1 isn\u{2019}t in requires_action state",
+            "Run must be in 'requires_action' to submit outputs",
+            "Run run_1 is in a terminal state",
+            "Run is completed and can't be modified",
         ] {
             assert!(said(conflict).is_state_conflict(), "{conflict}");
         }
@@ -203,6 +382,12 @@ mod tests {
             "No run found with id 'run_1'.",
             "Invalid assistant_id did you create this assistant beforehand?",
             "The run's metadata must be an object that has not already more than 16 keys.",
+            "run_id cannot be empty",
+            "Missing required parameter: 'run.assistant_id'.",
+            "An error occurred while parsing the run: invalid JSON",
+            "Invalid 'tools[0].type': expected one of 'function', 'file_search'.",
+            "The requested model 'run-1' does not exist.",
+            "Failed to create run: validation has failed",
         ] {
             assert!(!said(other).is_state_conflict(), "{other}");
         }

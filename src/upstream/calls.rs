@@ -12,7 +12,7 @@ use super::{
     answer::Answerable,
     endpoints::{RestCall, body, body_or_empty},
     reconcile::Deletion,
-    target::Query,
+    target::{Query, Target},
 };
 use crate::{
     error::{Error, Idempotency},

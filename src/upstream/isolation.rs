@@ -170,7 +170,11 @@ pub(super) fn without_mark(text: &[u8]) -> Vec<u8> {
 
 /// Takes the mark out of what an upstream says of an error.
 pub(super) fn hide_mark(error: &mut ErrorBody) {
-    for text in [&mut error.message, &mut error.param] {
+    let fields = error
+        .fields
+        .iter_mut()
+        .flat_map(|it| [&mut it.field, &mut it.message]);
+    for text in fields.chain([&mut error.message, &mut error.param]) {
         if has_mark(text.as_bytes()) {
             "metadata".clone_into(text);
         }

@@ -53,13 +53,14 @@ pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
 pub use document::fetch_document;
+pub(crate) use error_body::is_error;
 use isolation::{Allowed, Isolation};
 pub use isolation::{IsolationRules, MARK_KEY, Mark, MarkKey, Unmarked};
 pub use retry::RetryLimits;
 pub use stream::{EventStream, StreamBroken, UpstreamReply};
 use target::Target;
 use transport::Transport;
-pub use transport::{RENEWAL, UpstreamFiles};
+pub use transport::{RENEWAL, UpstreamFiles, upstream_key};
 
 use crate::{
     error::{Error, Idempotency},
