@@ -31,6 +31,7 @@ use crate::{
 
 mod masked;
 mod rejection;
+mod words;
 
 pub use rejection::{ErrorBody, FieldError, Rejection};
 

@@ -484,6 +484,10 @@ fn is_missing_route(message: &str) -> bool {
         "invalid url (",
         "the requested url was not found",
     ];
+    // Django's words for a resource that is not there; for a route it has a page.
+    if message == "Not found." {
+        return false;
+    }
     let message = message
         .trim()
         .trim_end_matches(['.', '!'])
@@ -713,6 +717,7 @@ mod tests {
         }
         let runs = [
             r#"{"detail":"Run run_1 not found"}"#,
+            r#"{"detail":"Not found."}"#,
             r#"{"error":{"message":"No run found with id 'run_1'."}}"#,
             "No thread found with id thread_1",
             r#"{"error":{"message":"cut"#,

@@ -657,6 +657,8 @@ async fn every_status_has_a_reason() {
             }
         }
     }
+    gateway.drain().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
     for (method, headers) in [
         (Method::GET, &[][..]),
         (Method::POST, &[("content-type", "text/plain")]),

@@ -48,7 +48,7 @@ async fn each_field_that_is_wrong_is_named_with_its_words() {
         &'static [&'static str],
         &'static [(&'static str, &'static str)],
     );
-    let rows: [Row; 14] = [
+    let rows: [Row; 15] = [
         (
             "FastAPI, two errors",
             422,
@@ -138,6 +138,14 @@ async fn each_field_that_is_wrong_is_named_with_its_words() {
             C::InvalidArgument,
             &["No such model."],
             &[("model", "No such model.")],
+        ),
+        (
+            "Django, not there",
+            404,
+            r#"{"detail":"Not found."}"#,
+            C::NotFound,
+            &["Not found."],
+            &[],
         ),
         (
             "Django, words",

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{MAX_DEPTH, MAX_LISTED, from_json};
 use crate::error::FieldError;
 
-/// Members that are about the error, and no field's.
+/// Members that are about the error, where they are plain text, and no field's.
 const NOT_FIELDS: [&str; 9] = [
     "code",
     "error_code",
@@ -19,6 +19,9 @@ const NOT_FIELDS: [&str; 9] = [
     "request_id",
     "requestId",
 ];
+
+/// Members that tell of the program: nothing of them is passed on.
+const INTERNAL: [&str; 5] = ["stack", "stacktrace", "stackTrace", "trace", "traceback"];
 
 /// Names for what is wrong with no field alone.
 const NO_FIELDS: [&str; 4] = ["non_field_errors", "__all__", "$", ""];
@@ -43,6 +46,9 @@ fn add(
     for (name, value) in map {
         if named.len() > MAX_LISTED || depth > MAX_DEPTH {
             return;
+        }
+        if INTERNAL.contains(&&**name) {
+            continue;
         }
         let field = if NO_FIELDS.contains(&&**name) {
             parent.to_owned()

@@ -1,0 +1,210 @@
+//! Errors that mean more than their status, by their names and words: services give them none of
+//! their own.
+//!
+//! Must hold: pure. A request that is wrong is no conflict, whatever it says of runs: the tables have
+//! what services say, and no more.
+
+use super::ErrorBody;
+
+/// Names of errors about the state of a thread or run.
+const CONFLICT_NAMES: [&str; 6] = [
+    "failed_precondition",
+    "state_conflict",
+    "invalid_state",
+    "invalid_run_state",
+    "thread_locked",
+    "active_run",
+];
+
+/// Words about the state of a thread or run: all of one row are there, in any order, in the spelling
+/// of [`spelt`].
+const CONFLICT_WORDS: [&[&str]; 33] = [
+    // Another run is at work.
+    &["active run"],
+    &[" run", "is active"],
+    &[" run", "currently active"],
+    &["while run"],
+    &["while another run"],
+    &[" run", "in progress"],
+    &[" run", "is in_progress"],
+    &[" run", "is queued"],
+    &[" run", "still running"],
+    &[" run", " thread", "is running"],
+    &[" run", " thread", "ongoing"],
+    &[" thread", "is locked"],
+    &[" thread", "is busy"],
+    // No outputs are waited for.
+    &["not accept tool outputs"],
+    &["cannot submit", "output"],
+    &["not waiting for", "output"],
+    &["not awaiting"],
+    &["not expect", "tool output"],
+    &["no pending tool"],
+    &["no tool", "pending"],
+    &["no tool", "awaiting"],
+    &["no tool", "expected"],
+    &["not require", "action"],
+    &["not in", "requires_action"],
+    &[" run", "must be in", "requires_action"],
+    // The run is over.
+    &[" run", " already"],
+    &[" run", " terminal"],
+    // This cannot be done to it.
+    &["cannot update", " run"],
+    &["cannot modify", " run"],
+    &["cannot cancel", " run"],
+    &["cannot be updated", " run"],
+    &["cannot be modified", " run"],
+    &["cannot be cancelled", " run"],
+];
+
+/// Words for a run that came to its end, such as `has expired`: one of the first, then one of the
+/// others.
+const END_VERBS: [&str; 4] = ["has", "was", "is", "been"];
+const ENDS: [&str; 4] = ["completed", "cancelled", "expired", "finished"];
+
+/// Words that only speak of a value of the request.
+const VALUE_WORDS: [&str; 9] = [
+    "invalid value",
+    "invalid type",
+    "one of",
+    "expected a ",
+    "expected an ",
+    "must be a ",
+    "must be an ",
+    "is required",
+    "unknown parameter",
+];
+
+/// Names of errors about a credential, or parts of them.
+const KEY_NAMES: [&str; 7] = [
+    "api_key",
+    "apikey",
+    "authentication",
+    "unauthenticated",
+    "unauthorized",
+    "invalid_token",
+    "expired_token",
+];
+
+/// Words for a credential, and for what is wrong with it.
+const KEY_WORDS: [&str; 4] = ["api key", "api-key", "access token", "bearer token"];
+const KEY_FAULTS: [&str; 9] = [
+    "incorrect",
+    "invalid",
+    "not valid",
+    "expired",
+    "missing",
+    "revoked",
+    "disabled",
+    "wrong",
+    "provide",
+];
+
+/// Whether the state of the thread or run is to blame, not the request.
+pub(super) fn is_state_conflict(body: &ErrorBody) -> bool {
+    let is_known = |name: &String| CONFLICT_NAMES.contains(&&*name.to_ascii_lowercase());
+    if [&body.code, &body.r#type].into_iter().any(is_known) {
+        return true;
+    }
+    let message = spelt(&body.message);
+    let has = |words: &&str| message.contains(*words);
+    let is_over = |verb: &&str| ENDS.iter().any(|end| has(&&*format!(" {verb} {end}")));
+    let is_conflict = CONFLICT_WORDS.iter().any(|row| row.iter().all(has))
+        || has(&" run") && END_VERBS.iter().any(is_over);
+    is_conflict && !VALUE_WORDS.iter().any(has)
+}
+
+/// Whether the credential is to blame. Not all services answer so with 401.
+pub(super) fn is_about_key(body: &ErrorBody) -> bool {
+    let is_known = |name: &String| {
+        let name = name.to_ascii_lowercase();
+        KEY_NAMES.iter().any(|known| name.contains(known))
+    };
+    if [&body.code, &body.r#type].into_iter().any(is_known) {
+        return true;
+    }
+    let message = body.message.to_ascii_lowercase();
+    let has = |words: &&str| message.contains(*words);
+    body.param.is_empty() && KEY_WORDS.iter().any(has) && KEY_FAULTS.iter().any(has)
+}
+
+/// Words in one spelling, with a blank before each, and nothing but blanks between them.
+fn spelt(message: &str) -> String {
+    const SPELLINGS: [(&str, &str); 10] = [
+        ("\u{2019}", "'"),
+        ("can't", "cannot"),
+        ("n't", " not"),
+        ("can not", "cannot"),
+        ("could not", "cannot"),
+        ("unable to", "cannot"),
+        ("canceled", "cancelled"),
+        (" the run", " run"),
+        (" a run", " run"),
+        (" this run", " run"),
+    ];
+    let message = format!(" {} ", message.to_ascii_lowercase());
+    let respelt = |message: String, &(one, other): &(&str, &str)| message.replace(one, other);
+    let message = SPELLINGS.iter().fold(message, respelt);
+    let is_mark = |letter: char| !letter.is_alphanumeric() && letter != '_';
+    message.replace(is_mark, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_conflict_is_told_by_its_words() {
+        let said = |message: &str| ErrorBody {
+            message: message.to_owned(),
+            ..ErrorBody::default()
+        };
+        for conflict in [
+            "Thread thread_1 already has an active run run_1.",
+            "Runs in status \"queued\" do not accept tool outputs.",
+            "Can't add messages to thread_1 while a run run_1 is active.",
+            "Cannot update run with status 'in_progress'.",
+            "Cannot cancel run with status 'completed'.",
+            "run run_1 cannot cancel",
+            "Run status is \"completed\", cannot submit tool outputs",
+            "Run is already cancelled",
+            "The run was already completed.",
+            "run_1 is not in status requires_action: cannot submit outputs",
+            "Run run_1 is not in requires_action state",
+            "This run does not require action",
+            "Run cannot be cancelled in status failed",
+            "There are no pending tool outputs for this run.",
+            "No tool outputs are expected for run run_1.",
+            "Cannot modify run in status expired.",
+            "A run is already in progress for this thread.",
+            "Another run is still running on thread_1.",
+            "Thread thread_1 is locked by run run_2",
+            "Run run_1 has expired.",
+            "The run was canceled.",
+            "Run run_1 isn\u{2019}t in requires_action state",
+            "Run must be in 'requires_action' to submit outputs",
+            "Run run_1 is in a terminal state",
+            "Run is completed and can't be modified",
+        ] {
+            assert!(is_state_conflict(&said(conflict)), "{conflict}");
+        }
+        for other in [
+            "Invalid 'status'.",
+            "Invalid value: 'requires_action'. Supported values are: 'auto'.",
+            "tool_outputs is required",
+            "No run found with id 'run_1'.",
+            "Invalid assistant_id did you create this assistant beforehand?",
+            "The run's metadata must be an object that has not already more than 16 keys.",
+            "run_id cannot be empty",
+            "Missing required parameter: 'run.assistant_id'.",
+            "An error occurred while parsing the run: invalid JSON",
+            "Invalid 'tools[0].type': expected one of 'function', 'file_search'.",
+            "The requested model 'run-1' does not exist.",
+            "Failed to create run: validation has failed",
+            "truncation_strategy is already an object",
+        ] {
+            assert!(!is_state_conflict(&said(other)), "{other}");
+        }
+    }
+}
