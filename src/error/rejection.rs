@@ -65,7 +65,8 @@ impl Rejection {
     }
 
     pub(super) fn is_state_conflict(&self) -> bool {
-        matches!(self.status, 400 | 422) && self.body.as_ref().is_some_and(words::is_state_conflict)
+        matches!(self.status, 400 | 422)
+            && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
     }
 
     /// Whether it is the credential that the upstream does not accept.
@@ -74,7 +75,7 @@ impl Rejection {
             401 => true,
             // Callers have no other rights than the gateway's key.
             403 if self.own_key => true,
-            400 | 403 => self.body.as_ref().is_some_and(words::is_about_key),
+            400 | 403 => self.body.as_ref().is_some_and(ErrorBody::is_about_key),
             _ => false,
         }
     }
@@ -183,6 +184,20 @@ impl Rejection {
 }
 
 impl ErrorBody {
+    fn is_state_conflict(&self) -> bool {
+        words::is_state_conflict([&self.code, &self.r#type], &self.message)
+    }
+
+    fn is_about_key(&self) -> bool {
+        // Words about a parameter are not about the credential of the request.
+        let message = if self.param.is_empty() {
+            &*self.message
+        } else {
+            ""
+        };
+        words::is_about_key([&self.code, &self.r#type], message)
+    }
+
     fn is_quota(&self) -> bool {
         [&self.code, &self.r#type]
             .into_iter()

@@ -4,8 +4,6 @@
 //! Must hold: pure. A request that is wrong is no conflict, whatever it says of runs: the tables have
 //! what services say, and no more.
 
-use super::ErrorBody;
-
 /// Names of errors about the state of a thread or run.
 const CONFLICT_NAMES: [&str; 6] = [
     "failed_precondition",
@@ -101,13 +99,14 @@ const KEY_FAULTS: [&str; 9] = [
     "provide",
 ];
 
-/// Whether the state of the thread or run is to blame, not the request.
-pub(super) fn is_state_conflict(body: &ErrorBody) -> bool {
-    let is_known = |name: &String| CONFLICT_NAMES.contains(&&*name.to_ascii_lowercase());
-    if [&body.code, &body.r#type].into_iter().any(is_known) {
+/// Whether the state of the thread or run is to blame, not the request, of an error with these
+/// `names` (code and type).
+pub(super) fn is_state_conflict(names: [&str; 2], message: &str) -> bool {
+    let is_known = |name: &str| CONFLICT_NAMES.contains(&&*name.to_ascii_lowercase());
+    if names.into_iter().any(is_known) {
         return true;
     }
-    let message = spelt(&body.message);
+    let message = spelt(message);
     let has = |words: &&str| message.contains(*words);
     let is_over = |verb: &&str| ENDS.iter().any(|end| has(&&*format!(" {verb} {end}")));
     let is_conflict = CONFLICT_WORDS.iter().any(|row| row.iter().all(has))
@@ -116,17 +115,17 @@ pub(super) fn is_state_conflict(body: &ErrorBody) -> bool {
 }
 
 /// Whether the credential is to blame. Not all services answer so with 401.
-pub(super) fn is_about_key(body: &ErrorBody) -> bool {
-    let is_known = |name: &String| {
+pub(super) fn is_about_key(names: [&str; 2], message: &str) -> bool {
+    let is_known = |name: &str| {
         let name = name.to_ascii_lowercase();
         KEY_NAMES.iter().any(|known| name.contains(known))
     };
-    if [&body.code, &body.r#type].into_iter().any(is_known) {
+    if names.into_iter().any(is_known) {
         return true;
     }
-    let message = body.message.to_ascii_lowercase();
+    let message = message.to_ascii_lowercase();
     let has = |words: &&str| message.contains(*words);
-    body.param.is_empty() && KEY_WORDS.iter().any(has) && KEY_FAULTS.iter().any(has)
+    KEY_WORDS.iter().any(has) && KEY_FAULTS.iter().any(has)
 }
 
 /// Words in one spelling, with a blank before each, and nothing but blanks between them.
@@ -156,10 +155,7 @@ mod tests {
 
     #[test]
     fn a_state_conflict_is_told_by_its_words() {
-        let said = |message: &str| ErrorBody {
-            message: message.to_owned(),
-            ..ErrorBody::default()
-        };
+        let is_conflict = |message: &str| is_state_conflict(["", ""], message);
         for conflict in [
             "Thread thread_1 already has an active run run_1.",
             "Runs in status \"queued\" do not accept tool outputs.",
@@ -187,7 +183,7 @@ mod tests {
             "Run run_1 is in a terminal state",
             "Run is completed and can't be modified",
         ] {
-            assert!(is_state_conflict(&said(conflict)), "{conflict}");
+            assert!(is_conflict(conflict), "{conflict}");
         }
         for other in [
             "Invalid 'status'.",
@@ -204,7 +200,7 @@ mod tests {
             "Failed to create run: validation has failed",
             "truncation_strategy is already an object",
         ] {
-            assert!(!is_state_conflict(&said(other)), "{other}");
+            assert!(!is_conflict(other), "{other}");
         }
     }
 }

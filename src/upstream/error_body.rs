@@ -21,6 +21,7 @@ mod fields;
 
 use serde_json::Value;
 
+use self::fields::{MAX_DEPTH, MAX_LISTED};
 use crate::{
     error::{ErrorBody, FieldError},
     json,
@@ -28,12 +29,6 @@ use crate::{
 
 /// The longest plain text that is passed on, in bytes.
 const MAX_TEXT: usize = 2 << 10;
-
-/// How deep errors embed other errors.
-const MAX_DEPTH: u8 = 4;
-
-/// How many errors of a list are told.
-const MAX_LISTED: usize = 5;
 
 /// What a body says.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -4,8 +4,13 @@
 
 use serde_json::{Map, Value};
 
-use super::{MAX_DEPTH, MAX_LISTED, from_json};
 use crate::error::FieldError;
+
+/// How deep errors embed other errors.
+pub(super) const MAX_DEPTH: u8 = 4;
+
+/// How many errors of a list are told.
+pub(super) const MAX_LISTED: usize = 5;
 
 /// Members that are about the error, where they are plain text, and no field's.
 const NOT_FIELDS: [&str; 9] = [
@@ -72,8 +77,8 @@ fn add(
                     }
                 }
             }
-            Value::Object(map) => match from_json(value, depth + 1).error {
-                Some(said) => named.push(error(&field, &said.message)),
+            Value::Object(map) => match map.get("message").and_then(Value::as_str) {
+                Some(words) => named.push(error(&field, words)),
                 None => add(named, map, &field, plain, depth + 1),
             },
             _ => {}
