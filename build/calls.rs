@@ -136,8 +136,12 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
             deletion(&mut out, &rpc, &route)?;
         }
     }
+    let ids: BTreeSet<String> = rpcs(pool)?
+        .iter()
+        .flat_map(|(_, route)| route.ids().into_iter().map(str::to_owned))
+        .collect();
     for message in answers.values() {
-        answer(&mut out, message, own_ids.get(message.name()))?;
+        answer(&mut out, message, own_ids.get(message.name()), &ids)?;
     }
     write!(out, "impl Client {{\n{methods}}}\n")?;
     Ok(out)
@@ -250,11 +254,14 @@ fn parameter(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
     })
 }
 
-/// What makes an answer whole: a list has `data`, a resource has an `id`.
+/// What makes an answer whole: a list has `data`, a resource has an `id`. And what makes it the one
+/// that was asked for: the `ids` that it has are those in the path. `own_id` is the name that a
+/// resource's own id has there.
 fn answer(
     out: &mut String,
     message: &MessageDescriptor,
     own_id: Option<&String>,
+    ids: &BTreeSet<String>,
 ) -> Result<(), Box<dyn Error>> {
     let name = message.name();
     let (text, whole) = if message.get_field_by_name("data").is_some() {
@@ -271,12 +278,20 @@ fn answer(
         out,
         "impl Answerable for {name} {{\n    fn is_whole(&self, {text}: &[u8]) -> bool {{\n        {whole}\n    }}"
     )?;
-    if let Some(id) = own_id {
-        writeln!(
-            out,
-            "    fn id(&self) -> Option<(&'static str, &str)> {{\n        Some((\"{id}\", &self.id))\n    }}"
-        )?;
+    let fields = message.fields().filter(|field| ids.contains(field.name()));
+    let mut named: Vec<_> = own_id
+        .map(|id| format!("target.names(\"{id}\", &self.id)"))
+        .into_iter()
+        .chain(fields.map(|field| format!("target.names(\"{0}\", &self.{0})", field.name())))
+        .collect();
+    if text == "text" {
+        named.push("self.data.iter().all(|one| one.is_of(target))".to_owned());
     }
+    writeln!(
+        out,
+        "    fn is_of(&self, target: &Target) -> bool {{\n        {}\n    }}",
+        named.join(" && ")
+    )?;
     if name == "Run" {
         writeln!(
             out,

@@ -83,6 +83,18 @@ pub struct Source {
     pub failing: IntGauge,
 }
 
+impl Source {
+    /// The same error, with the path of the file that it is about.
+    fn with_path(&self, error: String) -> String {
+        let named = self.files.iter().find_map(|NamedFile { flag, path }| {
+            let rest = error.strip_prefix(flag)?;
+            rest.starts_with(':')
+                .then(|| format!("{flag} {}{rest}", path.display()))
+        });
+        named.unwrap_or(error)
+    }
+}
+
 /// What was made of files.
 #[derive(Debug)]
 pub struct Loaded<T> {
@@ -127,7 +139,7 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
         make: impl Fn(&[Vec<u8>]) -> Result<Loaded<T>, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let contents = read(&source.files)?;
-        let made = make(&contents)?;
+        let made = make(&contents).map_err(|error| source.with_path(error))?;
         let value = Self::fixed(made.value);
         value.0.summary.store(Arc::new(made.summary));
         let keeper = Keeper {
@@ -381,6 +393,7 @@ where
                 true
             }
             Ok(Err(error)) => {
+                let error = self.source.with_path(error);
                 self.complaint.complain(error, asked);
                 false
             }

@@ -117,12 +117,81 @@ fn traces(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Traces>, I
             "{name} must be a URL that begins with http:// or https://"
         )));
     }
+    check_exporter(&variable)?;
     let named = variable("OTEL_RESOURCE_ATTRIBUTES")
         .is_some_and(|attributes| attributes.contains("service.name="));
     Ok(Some(Traces {
         protocol,
         is_named: named || variable("OTEL_SERVICE_NAME").is_some(),
     }))
+}
+
+/// Refuses what the exporter would pass over, with what it takes instead. Values are not repeated:
+/// headers may hold keys.
+fn check_exporter(variable: &impl Fn(&str) -> Option<String>) -> Result<(), Invalid> {
+    type Check = (&'static [&'static str], fn(&str) -> bool, &'static str);
+    const CHECKS: [Check; 4] = [
+        (
+            &["OTEL_TRACES_SAMPLER"],
+            is_sampler,
+            "must be always_on, always_off or traceidratio, or one of them after parentbased_",
+        ),
+        (
+            &["OTEL_TRACES_SAMPLER_ARG"],
+            is_ratio,
+            "must be a number from 0 to 1",
+        ),
+        (
+            &[
+                "OTEL_EXPORTER_OTLP_TIMEOUT",
+                "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+                "OTEL_BSP_SCHEDULE_DELAY",
+                "OTEL_BSP_EXPORT_TIMEOUT",
+                "OTEL_BSP_MAX_QUEUE_SIZE",
+                "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+            ],
+            is_count,
+            "must be a whole number (times are in milliseconds)",
+        ),
+        (
+            &[
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            ],
+            are_pairs,
+            "must be `name=value` pairs with commas between them",
+        ),
+    ];
+    for (names, holds, words) in CHECKS {
+        let wrong = |name: &&&str| variable(name).is_some_and(|value| !holds(value.trim()));
+        if let Some(name) = names.iter().find(wrong) {
+            return Err(Invalid::new(format!("{name} {words}")));
+        }
+    }
+    Ok(())
+}
+
+fn is_sampler(value: &str) -> bool {
+    let own = value.strip_prefix("parentbased_").unwrap_or(value);
+    matches!(own, "always_on" | "always_off" | "traceidratio")
+}
+
+fn is_ratio(value: &str) -> bool {
+    value
+        .parse()
+        .is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio))
+}
+
+fn is_count(value: &str) -> bool {
+    value.parse::<u64>().is_ok()
+}
+
+fn are_pairs(value: &str) -> bool {
+    let mut pairs = value.split(',').filter(|pair| !pair.trim().is_empty());
+    pairs.all(|pair| {
+        let name = pair.split_once('=').map(|(name, _)| name.trim());
+        name.is_some_and(|name| http::HeaderName::try_from(name).is_ok())
+    })
 }
 
 /// The target of the gateway's own lines.
@@ -150,8 +219,7 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
     for directive in directives.split(',').map(str::trim) {
         let is_level = LEVELS
             .iter()
-            .any(|level| level.eq_ignore_ascii_case(directive))
-            || directive.parse::<u8>().is_ok_and(|level| level <= 5);
+            .any(|level| level.eq_ignore_ascii_case(directive));
         let target = directive.split("::").next().unwrap_or_default();
         let named = directive.split(['=', '[', ':']).next().unwrap_or_default();
         if named != OWN && !named.is_empty() && strsim::levenshtein(named, OWN) <= 2 {
@@ -159,7 +227,10 @@ fn check_log(directives: &str) -> Result<(), Invalid> {
                 "--log: there is no target {named:?}: did you mean {OWN}?"
             )));
         }
-        let is_more = directive.contains(['=', '[']) || TARGETS.contains(&target);
+        // The library takes numbers: 5 would be its level of every frame.
+        let (_, level) = directive.rsplit_once('=').unwrap_or_default();
+        let is_number = !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_digit());
+        let is_more = !is_number && directive.contains(['=', '[']) || TARGETS.contains(&target);
         if !(directive.is_empty() || is_level || is_more) {
             return Err(Invalid::new(format!(
                 "--log: {directive:?} is neither a level (off, error, warn, info, debug) nor \

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
 use super::{invalid::Invalid, values::FRAMING};
-use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles};
+use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles, upstream_key};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -196,13 +196,8 @@ impl UpstreamArgs {
         let Some(key) = &self.upstream_api_key else {
             return Ok(None);
         };
-        let trimmed = key.expose_secret().trim();
-        if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid::new(
-                "--upstream-api-key: empty, or not a key that a header can hold".to_owned(),
-            ));
-        }
-        Ok(Some(SecretString::from(trimmed)))
+        let key = upstream_key("--upstream-api-key", key.expose_secret(), &self.auth()?);
+        key.map(Some).map_err(Invalid::new)
     }
 
     /// The command that prints it, if it expires.

@@ -44,7 +44,7 @@ use super::{
     routes::{Routes, is_asking_health, is_grpc, is_infra},
 };
 use crate::{
-    error::Error,
+    error::{Error, with_reason},
     registered_waker::RegisteredWaker,
     shares::{Owner, Permit, Shares},
     telemetry::{self, Telemetry},
@@ -205,7 +205,8 @@ impl Calls {
         );
         // First of all: proxies repeat other methods, which may be writes here.
         if request.method() != Method::POST {
-            let mut answer = call.refuse(Status::invalid_argument("the HTTP method must be POST"));
+            let mut answer =
+                call.refuse(Error::invalid("the HTTP method", "must be POST").status());
             *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             let post = HeaderValue::from_static("POST");
             answer.headers_mut().insert(ALLOW, post);
@@ -214,9 +215,8 @@ impl Calls {
         if !is_grpc(request.headers().get(CONTENT_TYPE)) {
             // A browser sends other types to any server without asking first. The status is what
             // the specification of gRPC over HTTP/2 asks for.
-            let mut answer = call.refuse(Status::invalid_argument(
-                "content-type: must be application/grpc",
-            ));
+            let refused = Error::invalid("content-type", "must be application/grpc");
+            let mut answer = call.refuse(refused.status());
             *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(ready(Ok(answer)));
         }
@@ -233,13 +233,12 @@ impl Calls {
                 call.permit = self.permit(path, account.owner)?;
                 Ok((account, packed))
             });
-        let admitted = admitted.map_err(|error| {
-            call.record.failed(&error);
-            error.status()
-        });
         let (account, packed) = match admitted.and_then(|admitted| timeout.map(|_| admitted)) {
             Ok(admitted) => admitted,
-            Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
+            Err(error) => {
+                call.record.failed(&error);
+                return Box::pin(ready(Ok(call.refuse(error.status()))));
+            }
         };
         let (termination_status, record, drain) = (
             call.termination_status.clone(),
@@ -389,6 +388,7 @@ impl Call {
                 let (mut head, body) = response.into_parts();
                 if body.is_end_stream() {
                     call.code = Some(code(&head.headers));
+                    add_reason(&mut head.headers);
                     return Ok(Response::from_parts(head, CallBody::default()));
                 }
                 if call.pack_above.is_some() {
@@ -434,7 +434,7 @@ impl Call {
     /// The call is over before there was a response head.
     fn refuse(mut self, status: Status) -> Response<CallBody> {
         self.code = Some(status.code());
-        status.into_http()
+        with_reason(status).into_http()
     }
 }
 
@@ -546,10 +546,10 @@ impl http_body::Body for CallBody {
                     Err(status) => self.close_with(status),
                 }))
             }
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let code = code(trailers);
-                    self.close(code);
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    add_reason(trailers);
+                    self.close(code(trailers));
                 }
                 Some(Ok(frame))
             }
@@ -628,8 +628,18 @@ fn code(headers: &HeaderMap) -> Code {
         .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
+/// Adds the reason to a status that has none: one that the library made.
+fn add_reason(trailers: &mut HeaderMap) {
+    let bare = code(trailers) != Code::Ok && !trailers.contains_key(Status::GRPC_STATUS_DETAILS);
+    if let Some(status) = bare.then(|| Status::from_header_map(trailers)).flatten() {
+        let reasoned = with_reason(status).into_http::<()>().into_parts().0.headers;
+        let details = reasoned.get(Status::GRPC_STATUS_DETAILS).cloned();
+        trailers.extend(details.map(|details| (Status::GRPC_STATUS_DETAILS, details)));
+    }
+}
+
 fn trailers(status: Status) -> HeaderMap {
-    let mut trailers = status.into_http::<()>().into_parts().0.headers;
+    let mut trailers = with_reason(status).into_http::<()>().into_parts().0.headers;
     trailers.remove(CONTENT_TYPE);
     trailers
 }

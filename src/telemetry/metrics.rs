@@ -41,8 +41,9 @@ const RUN_ERRORS: [&str; 3] = ["server_error", "rate_limit_exceeded", "invalid_p
 const EVENT_TYPES: i32 = 128;
 
 /// What somebody has to mend (`trouble.rs`).
-pub(super) const TROUBLES: [&str; 4] = [
+pub(super) const TROUBLES: [&str; 5] = [
     "gateway_key_rejected",
+    "list_unread",
     "quota_used_up",
     "upstream_unreachable",
     "upstream_unusable",

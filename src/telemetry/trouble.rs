@@ -11,6 +11,7 @@ pub(super) struct Troubles {
     quota: OncePerSecond,
     unreachable: OncePerSecond,
     unusable: OncePerSecond,
+    unread: OncePerSecond,
 }
 
 impl Telemetry {
@@ -18,7 +19,7 @@ impl Telemetry {
     pub fn failed(&self, error: &Error) {
         let troubles = &self.0.troubles;
         let (what, line, advice) = match error {
-            Error::Rejected(it) if it.own_key && matches!(it.status, 401 | 403) => (
+            Error::Rejected(it) if it.is_about_own_key() => (
                 "gateway_key_rejected",
                 &troubles.key,
                 "the upstream rejects the gateway's own key: mend --upstream-api-key-file, or what \
@@ -40,6 +41,11 @@ impl Telemetry {
                 "upstream_unusable",
                 &troubles.unusable,
                 "the upstream gives no answer of its API: is --upstream-url the base of that?",
+            ),
+            Error::ListUnread { .. } => (
+                "list_unread",
+                &troubles.unread,
+                "the upstream's list has no end, or more than is read: callers are told of a gap",
             ),
             Error::Rejected(it) if matches!(it.status, 300..400) => (
                 "upstream_unusable",

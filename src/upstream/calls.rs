@@ -15,7 +15,7 @@ use super::{
     reconcile::Deletion,
     request::{Request, RestCall, body, body_or_empty},
     stream::UpstreamReply,
-    target::Query,
+    target::{Query, Target},
 };
 use crate::{
     error::{Error, Idempotency},

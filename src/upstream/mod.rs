@@ -13,7 +13,7 @@
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answerable.rs` | the messages that it answers with |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
-//! | `error_body.rs` | what an error's body says, in any of its shapes |
+//! | `error_body.rs` | what an error's body says, in any of its shapes; `fields.rs`: of which fields |
 //! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
@@ -63,7 +63,6 @@ mod stream;
 mod target;
 mod transport;
 
-pub(crate) use self::required_action::Wanted;
 pub use self::{
     admission::RequestLimits,
     answer::{Answer, SHOWN_HEADERS, error_event},
@@ -78,5 +77,6 @@ pub use self::{
     retry::RetryLimits,
     settings::{AuthStyle, HttpVersion, Upstream, UpstreamFiles},
     stream::{EventStream, StreamBroken, UpstreamReply},
-    transport::RENEWAL,
+    transport::{RENEWAL, upstream_key},
 };
+pub(crate) use self::{error_body::is_error, required_action::Wanted};

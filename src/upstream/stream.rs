@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
@@ -22,11 +22,12 @@ use super::{
     answer::{self, Answer},
     caller::Caller,
     client::Client,
+    error_body::without_mark,
     failure,
     isolation::Allowed,
     marks,
     request::Request,
-    sse::{self, Frame, Parser},
+    sse::{self, Frame, Parser, TooLong},
 };
 use crate::{
     error::Error, json, registered_waker::RegisteredWaker, telemetry::UpstreamRequest, v1::Run,
@@ -45,6 +46,12 @@ pub enum UpstreamReply {
 pub struct EventStream {
     response: reqwest::Response,
     parser: Parser,
+    /// Nothing but white space was read.
+    is_blank: bool,
+    /// What was read of a body that is no event stream, but JSON: a run, or an error.
+    document: Option<BytesMut>,
+    /// The most bytes of an event, or of that.
+    max_event_bytes: usize,
     /// The body came to its end.
     over: bool,
     /// The data of an event that showed one.
@@ -151,10 +158,14 @@ impl Client {
             Head::Stream(response, begun) => {
                 let headers = answer::shown(response.headers());
                 let mut parser = Parser::new(self.max_event_bytes);
+                let is_blank = begun.is_empty();
                 parser.push(begun);
                 let stream = Box::new(EventStream {
                     response,
                     parser,
+                    is_blank,
+                    document: None,
+                    max_event_bytes: self.max_event_bytes,
                     over: false,
                     unmarked: Vec::new(),
                     idle_timer: IdleTimer::default(),
@@ -226,11 +237,17 @@ impl EventStream {
             };
             self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
-                Ok(Some(chunk)) => self.parser.push(chunk),
+                Ok(Some(chunk)) => self.push(chunk)?,
                 // Some services leave out the last blank line. What is then pending counts if it is
                 // whole.
                 Ok(None) => {
-                    let pending = self.parser.finish().map(|pending| pending.frame);
+                    let pending = match &self.document {
+                        Some(document) => Some(Frame {
+                            data: without_mark(document),
+                            ..Frame::default()
+                        }),
+                        None => self.parser.finish().map(|pending| pending.frame),
+                    };
                     let is_whole =
                         |frame: &Frame<'_>| frame.is_done() || json::is_whole(frame.data);
                     return Ok(pending
@@ -245,6 +262,27 @@ impl EventStream {
         }
         let frame = self.parser.frame();
         Ok(Some(shown(frame, &mut self.unmarked)))
+    }
+
+    /// Takes a piece of the body. No line of an event stream begins as JSON does: a body that begins
+    /// so is one document, which is there when the body is over.
+    fn push(&mut self, chunk: Bytes) -> Result<(), StreamBroken> {
+        if self.is_blank {
+            let text = without_mark(&chunk).trim_ascii_start();
+            self.is_blank = text.is_empty();
+            if matches!(text.first(), Some(b'{' | b'[')) {
+                self.document = Some(BytesMut::new());
+            }
+        }
+        let limit = self.max_event_bytes;
+        match &mut self.document {
+            Some(document) if document.len() + chunk.len() > limit => {
+                return Err(StreamBroken(TooLong { limit }.to_string()));
+            }
+            Some(document) => document.extend_from_slice(&chunk),
+            None => self.parser.push(chunk),
+        }
+        Ok(())
     }
 }
 

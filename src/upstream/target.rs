@@ -89,11 +89,14 @@ impl Target {
         named.unwrap_or_default()
     }
 
-    /// Whether the path has this id where the route has this name, or the route has no such name.
+    /// Whether the path has this id where the route has this name. Without such a name, or an id,
+    /// there is nothing to differ.
     pub(super) fn names(&self, name: &str, id: &str) -> bool {
         let segment = self.id(name);
         // An id seldom has anything to encode, and is then compared as it is.
-        segment.is_empty() || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
+        segment.is_empty()
+            || id.is_empty()
+            || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
     }
 }
 
