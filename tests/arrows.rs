@@ -49,7 +49,7 @@ impl<'ast> Visit<'ast> for Uses<'_> {
         let mut leaves = Vec::new();
         flatten(&item.tree, &mut Vec::new(), &mut leaves);
         for (path, name) in leaves {
-            let Some(path) = absolute(self.module, path) else {
+            let Some(path) = absolute(self.module, &path) else {
                 continue;
             };
             if is_export {
@@ -88,7 +88,7 @@ fn flatten(tree: &UseTree, path: &mut Vec<String>, leaves: &mut Vec<(Vec<String>
 }
 
 /// A path from the crate's root; `None` if it is another crate's.
-fn absolute(module: &Module, path: Vec<String>) -> Option<Module> {
+fn absolute(module: &Module, path: &[String]) -> Option<Module> {
     let supers = path.iter().take_while(|it| *it == "super").count();
     let (base, rest) = match path[0].as_str() {
         "crate" => (Vec::new(), &path[1..]),
