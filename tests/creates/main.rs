@@ -6,6 +6,8 @@ mod support;
 
 mod busy;
 mod calls;
+mod killed;
 mod marks;
 mod model;
 mod repeats;
+mod replicas;

@@ -42,7 +42,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Board, Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES,
-    Page, Position,
+    Page, Position, SharedCreate,
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
@@ -338,11 +338,7 @@ impl EventLog for RedisLog {
     }
 
     fn follow(&self, key: &Key) -> Following {
-        let (following, is_first) = self.shared.followers.follow(key);
-        if is_first {
-            self.shared.changed.notify_one();
-        }
-        following
+        self.shared.follow(key)
     }
 
     fn release(&self, key: &Key, epoch: u64) {
@@ -377,6 +373,15 @@ impl EventLog for RedisLog {
         ))
     }
 
+    fn create(&self, key: &Key, fingerprint: &str) -> Option<SharedCreate> {
+        let shared = Arc::clone(&self.shared);
+        Some(SharedCreate::new(
+            shared,
+            key.clone(),
+            fingerprint.to_owned(),
+        ))
+    }
+
     async fn changed(&self, key: &Key) {
         let mut connection = self.shared.connection.clone();
         let mut publish = redis::cmd("PUBLISH");
@@ -401,6 +406,14 @@ impl EventLog for RedisLog {
 }
 
 impl Shared {
+    pub(super) fn follow(&self, key: &Key) -> Following {
+        let (following, is_first) = self.followers.follow(key);
+        if is_first {
+            self.changed.notify_one();
+        }
+        following
+    }
+
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &redis::ScriptInvocation<'_>,
