@@ -29,7 +29,7 @@ const ALL: [(Create, [usize; 3]); 8] = [
 ];
 
 /// A gateway as a process, which others take for dead soon.
-async fn start(model: &Model, redis: Option<&Redis>) -> Running {
+pub(crate) async fn start(model: &Model, redis: Option<&Redis>) -> Running {
     let url = model.upstream.url();
     let shared = redis.map(Redis::flags);
     let mut flags = vec!["--upstream-url", &url, "--event-log-lease", "500ms"];
@@ -40,7 +40,7 @@ async fn start(model: &Model, redis: Option<&Redis>) -> Running {
 }
 
 /// Waits until something holds, which has to be soon.
-async fn soon(what: &str, holds: impl Fn() -> bool) {
+pub(crate) async fn soon(what: &str, holds: impl Fn() -> bool) {
     let held = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -104,6 +104,49 @@ async fn a_gateway_that_is_killed_in_a_create_leaves_it_to_the_next() {
             }
         }
     }
+}
+
+/// However long it lasts; and who waits for it elsewhere may leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_that_lasts_longer_than_a_lease_is_joined_all_the_same() {
+    let Some(redis) = Redis::start().await else {
+        return;
+    };
+    let model = Model::start().await;
+    let gate = Arc::new(Notify::new());
+    model.state().gate = Some(Arc::clone(&gate));
+    let first = start(&model, Some(&redis)).await;
+    let second = start(&model, Some(&redis)).await;
+    let call = |gateway: &Running, id: &'static str| {
+        let channel = gateway.channel.clone();
+        tokio::spawn(async move { Create::Message.call(channel, id, "one").await })
+    };
+    let made = call(&first, "id");
+    // The look, and the create.
+    model.upstream.wait_for_requests(2).await;
+    let [joined, leaves] = [call(&second, "id"), call(&second, "id")];
+    // Four leases.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    leaves.abort();
+    assert_eq!(model.upstream.requests().len(), 2);
+    gate.notify_one();
+    let made = made.await.expect("no panic").expect("made");
+    let joined = joined.await.expect("no panic").expect("joined");
+    assert_eq!(made.id, joined.id);
+    assert_eq!(model.count("POST", "/messages"), 1);
+
+    // With nobody left, nothing waits: the gateway ends at once.
+    model.state().gate = None;
+    model.fail([Fault::HeldAfter]);
+    let held = call(&first, "held");
+    soon("held", || model.state().held == 1).await;
+    let leaves = call(&second, "held");
+    redis.somebody_waits().await;
+    leaves.abort();
+    let ended = tokio::time::timeout(Duration::from_secs(5), second.stop("-TERM")).await;
+    ended.expect("it waits for nobody");
+    held.abort();
+    first.stop("-9").await;
 }
 
 /// It has looked before it was paused, and finds by the store that its look is out of date.

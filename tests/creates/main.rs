@@ -6,6 +6,7 @@ mod support;
 
 mod busy;
 mod calls;
+mod counted;
 mod killed;
 mod marks;
 mod model;

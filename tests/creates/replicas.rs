@@ -1,14 +1,18 @@
 //! Two gateways that share an event log: creates at the same time, on both.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
-use runs_gateway::v1::{ActiveRunPolicy, CreateRunRequest, run_service_client::RunServiceClient};
+use runs_gateway::v1::{
+    ActiveRunPolicy, CreateRunRequest, RunEventType, StreamCreateRunRequest, StreamOptions,
+    run_service_client::RunServiceClient,
+};
 use tokio::{sync::Notify, task::JoinSet};
+use tokio_stream::StreamExt as _;
 use tonic::{Code, transport::Channel};
 
 use crate::{
     busy::is_full,
-    calls::{Create, FAST, run, verdict},
+    calls::{Create, FAST, run, run_spec, verdict},
     model::{Fault, Model, text},
     repeats::made,
     support::{
@@ -61,30 +65,6 @@ impl Pair {
         self.gateways[number % 2].channel()
     }
 
-    /// Waits until one of the gateways waits for the other.
-    async fn somebody_waits(&self) {
-        let client = redis::Client::open(self.redis.url()).expect("a URL");
-        let mut client = client
-            .get_multiplexed_async_connection()
-            .await
-            .expect("a store");
-        let waits = async {
-            loop {
-                let channels: Vec<String> = redis::cmd("PUBSUB")
-                    .arg(&["CHANNELS", "runs-gateway:{*}:events"])
-                    .query_async(&mut client)
-                    .await
-                    .expect("channels");
-                if !channels.is_empty() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let waits = tokio::time::timeout(Duration::from_secs(20), waits).await;
-        waits.expect("somebody should wait by now");
-    }
-
     async fn drain(self) {
         for gateway in self.gateways {
             gateway.drain().await;
@@ -116,7 +96,7 @@ async fn a_repeat_elsewhere_joins_what_is_under_way() {
         // The look, and the create.
         pair.model.upstream.wait_for_requests(looks + 1).await;
         let second = call(1, "one");
-        pair.somebody_waits().await;
+        pair.redis.somebody_waits().await;
         if create != Create::Thread {
             let other = call(0, "two").await.expect("no panic");
             let other = verdict(&other.expect_err("another request"));
@@ -139,6 +119,47 @@ async fn a_repeat_elsewhere_joins_what_is_under_way() {
         }
         pair.drain().await;
     }
+}
+
+/// The first has begun to record it, or is about to.
+#[tokio::test]
+async fn repeats_of_a_stream_that_is_recorded_have_all_of_it() {
+    let Some(pair) = Pair::start(&[]).await else {
+        return;
+    };
+    let mut calls = JoinSet::new();
+    for number in 0..20 {
+        let mut runs = RunServiceClient::new(pair.channel(number));
+        let request = StreamCreateRunRequest {
+            thread_id: "thread_1".to_owned(),
+            run: Some(run_spec("one")),
+            request_id: "id".to_owned(),
+            options: Some(StreamOptions {
+                resumable: true,
+                ..StreamOptions::default()
+            }),
+            ..StreamCreateRunRequest::default()
+        };
+        calls.spawn(async move {
+            let events = runs.stream_create_run(request).await.expect("a stream");
+            let events: Vec<_> = events.into_inner().collect().await;
+            let events = events.into_iter().map(|it| it.expect("an event"));
+            let facts = events.map(|it| (it.r#type(), it.position));
+            facts.collect::<Vec<_>>()
+        });
+    }
+    let seen = calls.join_all().await;
+    let kinds: Vec<_> = seen[0].iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            RunEventType::ThreadRunCreated,
+            RunEventType::ThreadRunCompleted
+        ]
+    );
+    assert!(seen.iter().all(|it| *it == seen[0]), "{seen:?}");
+    assert_eq!(made(&pair.model, Create::StreamRun), 1);
+    pair.drain().await;
 }
 
 /// What was not made is no repeat's: the next begins.

@@ -40,7 +40,8 @@ impl Streams {
         let turn = self.wait_for_turn(&mut shared, &mut place);
         let turn = Left::Making(making).unless(turn).await?;
         making.place = place;
-        making.shared = Some(shared);
+        // Nothing more is asked of a store that is away.
+        making.shared = turn.is_some().then_some(shared);
         making.has_lost_turn = false;
         Ok(match turn {
             None => Turn::Make,

@@ -19,7 +19,7 @@ use std::{
 };
 
 use redis::{Script, ScriptInvocation};
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -35,6 +35,9 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The longest pause before it is asked again who is at work.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// Before a store that is late is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// One create, as this replica may be at work on it. Dropping it lets others begin.
 #[derive(Debug)]
@@ -180,11 +183,19 @@ impl Lease {
         script
     }
 
+    /// Runs a script, each of which may be run again. A store that has answered something within the
+    /// time of a lease is late, and not away: what others hold there still counts.
     async fn run<T: redis::FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, LogError> {
-        within(self.shared.limits.timeout, self.shared.run(script)).await
+        let limits = &self.shared.limits;
+        loop {
+            match within(limits.timeout, self.shared.run(script)).await {
+                Err(_) if self.shared.was_heard_within(limits.lease) => sleep(RETRY_PAUSE).await,
+                done => return done,
+            }
+        }
     }
 }
 

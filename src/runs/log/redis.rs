@@ -36,7 +36,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -132,6 +132,8 @@ pub(super) struct Shared {
     metrics: EventLogMetrics,
     /// This replica.
     pub(super) owner: String,
+    /// When the store last answered.
+    heard: Mutex<Option<Instant>>,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
@@ -234,6 +236,7 @@ impl RedisLog {
             limits,
             metrics,
             owner,
+            heard: Mutex::default(),
             own: MemoryLog::with(own, followers.clone(), own_metrics),
             claims: Mutex::default(),
             followers,
@@ -420,7 +423,19 @@ impl Shared {
     ) -> Result<T, LogError> {
         let mut connection = self.connection.clone();
         let done = script.invoke_async(&mut connection).await;
+        if done.is_ok() {
+            *self.heard() = Some(Instant::now());
+        }
         done.map_err(|error| away(&error))
+    }
+
+    /// Whether the store has answered anything in the time that has just passed.
+    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+        self.heard().is_some_and(|heard| heard.elapsed() < time)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {
