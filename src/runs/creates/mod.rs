@@ -6,6 +6,7 @@
 //! | `kinds.rs` | the creates: what each sends, how it is found again, what its repeats get |
 //! | `remembered.rs` | which `request_id` this replica knows, and what became of it |
 //! | `replicas.rs` | creates that other replicas may be at work on |
+//! | `left.rs` | how a create that waits knows that nobody waits for it |
 //! | `busy.rs` | the wait for a thread's active run |
 //!
 //! Must hold:
@@ -19,16 +20,16 @@
 
 mod busy;
 mod kinds;
+mod left;
 mod remembered;
 mod replicas;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
 use self::{
     busy::Busy,
@@ -38,13 +39,14 @@ use self::{
 pub(super) use self::{
     busy::Queues,
     kinds::Begun,
+    left::Left,
     remembered::{Ids, Remembered},
 };
 use super::Streams;
 use crate::{
     error::Error,
     upstream::{Caller, Client, CreateMark},
-    v1::{ActiveRunPolicy, CreateThreadRequest, RunEvent, ThreadResource},
+    v1::{ActiveRunPolicy, CreateThreadRequest, ThreadResource},
 };
 
 /// Limits of creates. [`Default`] suits most deployments.
@@ -148,40 +150,6 @@ pub(crate) trait Create: Clone + Send + Sync + 'static {
 /// The two halves of a create. The second lacks its thread.
 pub(crate) type Halves<C> = (CreateThreadRequest, Second<C>);
 type Second<C> = Box<dyn FnOnce(&str) -> <C as Create>::OnThread + Send>;
-
-/// How a create knows, while it waits, that nobody waits for it any more.
-pub(super) enum Left<'a> {
-    /// It is dropped.
-    Dropped,
-    /// This is cancelled.
-    Token(&'a CancellationToken),
-    /// This is closed.
-    Events(&'a mpsc::Sender<RunEvent>),
-    /// No call is left of those that joined it.
-    Making(&'a mut Making),
-}
-
-impl Left<'_> {
-    /// Does `work` unless everybody has left.
-    async fn unless<T>(
-        &mut self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let left = async {
-            match self {
-                Self::Dropped => std::future::pending().await,
-                Self::Token(token) => token.cancelled().await,
-                Self::Events(events) => events.closed().await,
-                Self::Making(making) => making.left().await,
-            }
-        };
-        tokio::select! {
-            done = work => done,
-            // Nobody is told.
-            () = left => Err(Error::Draining),
-        }
-    }
-}
 
 /// The task of a create has panicked.
 fn aborted() -> Error {

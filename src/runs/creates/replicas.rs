@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Ids, Left, busy::Place, remembered::Making};
+use super::{Ids, busy::Place, left::Left, remembered::Making};
 use crate::{
     error::Error,
     runs::{
