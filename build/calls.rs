@@ -27,12 +27,6 @@ const OWN_METHODS: [&str; 3] = ["SubmitToolOutputs", "CancelRun", "ListAssistant
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
-/// Creates that may be sent twice if they have a `request_id`: what they make is looked for.
-const REPEATABLE_BY_ID: [&str; 3] = ["CreateRun", "CreateMessage", "CreateAssistant"];
-
-/// Modifications of what creates mark: the mark stays.
-const KEEPS_MARK: [&str; 3] = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
-
 /// Fields of a create that are the gateway's own, and no part of its REST request.
 const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
 
@@ -86,6 +80,30 @@ impl Route {
     }
 }
 
+/// Creates that may be sent twice if they have a `request_id`: what they make can be looked for, as
+/// its list has the same path.
+fn repeatable_by_id(pool: &DescriptorPool) -> Result<BTreeMap<String, String>, Box<dyn Error>> {
+    let rpcs = rpcs(pool)?;
+    let is_listed = |path: &str| {
+        let mut lists = rpcs.iter().filter(|(_, it)| it.method == "GET");
+        lists.any(|(_, it)| it.path == path)
+    };
+    let creates = rpcs.iter().filter(|(rpc, route)| {
+        let has_id = rpc.input().get_field_by_name("request_id").is_some();
+        has_id && !rpc.is_server_streaming() && is_listed(&route.path)
+    });
+    Ok(creates
+        .map(|(rpc, route)| (rpc.name().to_owned(), route.path.clone()))
+        .collect())
+}
+
+/// Whether this modifies what creates mark: the mark stays.
+fn keeps_mark(route: &Route, creates: &BTreeMap<String, String>) -> bool {
+    let listed = route.path.rsplit_once("/{").map(|(path, _)| path);
+    let is_of_one = route.path.ends_with('}');
+    route.method == "POST" && is_of_one && creates.values().any(|it| Some(&**it) == listed)
+}
+
 fn rpcs(pool: &DescriptorPool) -> Result<Vec<(MethodDescriptor, Route)>, Box<dyn Error>> {
     let of_contract = pool
         .services()
@@ -116,6 +134,7 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let mut answers = BTreeMap::new();
     // Of a message that is the whole answer: the name that its id has in routes.
     let mut own_ids = BTreeMap::new();
+    let creates = repeatable_by_id(pool)?;
     for (rpc, route) in rpcs(pool)? {
         let unary = !rpc.is_server_streaming();
         if OWN_HANDLERS.contains(&rpc.name()) || !(unary || route.stream) {
@@ -130,7 +149,7 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
             answers.insert(rpc.output().name().to_owned(), rpc.output());
         }
         if !OWN_METHODS.contains(&rpc.name()) {
-            method(&mut methods, &rpc, &route)?;
+            method(&mut methods, &rpc, &route, keeps_mark(&route, &creates))?;
         }
         if !route.deleted.is_empty() {
             deletion(&mut out, &rpc, &route)?;
@@ -317,7 +336,12 @@ fn deletion(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(
 }
 
 /// The method of the client.
-fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
+fn method(
+    out: &mut String,
+    rpc: &MethodDescriptor,
+    route: &Route,
+    keeps_mark: bool,
+) -> Result<(), Box<dyn Error>> {
     let answer = rpc.output().name().to_owned();
     let (with, answered, send) = if route.stream {
         (
@@ -325,7 +349,7 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
             "UpstreamReply".to_owned(),
             "self.open(caller, request.request()?)",
         )
-    } else if KEEPS_MARK.contains(&rpc.name()) {
+    } else if keeps_mark {
         (
             "",
             format!("Answer<{answer}>"),
@@ -358,6 +382,7 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
 /// The gRPC services, and all of them as they are served.
 pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let (mut out, mut served) = (String::new(), String::new());
+    let creates = repeatable_by_id(pool)?;
     for service in pool
         .services()
         .filter(|it| it.package_name() == "runsgateway.v1")
@@ -374,7 +399,7 @@ pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
             writeln!(out, "    type {}Stream = RunEvents;", rpc.name())?;
         }
         for rpc in service.methods() {
-            handler(&mut out, &rpc)?;
+            handler(&mut out, &rpc, creates.contains_key(rpc.name()))?;
         }
         writeln!(out, "}}\n")?;
         writeln!(
@@ -389,7 +414,11 @@ pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
     Ok(out)
 }
 
-fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error>> {
+fn handler(
+    out: &mut String,
+    rpc: &MethodDescriptor,
+    repeatable_by_id: bool,
+) -> Result<(), Box<dyn Error>> {
     let (name, streams) = (snake(rpc.name()), rpc.is_server_streaming());
     let wrap = |wrapper, inner: String, it: bool| {
         if it {
@@ -425,7 +454,7 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         return Ok(());
     }
     if rpc.input().get_field_by_name("request_id").is_some() {
-        let open = if REPEATABLE_BY_ID.contains(&rpc.name()) {
+        let open = if repeatable_by_id {
             "open_create(request, |it| !it.request_id.is_empty())"
         } else {
             "open_once(request)"

@@ -184,7 +184,7 @@ impl Streams {
         let poll = limits.poll.clone();
         Ok(Self {
             watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
-            remembered: creates::Remembered::new(limits.creates.request_ids),
+            remembered: creates::Remembered::new(limits.creates.request_ids, log.as_ref()),
             queues: creates::Queues::default(),
             client,
             live: Shares::new(Limit {

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub watchers: IntGauge,
     /// The event log.
     pub event_log: EventLogMetrics,
+    /// Creates that may be repeated, and creates that wait.
+    pub creates: CreateMetrics,
     /// Troubles that somebody has to mend, by what they are.
     pub(super) troubles: IntCounterVec,
     /// Calls of which headers were taken off that only a mesh's proxies may set.
@@ -161,6 +163,55 @@ impl Default for EventLogMetrics {
     }
 }
 
+/// Creates with a `request_id`, and creates on busy threads. Cheap to clone: clones count together.
+#[derive(Debug, Clone)]
+pub struct CreateMetrics {
+    /// Calls that joined a create that was under way.
+    pub joined: IntCounter,
+    /// Calls whose create was made before.
+    pub repeated: IntCounter,
+    /// Creates whose outcome was not known, and that were found.
+    pub found: IntCounter,
+    /// Creates whose outcome is not known: they were looked for in vain.
+    pub unsettled: IntCounter,
+    /// Times that the store did not say what other replicas do.
+    pub store_failed: IntCounter,
+    /// Creates that wait for a thread's active run.
+    pub waiting: IntGauge,
+    /// Creates that have waited for a thread's active run, those that still do among them.
+    pub waited: IntCounter,
+}
+
+impl CreateMetrics {
+    fn new(new: &Make<'_>) -> Self {
+        let outcomes = new.counters(
+            "runs_gateway_request_ids_total",
+            "Calls with a request_id that made nothing: they joined a create, repeated one, found what \
+             was made when the answer was lost, or found nothing and left it open (unsettled).",
+            &["outcome"],
+        );
+        let outcome = |name: &str| outcomes.with_label_values(&[name]);
+        Self {
+            joined: outcome("joined"),
+            repeated: outcome("repeated"),
+            found: outcome("found"),
+            unsettled: outcome("unsettled"),
+            store_failed: new.counter(
+                "runs_gateway_request_id_store_failures_total",
+                "Times that a create with a request_id went on without knowing of other replicas.",
+            ),
+            waiting: new.gauge(
+                "runs_gateway_waiting_creates",
+                "Creates that wait for a thread's active run.",
+            ),
+            waited: new.counter(
+                "runs_gateway_waited_creates_total",
+                "Creates that have waited for a thread's active run, those that still do among them.",
+            ),
+        }
+    }
+}
+
 impl Metrics {
     /// All of them at zero, in a registry of their own.
     ///
@@ -214,6 +265,7 @@ impl Metrics {
             watchers: new
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
             event_log: EventLogMetrics::new(&new),
+            creates: CreateMetrics::new(&new),
             troubles,
             mesh_headers_stripped: new.counter(
                 "runs_gateway_mesh_headers_stripped_total",

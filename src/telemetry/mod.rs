@@ -40,7 +40,7 @@ use std::{fmt, sync::Arc};
 pub use self::{
     call::Call,
     log::LogFormat,
-    metrics::{EventLogMetrics, Metrics, PROMETHEUS_TEXT},
+    metrics::{CreateMetrics, EventLogMetrics, Metrics, PROMETHEUS_TEXT},
     once::OncePerSecond,
     trace::{OtlpProtocol, Tracer, Traces},
     upstream_request::UpstreamRequest,

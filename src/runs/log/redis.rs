@@ -36,13 +36,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Board, Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES,
-    Page, Position,
+    Page, Position, SharedCreate,
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
@@ -132,6 +132,8 @@ pub(super) struct Shared {
     metrics: EventLogMetrics,
     /// This replica.
     pub(super) owner: String,
+    /// When the store last answered.
+    heard: Mutex<Option<Instant>>,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
@@ -234,6 +236,7 @@ impl RedisLog {
             limits,
             metrics,
             owner,
+            heard: Mutex::default(),
             own: MemoryLog::with(own, followers.clone(), own_metrics),
             claims: Mutex::default(),
             followers,
@@ -338,11 +341,7 @@ impl EventLog for RedisLog {
     }
 
     fn follow(&self, key: &Key) -> Following {
-        let (following, is_first) = self.shared.followers.follow(key);
-        if is_first {
-            self.shared.changed.notify_one();
-        }
-        following
+        self.shared.follow(key)
     }
 
     fn release(&self, key: &Key, epoch: u64) {
@@ -377,6 +376,15 @@ impl EventLog for RedisLog {
         ))
     }
 
+    fn create(&self, key: &Key, fingerprint: &str) -> Option<SharedCreate> {
+        let shared = Arc::clone(&self.shared);
+        Some(SharedCreate::new(
+            shared,
+            key.clone(),
+            fingerprint.to_owned(),
+        ))
+    }
+
     async fn changed(&self, key: &Key) {
         let mut connection = self.shared.connection.clone();
         let mut publish = redis::cmd("PUBLISH");
@@ -401,13 +409,33 @@ impl EventLog for RedisLog {
 }
 
 impl Shared {
+    pub(super) fn follow(&self, key: &Key) -> Following {
+        let (following, is_first) = self.followers.follow(key);
+        if is_first {
+            self.changed.notify_one();
+        }
+        following
+    }
+
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, LogError> {
         let mut connection = self.connection.clone();
         let done = script.invoke_async(&mut connection).await;
+        if done.is_ok() {
+            *self.heard() = Some(Instant::now());
+        }
         done.map_err(|error| away(&error))
+    }
+
+    /// Whether the store has answered anything in the time that has just passed.
+    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+        self.heard().is_some_and(|heard| heard.elapsed() < time)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {
