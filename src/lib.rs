@@ -8,6 +8,7 @@
 //! | [`upstream`] | the REST side: HTTP as a client, and the framing of server-sent events |
 //! | [`runs`] | runs as streams: from the upstream's events, from polling |
 //! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
+//! | [`chat`] | a model behind a chat-completions endpoint, for the embedded API |
 //! | [`service`] | the gRPC services: validate, call, answer |
 //! | [`shares`] | how much of what is limited one caller may hold |
 //! | [`error`] | one error, and the only mapping from errors to gRPC status |
@@ -35,6 +36,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod chat;
 mod codec;
 pub mod config;
 pub mod conversation;

@@ -14,6 +14,7 @@ mod event_log;
 mod gateway;
 mod isolation;
 mod limits;
+mod model;
 mod requests;
 mod streams;
 mod telemetry;
@@ -32,11 +33,13 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::{
-    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, model::ModelArgs,
+    upstream::UpstreamArgs,
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
     environment::{check_environment, log_old_names, settings},
+    model::ModelConfig,
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
 use crate::{
@@ -61,10 +64,10 @@ pub enum Command {
     /// Run the gateway.
     Serve(Box<ServeArgs>),
     /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers
-    /// come from a built-in model.
+    /// come from a built-in model, or from one behind `--model-url`.
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
-    Demo,
+    Demo(Box<DemoArgs>),
     /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with
     /// 1 if not.
     Healthcheck(HealthcheckArgs),
@@ -106,8 +109,22 @@ pub struct DevArgs {
     #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     rest_listen: SocketAddr,
 
+    /// Serve whoever reaches an address that others can reach, with the key of the model.
+    #[arg(long, help_heading = "Access")]
+    allow_anonymous: bool,
+
     #[command(flatten)]
     embedded: EmbeddedArgs,
+
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// The flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The flags of `healthcheck`.
@@ -194,6 +211,8 @@ pub struct Dev {
     pub rest_listen: SocketAddr,
     /// What the embedded API holds at most.
     pub embedded: embedded::Limits,
+    /// What answers, if not the built-in model.
+    pub model: Option<ModelConfig>,
     gateway: GatewayArgs,
 }
 
@@ -421,13 +440,6 @@ impl TryFrom<ServeArgs> for Serve {
 }
 
 impl Dev {
-    /// The same without traces, whatever the environment asks for.
-    #[must_use]
-    pub fn untraced(mut self) -> Self {
-        self.gateway.telemetry.untraced = true;
-        self
-    }
-
     /// Logs, metrics and traces.
     pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
         self.gateway.telemetry.clone().try_into()
@@ -454,12 +466,53 @@ impl Dev {
     }
 }
 
-impl From<DevArgs> for Dev {
-    fn from(args: DevArgs) -> Self {
-        Self {
+impl TryFrom<DevArgs> for Dev {
+    type Error = Invalid;
+
+    fn try_from(args: DevArgs) -> Result<Self, Invalid> {
+        let model = args.model.model()?;
+        let has_key = model.as_ref().is_some_and(ModelConfig::has_key);
+        let listen = args.gateway.listen;
+        let ways = [
+            // The embedded API asks for no key.
+            ("--rest-listen", args.rest_listen, false),
+            ("--listen", listen, args.gateway.access.is_closed()),
+        ];
+        let open = ways
+            .into_iter()
+            .find(|(_, address, closed)| !closed && !address.ip().is_loopback());
+        if let Some((flag, address, _)) = open.filter(|_| has_key && !args.allow_anonymous) {
+            return Err(Invalid(format!(
+                "{flag} {address} can be reached by others, and whoever reaches it would use the key of --model-api-key-file: \
+                 listen on a loopback address, or allow it by --allow-anonymous"
+            )));
+        }
+        Ok(Self {
             rest_listen: args.rest_listen,
             embedded: args.embedded.into(),
+            model,
             gateway: args.gateway,
+        })
+    }
+}
+
+impl TryFrom<DemoArgs> for Dev {
+    type Error = Invalid;
+
+    /// `dev` on free ports, with the model that `demo` was given, and without traces.
+    fn try_from(args: DemoArgs) -> Result<Self, Invalid> {
+        let free = "127.0.0.1:0";
+        let flags = ["--listen", "--rest-listen", "--admin-listen"];
+        let flags = flags.into_iter().flat_map(|flag| [flag, free]);
+        let cli = Cli::try_parse_from(["runs-gateway", "dev"].into_iter().chain(flags));
+        match cli.map(|cli| cli.command) {
+            Ok(Command::Dev(mut dev)) => {
+                dev.model = args.model;
+                dev.gateway.telemetry.untraced = true;
+                Self::try_from(*dev)
+            }
+            Ok(_) => Err(Invalid::new("the command is dev")),
+            Err(error) => Err(Invalid(error.to_string())),
         }
     }
 }

@@ -81,6 +81,31 @@ enum Profile {
     Azure,
 }
 
+/// The base of an API, which `flag` gives, without a key in it.
+pub(super) fn base_url(flag: &str, text: &str) -> Result<Url, Invalid> {
+    // Not by clap, which would repeat a URL that may hold a key.
+    let base: Url = text
+        .parse()
+        .map_err(|error| Invalid(format!("{flag} is not a URL: {error}")))?;
+    if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+        return Err(Invalid(format!(
+            "{flag} must begin with http:// or https:// and name a host"
+        )));
+    }
+    if !base.username().is_empty() || base.password().is_some() {
+        let key_flag = flag.replace("-url", "-api-key-file");
+        return Err(Invalid(format!(
+            "{flag} must not hold a user or password: give the key by {key_flag}"
+        )));
+    }
+    if base.fragment().is_some() {
+        return Err(Invalid(format!(
+            "{flag} must not hold a fragment (#…): no server sees it"
+        )));
+    }
+    Ok(base)
+}
+
 impl UpstreamArgs {
     /// The URL before `/threads`, with its query.
     pub(super) fn base(&self) -> Result<Url, Invalid> {
@@ -92,25 +117,7 @@ impl UpstreamArgs {
         let base = self.upstream_url.as_deref().or(known);
         let base = base
             .ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
-        // Not by clap, which would repeat a URL that may hold a key.
-        let mut base: Url = base
-            .parse()
-            .map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
-        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid(
-                "--upstream-url must begin with http:// or https:// and name a host".to_owned(),
-            ));
-        }
-        if !base.username().is_empty() || base.password().is_some() {
-            return Err(Invalid(
-                "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
-            ));
-        }
-        if base.fragment().is_some() {
-            return Err(Invalid(
-                "--upstream-url must not hold a fragment (#…): no server sees it".to_owned(),
-            ));
-        }
+        let mut base = base_url("--upstream-url", base)?;
         let last = base.path().trim_end_matches('/').rsplit('/').next();
         if let Some(last @ ("threads" | "assistants" | "runs")) = last {
             return Err(Invalid(format!(

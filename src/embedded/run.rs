@@ -44,14 +44,23 @@ pub(super) struct Run {
     events: Events,
     /// The cost of the last reply, until its step is completed.
     reply: Tokens,
-    spent: Tokens,
+    /// The cost of all replies.
+    pub(super) spent: Tokens,
+}
+
+impl Drop for Run {
+    /// Nobody can see it any more: whoever drives it is to stop.
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
 }
 
 /// How a run ends.
 #[derive(Debug)]
 pub(super) enum Ending {
     Completed,
-    Incomplete,
+    /// What the model wrote is not whole, for this reason.
+    Incomplete(End),
     Failed(RunError),
     Cancelled,
     Expired,
@@ -131,19 +140,18 @@ impl Run {
         match piece {
             ModelChunk::Text(text) => self.write(ContentPartType::Text, text, messages, now),
             ModelChunk::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),
-            ModelChunk::Call(name) => self.call(name, messages, now),
-            ModelChunk::Arguments(text) => self.arguments(text),
+            ModelChunk::Call { id, name } => self.call(id, name, messages, now),
+            ModelChunk::Arguments { call, text } => self.arguments(call, text),
             ModelChunk::End(end, cost) => {
                 self.reply = cost;
-                self.spent.prompt += cost.prompt;
-                self.spent.completion += cost.completion;
+                self.spent.add(cost);
                 let calls = self
                     .open_step()
                     .is_some_and(|step| step.r#type() == RunStepType::ToolCalls);
                 match end {
-                    End::Truncated => self.end(Ending::Incomplete, messages, now),
                     End::Whole if calls => self.require_action(),
                     End::Whole => self.end(Ending::Completed, messages, now),
+                    end => self.end(Ending::Incomplete(end), messages, now),
                 }
             }
             ModelChunk::Failed(error) => self.end(Ending::Failed(error), messages, now),
@@ -236,7 +244,8 @@ impl Run {
         let at = Some(stamp(now));
         let (step, cut) = match &ending {
             Ending::Completed => (RunStepStatus::Completed, None),
-            Ending::Incomplete => (RunStepStatus::Completed, Some("max_tokens")),
+            Ending::Incomplete(End::Filtered) => (RunStepStatus::Completed, Some("content_filter")),
+            Ending::Incomplete(_) => (RunStepStatus::Completed, Some("max_tokens")),
             Ending::Failed(_) => (RunStepStatus::Failed, Some("run_failed")),
             Ending::Cancelled => (RunStepStatus::Cancelled, Some("run_cancelled")),
             Ending::Expired => (RunStepStatus::Expired, Some("run_expired")),
@@ -260,10 +269,15 @@ impl Run {
                 run.completed_at = at;
                 (RunStatus::Completed, "completed")
             }
-            Ending::Incomplete => {
-                let reason = "max_completion_tokens".to_owned();
+            Ending::Incomplete(end) => {
+                let reason = match end {
+                    End::PromptTokens => "max_prompt_tokens",
+                    // The schema has no word for it here, and has one on the message.
+                    End::Filtered => "",
+                    End::CompletionTokens | End::Whole => "max_completion_tokens",
+                };
                 run.incomplete_details = Some(RunIncompleteDetails {
-                    reason,
+                    reason: reason.to_owned(),
                     ..RunIncompleteDetails::default()
                 });
                 (RunStatus::Incomplete, "incomplete")

@@ -33,6 +33,7 @@ mod usage;
 
 use std::{fmt, sync::Arc};
 
+pub(crate) use self::trouble::in_words_of_the_model;
 pub use self::{
     call::Call,
     metrics::{EventLogMetrics, Metrics, PROMETHEUS_TEXT},
@@ -52,6 +53,8 @@ struct Inner {
     tracer: Tracer,
     outcomes: run_metrics::RunMetrics,
     troubles: trouble::Troubles,
+    /// The upstream is the model behind the embedded API.
+    is_model: bool,
     /// Lines of calls have ids and names.
     log_ids: bool,
 }
@@ -60,11 +63,22 @@ impl Telemetry {
     /// Counts from zero, and traces by `tracer`. With `log_ids`, lines of calls have the ids of
     /// threads and runs and the callers' names.
     pub fn new(tracer: Tracer, log_ids: bool) -> Self {
+        Self::about(false, tracer, log_ids)
+    }
+
+    /// For requests to the model behind the embedded API: what has to be mended is said in its
+    /// words. Nothing is traced, and no ids are logged.
+    pub(crate) fn of_model() -> Self {
+        Self::about(true, Tracer::off(), false)
+    }
+
+    fn about(is_model: bool, tracer: Tracer, log_ids: bool) -> Self {
         Self(Arc::new(Inner {
             metrics: Metrics::new(),
             tracer,
             outcomes: run_metrics::RunMetrics::default(),
             troubles: trouble::Troubles::default(),
+            is_model,
             log_ids,
         }))
     }

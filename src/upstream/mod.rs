@@ -6,6 +6,7 @@
 //! | `endpoints.rs` | from an RPC's request to a REST request; the calls written by hand |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
+//! | `chat.rs` | chat completions, of a model behind the embedded API |
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
 //! | `error_body.rs` | what an error's body says, in any of its shapes |
@@ -25,6 +26,7 @@
 mod admission;
 mod answer;
 mod calls;
+mod chat;
 mod delay;
 mod document;
 mod endpoints;
@@ -52,6 +54,7 @@ use url::Url;
 pub use admission::RequestLimits;
 use answer::Reading;
 pub use answer::{Answer, SHOWN_HEADERS, error_event};
+pub(crate) use chat::ChatReply;
 pub use document::fetch_document;
 use isolation::{Allowed, Isolation};
 pub use isolation::{IsolationRules, MARK_KEY, Mark, MarkKey, Unmarked};
