@@ -532,6 +532,54 @@ mod tests {
         }
     }
 
+    fn dev(flags: &str) -> Result<Dev, Invalid> {
+        let words = ["runs-gateway", "dev"]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
+        match cli.command {
+            Command::Dev(args) => Dev::try_from(*args),
+            _ => unreachable!("the first word is dev"),
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_asked_or_whose_key_others_could_use_is_refused() {
+        let refused = [
+            "--model-url nonsense",
+            "--model-url ftp://host",
+            "--model-url https://user:secret@host/v1",
+            "--model-url https://host/v1#part",
+            "--model-url https://host/v1/chat/completions",
+            "--model-url http://host/v1 --model-timeout 0s",
+            "--model-url http://host/v1 --model-max-reply-bytes 0",
+            "--model m",
+            "--model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --rest-listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --rest-listen 0.0.0.0:1",
+        ];
+        for flags in refused {
+            let line = dev(flags).expect_err(flags).to_string();
+            assert!(!line.contains("secret"), "{line}");
+        }
+        let admitted = [
+            "",
+            "--listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1 --allow-anonymous",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --listen 0.0.0.0:1",
+        ];
+        for flags in admitted {
+            assert_eq!(
+                dev(flags).expect(flags).model.is_some(),
+                flags.contains("--model-url"),
+                "{flags}"
+            );
+        }
+    }
+
     #[test]
     fn a_profile_gives_url_authentication_and_query_and_flags_override_it() {
         let azure = "--upstream-profile azure --upstream-url https://r.example/openai";

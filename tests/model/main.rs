@@ -9,6 +9,7 @@ mod schema;
 mod support;
 
 mod cancelled;
+mod demo;
 mod harness;
 mod limits;
 mod logs;
