@@ -46,7 +46,10 @@ impl Dev {
         let rest = rest_listener.local_addr()?;
         let (limits, model) = (config.embedded.clone(), config.model.take());
         let mut serve = config.serve(rest)?;
-        let model = model.map(|model| chat_model(&model, &serve)).transpose()?;
+        let model = match model {
+            Some(model) => Arc::new(chat_model(&model, &serve)?),
+            None => embedded::built_in(),
+        };
         // Nobody routes calls here who would have to learn of the end.
         serve.limits.drain_delay = std::time::Duration::ZERO;
         let app = App::new(&serve)?;
@@ -66,21 +69,9 @@ impl Dev {
             let upstream_shutdown = upstream_shutdown.clone();
             async move {
                 let clock = embedded::Clock::real();
-                let served = match model {
-                    None => embedded::serve(rest_listener, limits, clock, upstream_shutdown).await,
-                    Some(model) => {
-                        let model = Arc::new(model);
-                        embedded::serve_model(
-                            rest_listener,
-                            limits,
-                            clock,
-                            model,
-                            upstream_shutdown,
-                        )
-                        .await
-                    }
-                };
-                if let Err(error) = served {
+                let served =
+                    embedded::serve_model(rest_listener, limits, clock, model, upstream_shutdown);
+                if let Err(error) = served.await {
                     tracing::error!(%error, "the embedded API ended");
                 }
             }

@@ -88,6 +88,10 @@ impl ChatModel {
 }
 
 impl Model for ChatModel {
+    fn description(&self) -> &'static str {
+        "Answers by the model at --model-url. It is always there."
+    }
+
     fn reply(&self, prompt: Prompt) -> mpsc::Receiver<ModelChunk> {
         let (to, reply) = mpsc::channel(PIECES);
         let endpoint = Arc::clone(&self.0);

@@ -487,6 +487,14 @@ impl TryFrom<DevArgs> for Dev {
                  listen on a loopback address, or allow it by --allow-anonymous"
             )));
         }
+        let access = &args.gateway.access;
+        let open_to_pages = access.is_open_to_pages() && !access.is_closed();
+        if open_to_pages && has_key && !args.allow_anonymous {
+            return Err(Invalid::new(
+                "with --web-origins * every page that a browser near the gateway opens would use the key of \
+                 --model-api-key-file: name the origins, or allow it by --allow-anonymous",
+            ));
+        }
         Ok(Self {
             rest_listen: args.rest_listen,
             embedded: args.embedded.into(),
@@ -557,6 +565,7 @@ mod tests {
             "--model-api-key-file k",
             "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1",
             "--model-url http://host/v1 --model-api-key-file k --rest-listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --web-origins *",
             "--model-url http://host/v1 --model-api-key-file k --tokens-file t --rest-listen 0.0.0.0:1",
         ];
         for flags in refused {

@@ -14,10 +14,14 @@ use super::{
 };
 use crate::v1::{FunctionDefinition, ToolChoiceMode, ToolType};
 
-/// The model that is always there.
+/// The model.
 pub(super) struct BuiltIn;
 
 impl Model for BuiltIn {
+    fn description(&self) -> &'static str {
+        "Repeats what it reads. It is always there."
+    }
+
     fn reply(&self, prompt: Prompt) -> mpsc::Receiver<ModelChunk> {
         let (to, reply) = mpsc::channel(PIECES);
         tokio::spawn(async move {

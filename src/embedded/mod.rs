@@ -95,7 +95,12 @@ pub async fn serve(
     clock: Clock,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    serve_model(listener, limits, clock, Arc::new(BuiltIn), shutdown).await
+    serve_model(listener, limits, clock, built_in(), shutdown).await
+}
+
+/// The model that is always there.
+pub(crate) fn built_in() -> Arc<dyn Model> {
+    Arc::new(BuiltIn)
 }
 
 /// The same, with answers from `model`.
@@ -107,7 +112,7 @@ pub(crate) async fn serve_model(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let body = DefaultBodyLimit::max(limits.body);
-    let store = Mutex::new(Store::new(limits, clock.now()));
+    let store = Mutex::new(Store::new(limits, model.description(), clock.now()));
     let api = Arc::new(Api {
         store,
         clock,

@@ -21,6 +21,9 @@ pub(crate) const PIECES: usize = 64;
 
 /// Something that replies to prompts.
 pub(crate) trait Model: Send + Sync {
+    /// What it does, for who reads of the assistant that is always there.
+    fn description(&self) -> &'static str;
+
     /// Begins a reply. Does not wait, and is called in a runtime.
     fn reply(&self, prompt: Prompt) -> mpsc::Receiver<ModelChunk>;
 

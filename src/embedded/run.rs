@@ -11,10 +11,12 @@
 //! there are no events until somebody asks for more. No clock and no model in here: the time and
 //! the pieces of the answer are handed in.
 
+mod call_order;
 mod output;
 
 use std::{sync::Arc, time::Duration};
 
+use call_order::CallOrder;
 use output::usage;
 use prost::Message as _;
 use tokio::sync::Notify;
@@ -42,6 +44,8 @@ pub(super) struct Run {
     /// Wakes the task that drives the run, when it has been cancelled.
     pub(super) wake: Arc<Notify>,
     events: Events,
+    /// The calls of this round.
+    calls: CallOrder,
     /// The cost of the last reply, until its step is completed.
     reply: Tokens,
     /// The cost of all replies.
@@ -94,6 +98,7 @@ impl Run {
             steering,
             wake: Arc::default(),
             events,
+            calls: CallOrder::default(),
             reply: Tokens::default(),
             spent: Tokens::default(),
         };
@@ -137,6 +142,22 @@ impl Run {
         now: Duration,
     ) {
         self.due = now + self.steering.piece;
+        let held = if piece.is_last() {
+            self.calls.end()
+        } else {
+            Vec::new()
+        };
+        for piece in held.into_iter().chain(self.calls.take(piece)) {
+            self.take_in_order(piece, messages, now);
+        }
+    }
+
+    fn take_in_order(
+        &mut self,
+        piece: ModelChunk,
+        messages: &mut Vec<ThreadMessage>,
+        now: Duration,
+    ) {
         match piece {
             ModelChunk::Text(text) => self.write(ContentPartType::Text, text, messages, now),
             ModelChunk::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),

@@ -32,6 +32,8 @@ pub(crate) struct Outcome {
     text: String,
     refusal: String,
     message: Value,
+    /// The number of the call that the last piece was of.
+    call: i64,
 }
 
 impl OnModel {
@@ -151,6 +153,7 @@ impl Outcome {
             text: String::new(),
             refusal: String::new(),
             message: Value::Null,
+            call: 0,
         };
         while let Some(frame) = parser.next_frame().expect("short") {
             let name = str::from_utf8(frame.event).expect("text").to_owned();
@@ -170,6 +173,17 @@ impl Outcome {
             for part in data["delta"]["content"].as_array().into_iter().flatten() {
                 self.text += part["text"]["value"].as_str().unwrap_or_default();
                 self.refusal += part["refusal"].as_str().unwrap_or_default();
+            }
+        } else if name == "thread.run.step.delta" {
+            // The official clients take a piece of another call for the end of the one before.
+            for call in data["delta"]["step_details"]["tool_calls"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
+                let index = call["index"].as_i64().expect("an index");
+                assert!(index >= self.call, "a piece of call {index} comes late");
+                self.call = index;
             }
         } else if name.starts_with("thread.message.") {
             self.message = data;

@@ -1,8 +1,34 @@
 //! What such a model cannot do is refused when the run is made, and leaves nothing behind.
 
+use assert_cmd::Command;
 use serde_json::{Value, json};
 
-use crate::harness::{OnModel, asking};
+use crate::{
+    harness::{OnModel, asking},
+    support::program::PROGRAM,
+};
+
+#[test]
+fn a_file_that_cannot_be_used_is_said_by_the_models_flag() {
+    let url = [
+        "dev",
+        "--listen",
+        "127.0.0.1:0",
+        "--model-url",
+        "https://host/v1",
+    ];
+    for (flag, file) in [
+        ("--model-api-key-file", "missing"),
+        ("--model-ca-file", "missing"),
+        ("--model-ca-file", "Cargo.toml"),
+    ] {
+        let output = Command::new(PROGRAM).args(url).args([flag, file]).output();
+        let output = output.expect("an end");
+        let line = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(2), "{flag} {file}: {line}");
+        assert!(line.contains(flag), "{flag} {file}: {line}");
+    }
+}
 
 #[tokio::test]
 async fn what_a_model_cannot_do_is_refused_and_named() {

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 
 from test_models import Model
 from test_peers import SCHEMA, Process, run_tests
@@ -21,24 +22,40 @@ class Dev(Process):
         super().__init__(r"rest listening on (\S+)", os.environ["RUNS_GATEWAY_BIN"], *words)
 
 
-def document():
-    """The document as a file. It has no form for the ids of an empty page, for which services send null."""
+def document(thread_id):
+    """The document as a file, with an assistant and a thread that are there: else hardly a run would be made."""
     schema = json.loads(json.dumps(SCHEMA))
-    for name, of in schema["components"]["schemas"].items():
-        if name.startswith("List"):
-            for member in ("first_id", "last_id"):
-                of["properties"][member]["type"] = ["string", "null"]
+    schemas = schema["components"]["schemas"]
+    for name, of in schemas.items():
+        # It has no form for the ids of an empty page, for which services send null.
+        for member in ("first_id", "last_id") if name.startswith("List") else ():
+            of["properties"][member]["type"] = ["string", "null"]
+    for name in ("CreateRunRequest", "CreateThreadAndRunRequest"):
+        schemas[name]["properties"]["assistant_id"]["enum"] = ["asst_embedded"]
+    for operations in schema["paths"].values():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] == "thread_id" and method != "delete":
+                    parameter["schema"]["enum"] = [thread_id]
     path = os.path.join(os.environ["PEERS_OUT"], "document.json")
     with open(path, "w") as file:
         json.dump(schema, file)
     return path
 
 
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
 def hold(dev):
     """Sends what the tester thinks of to every operation: each value at its limits and beyond, and some at random."""
+    url = f"http://{dev.found[1]}/v1"
+    thread = post(f"{url}/threads", {"messages": [{"role": "user", "content": "hello"}]})
     command = [
         os.path.join(os.path.dirname(sys.executable), "schemathesis"),
-        *("run", document(), "--url", f"http://{dev.found[1]}/v1", "--header", "Authorization: Bearer any"),
+        *("run", document(thread["id"]), "--url", url, "--header", "Authorization: Bearer any"),
         *("--checks", CHECKS, "--max-examples", "3", "--seed", "1", "--suppress-health-check", "all"),
         *("--warnings", "off", "--request-timeout", "10"),
     ]
