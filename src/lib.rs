@@ -7,6 +7,7 @@
 //! | [`demo`], [`dev`], [`healthcheck`] | the gateway in front of the embedded API, a client that shows what it does; a question to a running gateway, for container probes |
 //! | [`app`] | all of it put together |
 //! | [`config`] | flags and environment as typed configuration |
+//! | [`chat`] | a model behind a chat-completions endpoint, for the embedded API |
 //! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
 //! | [`admin`] | the admin port: metrics, health, version |
 //! | [`service`] | the gRPC services: validate, call, answer |
@@ -34,6 +35,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod chat;
 mod codec;
 pub mod config;
 pub mod conversation;

@@ -72,15 +72,19 @@ fn main() -> ExitCode {
             (_, Err(error)) => return bad_usage(&error.to_string()),
         },
         Command::Dev(args) => {
-            let config = Dev::from(*args);
-            match (config.telemetry(), config.worker_threads()) {
-                (Ok(telemetry), threads) => {
+            let config = Dev::try_from(*args).and_then(|config| Ok((config.telemetry()?, config)));
+            match config {
+                Ok((telemetry, config)) => {
+                    let threads = config.worker_threads();
                     start(&telemetry.log, telemetry.log_format, threads, dev(config))
                 }
-                (Err(error), _) => return bad_usage(&error.to_string()),
+                Err(error) => return bad_usage(&error.to_string()),
             }
         }
-        Command::Demo => start("warn", LogFormat::Auto, None, demo::run()),
+        Command::Demo(args) => match Dev::try_from(*args) {
+            Ok(config) => start("warn", LogFormat::Auto, None, demo::run(config)),
+            Err(error) => return bad_usage(&error.to_string()),
+        },
         Command::Healthcheck(args) => {
             start("warn", LogFormat::Auto, Some(1), healthcheck::run(args))
         }
@@ -167,11 +171,16 @@ async fn serve(config: Serve) -> Result<(), Failure> {
 
 async fn dev(config: Dev) -> Result<(), Failure> {
     reload_on_hangup()?;
+    let answers = if config.model.is_some() {
+        "answers come from the model at --model-url"
+    } else {
+        "answers come from a built-in model, not from an AI"
+    };
     let dev = dev::Dev::start(config, shutdown()?).await?;
     writeln!(io::stderr(), "grpc listening on {}", dev.grpc)?;
     writeln!(
         io::stderr(),
-        "rest listening on {} (the embedded Runs API: answers come from a built-in model, not from an AI)",
+        "rest listening on {} (the embedded Runs API: {answers})",
         dev.rest
     )?;
     say_admin(dev.admin)?;

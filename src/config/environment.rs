@@ -56,7 +56,8 @@ fn set(command: &Command, matches: &ArgMatches) -> String {
     };
     let words = command.get_arguments().filter(is_set).filter_map(|arg| {
         let flag = arg.get_long()?;
-        let is_secret = arg.is_hide_env_values_set() || flag.starts_with("upstream-");
+        let is_secret =
+            arg.is_hide_env_values_set() || flag.starts_with("upstream-") || flag == "model-url";
         let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
         let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
         Some(match values.join(",") {

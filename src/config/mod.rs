@@ -15,6 +15,7 @@ mod gateway;
 mod invalid;
 mod isolation;
 mod limits;
+mod model;
 mod requests;
 mod streams;
 mod telemetry;
@@ -29,13 +30,14 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::{
-    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
-    values::address,
+    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, model::ModelArgs,
+    upstream::UpstreamArgs, values::address,
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
     environment::{check_environment, log_old_names, settings},
     invalid::Invalid,
+    model::ModelConfig,
     telemetry::TelemetryConfig,
 };
 use crate::{
@@ -61,10 +63,10 @@ pub enum Command {
     /// Run the gateway.
     Serve(Box<ServeArgs>),
     /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers
-    /// come from a built-in model.
+    /// come from a built-in model, or from one behind `--model-url`.
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
-    Demo,
+    Demo(Box<DemoArgs>),
     /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with
     /// 1 if not.
     Healthcheck(HealthcheckArgs),
@@ -106,8 +108,22 @@ pub struct DevArgs {
     #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     rest_listen: SocketAddr,
 
+    /// Serve whoever reaches an address that others can reach, with the key of the model.
+    #[arg(long, help_heading = "Access")]
+    allow_anonymous: bool,
+
     #[command(flatten)]
     embedded: EmbeddedArgs,
+
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// The flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The flags of `healthcheck`.
@@ -170,6 +186,8 @@ pub struct Dev {
     pub rest_listen: SocketAddr,
     /// What the embedded API holds at most.
     pub embedded: embedded::Limits,
+    /// What answers, if not the built-in model.
+    pub model: Option<ModelConfig>,
     gateway: GatewayArgs,
 }
 
@@ -412,13 +430,6 @@ impl TryFrom<ServeArgs> for Serve {
 }
 
 impl Dev {
-    /// The same without traces, whatever the environment asks for.
-    #[must_use]
-    pub fn untraced(mut self) -> Self {
-        self.gateway.telemetry.untraced = true;
-        self
-    }
-
     /// Logs, metrics and traces.
     pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
         self.gateway.telemetry.clone().try_into()
@@ -446,12 +457,61 @@ impl Dev {
     }
 }
 
-impl From<DevArgs> for Dev {
-    fn from(args: DevArgs) -> Self {
-        Self {
+impl TryFrom<DevArgs> for Dev {
+    type Error = Invalid;
+
+    fn try_from(args: DevArgs) -> Result<Self, Invalid> {
+        let model = args.model.model()?;
+        let has_key = model.as_ref().is_some_and(ModelConfig::has_key);
+        let listen = args.gateway.listen;
+        let ways = [
+            // The embedded API asks for no key.
+            ("--rest-listen", args.rest_listen, false),
+            ("--listen", listen, args.gateway.access.is_closed()),
+        ];
+        let open = ways
+            .into_iter()
+            .find(|(_, address, closed)| !closed && !address.ip().is_loopback());
+        if let Some((flag, address, _)) = open.filter(|_| has_key && !args.allow_anonymous) {
+            return Err(Invalid::new(format!(
+                "{flag} {address} can be reached by others, and whoever reaches it would use the key of --model-api-key-file: \
+                 listen on a loopback address, or allow it by --allow-anonymous"
+            )));
+        }
+        let access = &args.gateway.access;
+        let open_to_pages = access.is_open_to_pages() && !access.is_closed();
+        if open_to_pages && has_key && !args.allow_anonymous {
+            return Err(Invalid::new(
+                "with --web-origins * every page that a browser near the gateway opens would use the key of \
+                 --model-api-key-file: name the origins, or allow it by --allow-anonymous",
+            ));
+        }
+        Ok(Self {
             rest_listen: args.rest_listen,
             embedded: args.embedded.into(),
+            model,
             gateway: args.gateway,
+        })
+    }
+}
+
+impl TryFrom<DemoArgs> for Dev {
+    type Error = Invalid;
+
+    /// `dev` on free ports, with the model that `demo` was given, and without traces.
+    fn try_from(args: DemoArgs) -> Result<Self, Invalid> {
+        let free = "127.0.0.1:0";
+        let flags = ["--listen", "--rest-listen", "--admin-listen"];
+        let flags = flags.into_iter().flat_map(|flag| [flag, free]);
+        let cli = Cli::try_parse_from(["runs-gateway", "dev"].into_iter().chain(flags));
+        match cli.map(|cli| cli.command) {
+            Ok(Command::Dev(mut dev)) => {
+                dev.model = args.model;
+                dev.gateway.telemetry.untraced = true;
+                Self::try_from(*dev)
+            }
+            Ok(_) => Err(Invalid::new("the command is dev")),
+            Err(error) => Err(Invalid::new(error.to_string())),
         }
     }
 }
@@ -468,6 +528,55 @@ mod tests {
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
             _ => unreachable!("the first word is serve"),
+        }
+    }
+
+    fn dev(flags: &str) -> Result<Dev, Invalid> {
+        let words = ["runs-gateway", "dev"]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid::new(error.to_string()))?;
+        match cli.command {
+            Command::Dev(args) => Dev::try_from(*args),
+            _ => unreachable!("the first word is dev"),
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_asked_or_whose_key_others_could_use_is_refused() {
+        let refused = [
+            "--model-url nonsense",
+            "--model-url ftp://host",
+            "--model-url https://user:secret@host/v1",
+            "--model-url https://host/v1#part",
+            "--model-url https://host/v1/chat/completions",
+            "--model-url http://host/v1 --model-timeout 0s",
+            "--model-url http://host/v1 --model-max-reply-bytes 0",
+            "--model m",
+            "--model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --rest-listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --web-origins *",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --rest-listen 0.0.0.0:1",
+        ];
+        for flags in refused {
+            let line = dev(flags).expect_err(flags).to_string();
+            assert!(!line.contains("secret"), "{line}");
+        }
+        let admitted = [
+            "",
+            "--listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1 --allow-anonymous",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --listen 0.0.0.0:1",
+        ];
+        for flags in admitted {
+            assert_eq!(
+                dev(flags).expect(flags).model.is_some(),
+                flags.contains("--model-url"),
+                "{flags}"
+            );
         }
     }
 

@@ -9,7 +9,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::{invalid::Invalid, values::FRAMING};
+use super::{
+    invalid::Invalid,
+    values::{FRAMING, base_url},
+};
 use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles, upstream_key};
 
 /// The flags.
@@ -130,25 +133,7 @@ impl UpstreamArgs {
         let base = base.ok_or_else(|| {
             Invalid::new("--upstream-url must be given with this profile".to_owned())
         })?;
-        // Not by clap, which would repeat a URL that may hold a key.
-        let mut base: Url = base
-            .parse()
-            .map_err(|error| Invalid::new(format!("--upstream-url is not a URL: {error}")))?;
-        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid::new(
-                "--upstream-url must begin with http:// or https:// and name a host".to_owned(),
-            ));
-        }
-        if !base.username().is_empty() || base.password().is_some() {
-            return Err(Invalid::new(
-                "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
-            ));
-        }
-        if base.fragment().is_some() {
-            return Err(Invalid::new(
-                "--upstream-url must not hold a fragment (#…): no server sees it".to_owned(),
-            ));
-        }
+        let mut base = base_url("--upstream-url", base)?;
         let last = base.path().trim_end_matches('/').rsplit('/').next();
         if let Some(last @ ("threads" | "assistants" | "runs")) = last {
             return Err(Invalid::new(format!(

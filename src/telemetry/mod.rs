@@ -37,6 +37,7 @@ mod usage;
 
 use std::{fmt, sync::Arc};
 
+pub(crate) use self::trouble::in_words_of_the_model;
 pub use self::{
     call::Call,
     log::LogFormat,
@@ -57,6 +58,8 @@ struct Inner {
     tracer: Tracer,
     outcomes: run_metrics::RunMetrics,
     troubles: trouble::Troubles,
+    /// The upstream is the model behind the embedded API.
+    is_model: bool,
     settings: Settings,
 }
 
@@ -74,11 +77,22 @@ pub struct Settings {
 impl Telemetry {
     /// Counts from zero, and traces by `tracer`.
     pub fn new(tracer: Tracer, settings: Settings) -> Self {
+        Self::about(false, tracer, settings)
+    }
+
+    /// For requests to the model behind the embedded API: what has to be mended is said in its
+    /// words. Nothing is traced, and no ids are logged.
+    pub(crate) fn of_model() -> Self {
+        Self::about(true, Tracer::off(), Settings::default())
+    }
+
+    fn about(is_model: bool, tracer: Tracer, settings: Settings) -> Self {
         Self(Arc::new(Inner {
             metrics: Metrics::new(&settings),
             tracer,
             outcomes: run_metrics::RunMetrics::default(),
             troubles: trouble::Troubles::default(),
+            is_model,
             settings,
         }))
     }

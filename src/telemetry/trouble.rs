@@ -1,6 +1,8 @@
 //! What whoever runs the gateway has to mend: said as a warning, in words that say what to do, once
 //! a second at most, and counted each time.
 
+use std::borrow::Cow;
+
 use super::{OncePerSecond, Telemetry};
 use crate::error::{Delivery, Error};
 
@@ -62,7 +64,19 @@ impl Telemetry {
         };
         self.metrics().troubles.with_label_values(&[what]).inc();
         if let Some(suppressed) = line.due() {
+            let advice = if self.0.is_model {
+                Cow::from(in_words_of_the_model(advice))
+            } else {
+                advice.into()
+            };
             tracing::warn!(what, error = %error.log(), suppressed, "{advice}");
         }
     }
+}
+
+/// What is said of the upstream, said of the model behind the embedded API.
+pub(crate) fn in_words_of_the_model(text: &str) -> String {
+    text.replace("--upstream-", "--model-")
+        .replace("the upstream", "the model's service")
+        .replace("the gateway's own key", "the key")
 }

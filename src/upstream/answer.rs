@@ -78,16 +78,7 @@ pub(super) async fn read<M: Answerable>(
     reading: &Reading<'_>,
 ) -> Result<Answer<M>, Error> {
     let headers = shown(response.headers());
-    if !response.status().is_success() {
-        return Err(Box::pin(rejection(response, reading, headers)).await);
-    }
-    check_encoding(response)?;
-    let limit = reading.limit;
-    let text = match body(response, begun, limit).await {
-        Ok((text, true)) => text,
-        Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => return Err(failure::cut(&error, reading.idempotency)),
-    };
+    let text = read_text(response, begun, reading).await?;
     let text = error_body::without_mark(&text);
     let unmarked;
     let text = if reading.shows_marks || !marks::may_be_in(text) {
@@ -117,6 +108,25 @@ pub(super) async fn read<M: Answerable>(
         Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
         Ok(Answer { message, headers })
+    }
+}
+
+/// Reads the body of an answer that is no error.
+pub(super) async fn read_text(
+    response: &mut reqwest::Response,
+    begun: Bytes,
+    reading: &Reading<'_>,
+) -> Result<Bytes, Error> {
+    if !response.status().is_success() {
+        let headers = shown(response.headers());
+        return Err(Box::pin(rejection(response, reading, headers)).await);
+    }
+    check_encoding(response)?;
+    let limit = reading.limit;
+    match body(response, begun, limit).await {
+        Ok((text, true)) => Ok(text),
+        Ok((_, false)) => Err(unusable(format!("more than {limit} bytes"))),
+        Err(error) => Err(failure::cut(&error, reading.idempotency)),
     }
 }
 

@@ -158,7 +158,7 @@ impl Client {
             let opened = self.open_once(caller, request, number).await;
             opened.map_err(Error::never_repeated)
         };
-        self.retry.run(caller, attempt).await
+        self.retry.run(caller, attempt).await.map(Into::into)
     }
 
     /// Creates a thread that may be created twice: nobody but this call will use it, and of a

@@ -10,6 +10,7 @@
 //! | `endpoints.rs` | from an RPC's request to a REST request; the calls written by hand |
 //! | `target.rs` | paths and queries: nothing that a caller sends can change which endpoint is called |
 //! | `transport.rs` | the HTTP clients: key, TLS, renewal |
+//! | `chat.rs` | chat completions, of a model behind the embedded API |
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answerable.rs` | the messages that it answers with |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
@@ -39,6 +40,7 @@ mod answerable;
 mod caller;
 mod caller_mark;
 mod calls;
+mod chat;
 mod client;
 mod create_mark;
 mod creates;
@@ -79,4 +81,4 @@ pub use self::{
     stream::{EventStream, StreamBroken, UpstreamReply},
     transport::{RENEWAL, upstream_key},
 };
-pub(crate) use self::{error_body::is_error, required_action::Wanted};
+pub(crate) use self::{chat::ChatReply, error_body::is_error, required_action::Wanted};

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    answer::{self, Answer},
+    answer::{self, Answer, Reading},
     caller::Caller,
     client::Client,
     error_body::without_mark,
@@ -71,10 +71,45 @@ struct IdleTimer {
     noted: RegisteredWaker,
 }
 
+/// What a request for a stream gave.
+pub(super) enum Opened<W> {
+    Stream(Box<EventStream>, HeaderMap),
+    Whole(W),
+}
+
+impl From<Opened<Box<Answer<Run>>>> for UpstreamReply {
+    fn from(opened: Opened<Box<Answer<Run>>>) -> Self {
+        match opened {
+            Opened::Stream(stream, headers) => Self::Stream(stream, headers),
+            Opened::Whole(run) => Self::Run(run),
+        }
+    }
+}
+
+/// What a request for a stream gives where the upstream does not stream.
+pub(super) trait WholeAnswer: Sized {
+    /// Reads an answer to its end. What was read of its body before is `begun`.
+    fn read(
+        response: &mut reqwest::Response,
+        begun: Bytes,
+        reading: &Reading<'_>,
+    ) -> impl Future<Output = Result<Self, Error>> + Send;
+}
+
+impl WholeAnswer for Box<Answer<Run>> {
+    async fn read(
+        response: &mut reqwest::Response,
+        begun: Bytes,
+        reading: &Reading<'_>,
+    ) -> Result<Self, Error> {
+        answer::read(response, begun, reading).await.map(Box::new)
+    }
+}
+
 /// What is there once the head is: of a stream the head, and what was read of its body to know it.
-enum Head {
+enum Head<W> {
     Stream(reqwest::Response, Bytes),
-    Run(Box<Answer<Run>>),
+    Whole(W),
 }
 
 impl fmt::Debug for EventStream {
@@ -95,18 +130,30 @@ impl Client {
         caller: &Caller,
         request: Request,
     ) -> Result<UpstreamReply, Error> {
+        // Boxed, since it would make every call that streams large.
+        Box::pin(self.open_any(caller, request))
+            .await
+            .map(Into::into)
+    }
+
+    /// The same, of whatever the upstream answers with in place of a stream.
+    pub(super) async fn open_any<W: WholeAnswer>(
+        &self,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<Opened<W>, Error> {
         let request = self.allow(caller, request).await?;
         self.retry
             .run(caller, |attempt| self.open_once(caller, &request, attempt))
             .await
     }
 
-    pub(super) async fn open_once(
+    pub(super) async fn open_once<W: WholeAnswer>(
         &self,
         caller: &Caller,
         request: &Allowed,
         attempt: u32,
-    ) -> Result<UpstreamReply, Error> {
+    ) -> Result<Opened<W>, Error> {
         let idempotency = request.idempotency;
         // It is let go with the head: a live stream has a place of its own, for as long as it
         // lives.
@@ -141,8 +188,7 @@ impl Client {
                 }
             }
             let reading = self.reading(caller, request, sent);
-            let answer: Answer<Run> = answer::read(&mut response, begun, &reading).await?;
-            Ok(Head::Run(Box::new(answer)))
+            Ok(Head::Whole(W::read(&mut response, begun, &reading).await?))
         };
         let head = timeout(self.answer_timeout, head).await;
         place.over();
@@ -171,9 +217,9 @@ impl Client {
                     idle_timer: IdleTimer::default(),
                     upstream_request,
                 });
-                UpstreamReply::Stream(stream, headers)
+                Opened::Stream(stream, headers)
             }
-            Head::Run(answer) => UpstreamReply::Run(answer),
+            Head::Whole(answer) => Opened::Whole(answer),
         })
     }
 }
