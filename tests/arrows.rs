@@ -117,6 +117,8 @@ impl Sources {
             }
             if path.is_dir() {
                 self.folder(&path, &module);
+            }
+            if path.extension().is_none_or(|it| it != "rs") {
                 continue;
             }
             let text = fs::read_to_string(&path).expect("text");
