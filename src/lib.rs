@@ -21,7 +21,9 @@
 //! | [`app`] | all of it put together |
 //! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
 //! | [`resuming`] | the caller's side of a stream that resumes by itself, for services in Rust |
+//! | `connection` | a connection to a running gateway, for the commands that call one |
 //! | [`healthcheck`] | a question to a running gateway, for container probes |
+//! | [`terminal`] | runs on a terminal: `run` and `watch` |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
 //! What must stay true, wherever it is cut:
@@ -37,6 +39,7 @@ pub mod admin;
 pub mod app;
 mod codec;
 pub mod config;
+mod connection;
 pub mod conversation;
 pub mod demo;
 pub mod dev;
@@ -53,6 +56,7 @@ pub mod server;
 pub mod service;
 pub mod shares;
 pub mod telemetry;
+pub mod terminal;
 pub mod upstream;
 pub mod v1;
 pub mod wire;

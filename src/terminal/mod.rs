@@ -1,0 +1,100 @@
+//! Runs on a terminal: `runs-gateway run` and `runs-gateway watch`, for whoever wants to look at a
+//! gateway without writing a client.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `gateway.rs` | the calls, with the caller's credential |
+//! | `session.rs` | one run, from its events to the screen; Ctrl-C |
+//! | `view.rs` | what events say, in words |
+//! | `screen.rs` | what stands on the terminal, or goes into files |
+//! | `printable.rs` | text of others, without control characters |
+//!
+//! Must hold:
+//!
+//! - No text comes twice, however often a stream breaks.
+//! - What others wrote reaches the terminal only as [`printable`] makes it.
+//! - Nothing is created twice: what cannot be resumed is an error that says so.
+//! - What is made for a question is removed once its run is over. While the run goes on it is left,
+//!   and named.
+
+mod gateway;
+mod printable;
+mod screen;
+mod session;
+mod view;
+
+use std::error::Error;
+
+use self::{gateway::Gateway, session::Session, view::Timing};
+use crate::{
+    config::{RunArgs, WatchArgs},
+    v1::RunStatus,
+};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The run was completed.
+    Completed,
+    /// The run failed, expired, was cancelled or is incomplete.
+    Unsuccessful,
+    /// The run waits for tool outputs, which cannot be given here.
+    RequiresAction,
+    /// Ctrl-C left a run that goes on.
+    Left,
+}
+
+impl Ended {
+    /// The exit code of the process.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Completed => 0,
+            Self::Unsuccessful => 3,
+            Self::RequiresAction => 4,
+            Self::Left => 130,
+        }
+    }
+
+    fn of(status: RunStatus) -> Self {
+        match status {
+            RunStatus::Completed => Self::Completed,
+            RunStatus::RequiresAction => Self::RequiresAction,
+            _ => Self::Unsuccessful,
+        }
+    }
+}
+
+/// Asks a question and shows the run that answers it.
+///
+/// # Errors
+///
+/// What could not be done, as one line: no connection, a refusal, a stream that could not be
+/// resumed.
+pub async fn run(args: RunArgs) -> Result<Ended, Failure> {
+    let gateway = Gateway::connect(&args.caller).await?;
+    let mut session = Session::new(&gateway, &args.caller, Timing::Command)?;
+    let made = match args.assistant {
+        Some(_) => None,
+        None => Some(gateway.create_assistant(args.model).await?),
+    };
+    let assistant = args.assistant.or_else(|| made.clone()).unwrap_or_default();
+    let stopped = session.ask(args.question, assistant).await;
+    if let Some(made) = made {
+        session.clean_up(&made).await?;
+    }
+    session.end(stopped)
+}
+
+/// Shows a run that somebody started, until it is over.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub async fn watch(args: WatchArgs) -> Result<Ended, Failure> {
+    let gateway = Gateway::connect(&args.caller).await?;
+    let mut session = Session::new(&gateway, &args.caller, Timing::Run)?;
+    let stopped = session.watch(args.thread_id, args.run_id).await;
+    session.end(stopped)
+}
