@@ -24,6 +24,7 @@
 //! | `connection` | a connection to a running gateway, for the commands that call one |
 //! | [`healthcheck`] | a question to a running gateway, for container probes |
 //! | [`terminal`] | runs on a terminal: `run` and `watch` |
+//! | [`package_files`] | man pages and shell completions, from the command line |
 //! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
 //!
 //! What must stay true, wherever it is cut:
@@ -47,6 +48,7 @@ pub mod embedded;
 pub mod error;
 pub mod healthcheck;
 pub mod json;
+pub mod package_files;
 mod pem;
 mod registered_waker;
 pub mod reloadable;

@@ -18,7 +18,7 @@ use runs_gateway::{
     admin,
     app::App,
     config::{self, Cli, Command, Dev, Invalid, LogFormat, Serve},
-    demo, dev, healthcheck, reloadable,
+    demo, dev, healthcheck, package_files, reloadable,
     telemetry::log,
     terminal, v1,
 };
@@ -91,6 +91,8 @@ fn main() -> ExitCode {
         Command::Proto { out } => {
             write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into())
         }
+        Command::PackageFiles { out } => package_files::write(config::command_line(), &out)
+            .map_err(|error| format!("{}: {error}", out.display()).into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

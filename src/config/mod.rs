@@ -38,7 +38,7 @@ use self::{
 pub use self::{
     access::{AccessConfig, JwksSource},
     client::{CallerArgs, GatewayAddress, HealthcheckArgs, RunArgs, WatchArgs},
-    environment::{check_environment, log_old_names, settings},
+    environment::{check_environment, command_line, log_old_names, settings},
     telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
 };
 use crate::{
@@ -76,6 +76,13 @@ pub enum Command {
     Healthcheck(HealthcheckArgs),
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
+        /// The folder to write them to.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Write man pages and shell completions, for packages.
+    #[command(hide = true)]
+    PackageFiles {
         /// The folder to write them to.
         #[arg(long)]
         out: PathBuf,
