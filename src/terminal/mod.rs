@@ -75,15 +75,7 @@ impl Ended {
 pub async fn run(args: RunArgs) -> Result<Ended, Failure> {
     let gateway = Gateway::connect(&args.caller).await?;
     let mut session = Session::new(&gateway, &args.caller, Timing::Command)?;
-    let made = match args.assistant {
-        Some(_) => None,
-        None => Some(gateway.create_assistant(args.model).await?),
-    };
-    let assistant = args.assistant.or_else(|| made.clone()).unwrap_or_default();
-    let stopped = session.ask(args.question, assistant).await;
-    if let Some(made) = made {
-        session.clean_up(&made).await?;
-    }
+    let stopped = session.ask(args.question, args.assistant, args.model).await;
     session.end(stopped)
 }
 

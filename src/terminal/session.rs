@@ -82,13 +82,45 @@ impl Session {
     }
 
     /// Asks the question on a thread of its own, and shows the run until it is over or requires
-    /// action.
-    pub(super) async fn ask(&mut self, question: String, assistant: String) -> Result<(), Stop> {
+    /// action. Without an assistant one is made, of this model, and removed.
+    pub(super) async fn ask(
+        &mut self,
+        question: String,
+        assistant: Option<String>,
+        model: String,
+    ) -> Result<(), Stop> {
+        if let Some(assistant) = assistant {
+            return self.ask_assistant(question, assistant).await;
+        }
+        let gateway = self.gateway.clone();
+        let made = self.attend(gateway.create_assistant(model)).await??;
+        let stopped = self.ask_assistant(question, made.clone()).await;
+        self.clean_up(made).await?;
+        stopped
+    }
+
+    async fn ask_assistant(&mut self, question: String, assistant: String) -> Result<(), Stop> {
         let gateway = self.gateway.clone();
         // Boxed: it is large.
         let creating = Box::pin(gateway.create_run(question_to(assistant, question)));
         let mut events = self.attend(creating).await?;
         self.follow(&mut events).await
+    }
+
+    /// Removes the assistant that was made for the run, unless the run needs it.
+    async fn clean_up(&mut self, assistant: String) -> Result<(), Stop> {
+        let kept = if self.view.may_go_on() {
+            "the run may go on".to_owned()
+        } else {
+            let gateway = self.gateway.clone();
+            let deleting = gateway.delete_assistant(assistant.clone());
+            match self.attend(deleting).await? {
+                Ok(()) => return Ok(()),
+                Err(error) => error.to_string(),
+            }
+        };
+        let line = format!("the assistant {assistant} is left: {kept}");
+        Ok(self.view.note(&line)?)
     }
 
     /// Shows the run until it is terminal. While it requires action somebody else has to act.
@@ -108,6 +140,8 @@ impl Session {
                 return Ok(());
             }
             self.wait_for_others(&place).await?;
+            // The log of a run may be behind its state: it is asked at this pace.
+            self.attend(sleep(TICK)).await?;
         }
     }
 
@@ -123,7 +157,7 @@ impl Session {
                     Some((thread, run)) => {
                         format!("left; the run goes on: runs-gateway watch {thread} {run}")
                     }
-                    None => "left; the run may have been made".to_owned(),
+                    None => "left; what was asked for may have been made".to_owned(),
                 })?;
                 Ok(Ended::Left)
             }
@@ -131,20 +165,6 @@ impl Session {
         };
         self.view.close()?;
         ended
-    }
-
-    /// Removes the assistant that was made for the run, unless the run needs it.
-    pub(super) async fn clean_up(&mut self, assistant: &str) -> io::Result<()> {
-        let kept = if self.view.may_go_on() {
-            "the run may go on".to_owned()
-        } else {
-            match self.gateway.delete_assistant(assistant.to_owned()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error.to_string(),
-            }
-        };
-        self.view
-            .note(&format!("the assistant {assistant} is left: {kept}"))
     }
 
     /// Shows the events to their end.

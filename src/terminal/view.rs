@@ -11,8 +11,9 @@ use std::{
 
 use super::{printable::printable_line, screen::Screen};
 use crate::v1::{
-    ContentPart, ContentPartDelta, Gap, ImageFile, MessageDelta, Run, RunEvent, RunEventType,
-    RunStatus, RunStep, RunStepStatus, StepDetails, TextContent, ThreadMessage, run_event::Payload,
+    ContentPart, ContentPartDelta, Gap, ImageFile, MessageDelta, Run, RunError, RunEvent,
+    RunEventType, RunStatus, RunStep, RunStepStatus, StepDetails, TextContent, ThreadMessage,
+    Usage, run_event::Payload,
 };
 
 /// The most characters of a tool call's arguments, or of an error, that are shown.
@@ -152,11 +153,7 @@ impl View {
     }
 
     fn step(&mut self, step: &RunStep) -> io::Result<()> {
-        let tokens = step
-            .usage
-            .as_ref()
-            .and_then(|usage| usage.total_tokens)
-            .unwrap_or_default();
+        let tokens = step.usage.as_ref().map_or(0, Usage::total_tokens);
         let now = (step.status(), tokens);
         let before = self.steps.insert(step.id.clone(), now);
         if before.is_some_and(|(status, _)| status == now.0) {
@@ -173,12 +170,8 @@ impl View {
                 self.screen.note(&format!("  {call}"))?;
             }
         }
-        step.last_error.iter().try_for_each(|error| {
-            self.screen.note(&format!(
-                "  {}",
-                failure(&error.code, error.message.as_deref())
-            ))
-        })
+        let mut failures = step.last_error.iter().map(failure);
+        failures.try_for_each(|failure| self.screen.note(&format!("  {failure}")))
     }
 
     fn delta(&mut self, delta: &MessageDelta) -> io::Result<()> {
@@ -232,16 +225,10 @@ impl View {
         self.screen.end_line()?;
         let run = &self.run;
         let mut lines = Vec::new();
-        lines.extend(
-            run.last_error
-                .as_ref()
-                .map(|error| failure(&error.code, error.message.as_deref())),
-        );
-        lines.extend(
-            run.incomplete_details
-                .as_ref()
-                .map(|it| format!("reason: {}", printable_line(&it.reason, MAX_TEXT))),
-        );
+        lines.extend(run.last_error.as_ref().map(failure));
+        let reason = run.incomplete_details.as_ref().map(|it| &it.reason);
+        let reason = reason.map(|it| format!("reason: {}", printable_line(it, MAX_TEXT)));
+        lines.extend(reason);
         let took = seconds(self.time());
         let used = run.usage.as_ref().map_or(String::new(), |usage| {
             let (read, written) = (usage.prompt_tokens(), usage.completion_tokens());
@@ -249,7 +236,8 @@ impl View {
         });
         lines.push(format!("{} after {took}{used}", self.status));
         if run.status() == RunStatus::RequiresAction {
-            lines.push("it waits for tool outputs, which cannot be given here: SubmitToolOutputs gives them".to_owned());
+            let line = "it waits for tool outputs, which cannot be given here";
+            lines.push(format!("{line}: SubmitToolOutputs gives them"));
         }
         lines.iter().try_for_each(|line| self.screen.note(line))
     }
@@ -296,11 +284,9 @@ fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-fn failure(code: &str, message: Option<&str>) -> String {
-    let (code, message) = (
-        printable_line(code, MAX_NAME),
-        printable_line(message.unwrap_or_default(), MAX_TEXT),
-    );
+fn failure(error: &RunError) -> String {
+    let code = printable_line(&error.code, MAX_NAME);
+    let message = printable_line(error.message(), MAX_TEXT);
     format!("error {code}: {message}")
 }
 
