@@ -64,6 +64,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         calls::client(&compiler.descriptor_pool())?,
     )?;
     fs::write(
+        out.join("not_ids.rs"),
+        calls::not_ids(&compiler.descriptor_pool())?,
+    )?;
+    fs::write(
         out.join("services.rs"),
         calls::services(&compiler.descriptor_pool())?,
     )?;

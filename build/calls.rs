@@ -27,6 +27,15 @@ const OWN_METHODS: [&str; 3] = ["SubmitToolOutputs", "CancelRun", "ListAssistant
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
+/// Creates that may be sent twice if they have a `request_id`: what they make is looked for.
+const REPEATABLE_BY_ID: [&str; 3] = ["CreateRun", "CreateMessage", "CreateAssistant"];
+
+/// Modifications of what creates mark: the mark stays.
+const KEEPS_MARK: [&str; 3] = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
+
+/// Fields of a create that are the gateway's own, and no part of its REST request.
+const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
+
 /// The value of the option `rest` of an RPC.
 struct Route {
     method: String,
@@ -131,21 +140,21 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         answer(&mut out, message, own_ids.get(message.name()))?;
     }
     write!(out, "impl Client {{\n{methods}}}\n")?;
-    not_ids(&mut out, pool)?;
     Ok(out)
 }
 
 /// The words that are no ids in a route because another route has them in that place: with one as
 /// its id, a request would be the other route's. The HTTP method does not matter: what one upstream
 /// refuses, another may take.
-fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>> {
+pub(crate) fn not_ids(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let mut out = String::new();
     let routes: BTreeSet<_> = rpcs(pool)?
         .into_iter()
         .map(|(_, route)| route.path)
         .collect();
     writeln!(
         out,
-        "/// Route, id, and a word that stands in its place in another route.\npub(super) const NOT_IDS: &[(&str, &str, &str)] = &["
+        "/// Route, id, and a word that stands in its place in another route.\nconst NOT_IDS: &[(&str, &str, &str)] = &["
     )?;
     let is_id = |segment: &str| segment.starts_with('{');
     for (one, other) in routes
@@ -166,7 +175,7 @@ fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>
         }
     }
     writeln!(out, "];")?;
-    Ok(())
+    Ok(out)
 }
 
 /// How a call's request is made.
@@ -192,7 +201,7 @@ fn request(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<()
     let mut query = String::new();
     for field in input.fields() {
         let name = field.name();
-        let own = route.stream && name == "options";
+        let own = route.stream && name == "options" || OWN_FIELDS.contains(&name);
         if !(ids.contains(&name) || name == route.body || own) {
             write!(query, ".{}", parameter(&field)?)?;
         }
@@ -301,6 +310,12 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
             "UpstreamReply".to_owned(),
             "self.open(caller, request.request()?)",
         )
+    } else if KEEPS_MARK.contains(&rpc.name()) {
+        (
+            "",
+            format!("Answer<{answer}>"),
+            "self.send_modification(caller, request.request()?)",
+        )
     } else if route.deleted.is_empty() {
         (
             "",
@@ -382,11 +397,31 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         out,
         "    async fn {name}(&self, request: Request<{input}>) -> Result<Response<{answer}>, Status> {{"
     )?;
-    if streams || OWN_HANDLERS.contains(&rpc.name()) {
+    let idempotency = idempotency(rpc);
+    if streams {
+        writeln!(
+            out,
+            "        run::{name}(self, request, Idempotency::{idempotency}).await\n    }}"
+        )?;
+        return Ok(());
+    }
+    if OWN_HANDLERS.contains(&rpc.name()) {
         writeln!(out, "        run::{name}(self, request).await\n    }}")?;
         return Ok(());
     }
-    let idempotency = idempotency(rpc);
+    if rpc.input().get_field_by_name("request_id").is_some() {
+        let open = if REPEATABLE_BY_ID.contains(&rpc.name()) {
+            "open_create(request, |it| !it.request_id.is_empty())"
+        } else {
+            "open_once(request)"
+        };
+        writeln!(
+            out,
+            "        let (caller, request) = self.{open};\n        let answered = self.streams.create(\"{}\", &caller, &request).await;\n        answer(&caller.call, answered)\n    }}",
+            rpc.name()
+        )?;
+        return Ok(());
+    }
     let open = if idempotency == "NonIdempotent" {
         "open_once"
     } else {

@@ -40,7 +40,7 @@ impl Dev {
         let mut serve = config.serve(rest)?;
         // Nobody routes calls here who would have to learn of the end.
         serve.limits.drain_delay = std::time::Duration::ZERO;
-        let app = App::new(&serve)?;
+        let app = App::new(&serve).await?;
         let described = app.describe(&serve);
         let listener = bind("--listen", serve.listen).await?;
         let grpc = listener.local_addr()?;

@@ -23,14 +23,15 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     json::Violation,
-    runs::Resume,
     shares::Limit,
     v1::{ErrorReason, RunEventType},
 };
 
 mod rejection;
+mod resume;
 
 pub use rejection::{ErrorBody, Rejection};
+pub use resume::Resume;
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "runsgateway.v1";
@@ -44,6 +45,9 @@ const MAX_WORD: usize = 128;
 
 /// What an answer about something else is. It will not be another the next time.
 pub(crate) const ANOTHER_RESOURCE: &str = "another resource than the one asked for";
+
+/// What to do about a write of unknown outcome.
+const LOOK: &str = "; look before doing it again";
 
 /// How long to wait where the upstream asks to wait and does not say how long.
 const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -135,6 +139,23 @@ pub enum Error {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// The `request_id` was used for another request.
+    RequestIdUsed,
+    /// A create may or may not have been done. It was looked for and not found; a repeat looks
+    /// again before it creates.
+    Unsettled {
+        /// Why it is not known.
+        error: Arc<Error>,
+    },
+    /// The thread's active run was waited for in vain.
+    ThreadBusy {
+        /// The thread.
+        thread_id: String,
+        /// The run.
+        run_id: String,
+        /// What became of the wait, with the limit and its flag.
+        why: String,
+    },
     /// A stream ended before its run did.
     Interrupted {
         /// Why.
@@ -182,8 +203,10 @@ impl Error {
             }
             Self::Unusable { what, .. } => what != ANOTHER_RESOURCE,
             Self::Lost { .. } | Self::Overloaded(_) | Self::Draining => true,
-            Self::Interrupted { error, .. } => error.is_transient(),
-            Self::Invalid { .. }
+            Self::Interrupted { error, .. } | Self::Unsettled { error } => error.is_transient(),
+            Self::RequestIdUsed
+            | Self::ThreadBusy { .. }
+            | Self::Invalid { .. }
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::UnknownEncoding
@@ -234,6 +257,19 @@ impl Error {
         matches!(self, Self::Rejected(rejection) if rejection.is_state_conflict())
     }
 
+    /// Whether it is an active run of the thread that is in the way.
+    pub fn is_active_run(&self) -> bool {
+        matches!(self, Self::Rejected(rejection) if rejection.is_active_run())
+    }
+
+    /// The run that the upstream's words name.
+    pub fn named_run(&self) -> Option<&str> {
+        match self {
+            Self::Rejected(rejection) => rejection.named_run(),
+            _ => None,
+        }
+    }
+
     /// Whether the upstream does not know the caller's credential.
     pub fn is_credential_rejected(&self) -> bool {
         matches!(self, Self::Rejected(rejection) if rejection.status == 401)
@@ -276,12 +312,13 @@ impl Error {
         let mut details = ErrorDetails::new();
         let mut metadata = MetadataMap::new();
         let mut info = HashMap::new();
-        let cause = if let Self::Interrupted { error, resume } = self {
-            info.extend(resume.info());
-            error
-        } else {
-            self
-        };
+        let mut cause = self;
+        while let Self::Interrupted { error, .. } | Self::Unsettled { error } = cause {
+            if let Self::Interrupted { resume, .. } = cause {
+                info.extend(resume.info());
+            }
+            cause = error;
+        }
         match cause {
             Self::Invalid { field, description } => {
                 details
@@ -315,6 +352,12 @@ impl Error {
             }
             Self::UnknownEncoding => {
                 insert(&mut metadata, "grpc-accept-encoding", "identity,gzip");
+            }
+            Self::ThreadBusy {
+                thread_id, run_id, ..
+            } => {
+                let ids = [("thread_id", thread_id), ("run_id", run_id)];
+                info.extend(ids.map(|(name, id)| (name.to_owned(), cut(id, MAX_WORD))));
             }
             _ => {}
         }
@@ -418,7 +461,7 @@ impl Error {
             }
             Self::OutputsMissing { ids } => {
                 let message = format!(
-                    "the run waits for outputs of {}, and the caller has closed its side",
+                    "the run waits for outputs or approvals of {}, and the caller has closed its side",
                     ids.join(", ")
                 );
                 Verdict::new(Code::FailedPrecondition, R::OutputsMissing, message)
@@ -429,6 +472,25 @@ impl Error {
                 );
                 Verdict::new(Code::ResourceExhausted, R::OutputsTooLarge, message)
                     .retry(Retry::Never)
+            }
+            Self::RequestIdUsed => Verdict::new(
+                Code::AlreadyExists,
+                R::RequestIdUsed,
+                "request_id: it was used for another request".to_owned(),
+            ),
+            Self::Unsettled { error } => {
+                let verdict = error.verdict();
+                let message = format!("{}; call again with the same request_id", verdict.message);
+                let message = message.replace(LOOK, "");
+                Verdict { message, ..verdict }.retry(Retry::After(DEFAULT_RETRY_DELAY))
+            }
+            Self::ThreadBusy { run_id, why, .. } => {
+                let message = if run_id.is_empty() {
+                    format!("the thread is busy: {why}")
+                } else {
+                    format!("the thread has an active run {run_id:?}: {why}")
+                };
+                Verdict::new(Code::FailedPrecondition, R::StateConflict, message)
             }
             Self::Interrupted { error, resume } => {
                 let verdict = error.verdict();
@@ -524,9 +586,7 @@ impl Verdict {
     }
 
     fn unknown(cause: &str) -> Self {
-        let message = format!(
-            "it is not known whether the call took effect ({cause}); look before doing it again"
-        );
+        let message = format!("it is not known whether the call took effect ({cause}){LOOK}");
         Self::new(Code::Unknown, ErrorReason::OutcomeUnknown, message).retry(Retry::Never)
     }
 
@@ -569,6 +629,15 @@ impl fmt::Display for Log<'_> {
             Error::Overloaded(limit) => write!(out, "overloaded: {}", limit.what),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),
             Error::OutputsTooLarge { limit } => write!(out, "more than {limit} bytes of outputs"),
+            Error::RequestIdUsed => out.write_str("request_id used for another request"),
+            Error::Unsettled { error } => write!(out, "not found afterwards: {}", error.log()),
+            Error::ThreadBusy { run_id, .. } => {
+                write!(
+                    out,
+                    "active run {:?} waited for in vain",
+                    cut(run_id, MAX_WORD)
+                )
+            }
             Error::Interrupted { error, resume } => write!(
                 out,
                 "{} (run {:?})",

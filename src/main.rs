@@ -17,9 +17,9 @@ use clap::error::ErrorKind;
 use runs_gateway::{
     admin,
     app::App,
-    config::{self, Cli, Command, Dev, Invalid, LogFormat, Serve},
+    config::{self, Cli, Command, Dev, Invalid, Serve},
     demo, dev, healthcheck, package_files, reloadable,
-    telemetry::log,
+    telemetry::{LogFormat, log},
     terminal, v1,
 };
 use tokio::{
@@ -64,9 +64,7 @@ fn main() -> ExitCode {
     }
     let done = match cli.command {
         Command::Serve(args) => match (args.check, Serve::try_from(*args)) {
-            (true, Ok(config)) => {
-                start("error", LogFormat::Auto, Some(1), async { check(&config) })
-            }
+            (true, Ok(config)) => start("error", LogFormat::Auto, Some(1), check(&config)),
             (false, Ok(config)) => {
                 let (telemetry, threads) = (config.telemetry.clone(), config.worker_threads);
                 start(&telemetry.log, telemetry.log_format, threads, serve(config))
@@ -154,8 +152,8 @@ fn start<T>(
 }
 
 /// Says that the configuration and the files that it names can be run; nothing listens.
-fn check(config: &Serve) -> Result<(), Failure> {
-    println!("ok: {}", App::new(config)?.describe(config));
+async fn check(config: &Serve) -> Result<(), Failure> {
+    println!("ok: {}", App::new(config).await?.describe(config));
     Ok(())
 }
 
@@ -163,7 +161,7 @@ async fn serve(config: Serve) -> Result<(), Failure> {
     reload_on_hangup()?;
     // From now on a signal to end is heeded, and not only once others can read the address.
     let shutdown = shutdown()?;
-    let app = App::new(&config)?;
+    let app = App::new(&config).await?;
     let described = app.describe(&config);
     let listener = TcpListener::bind(config.listen)
         .await
@@ -174,6 +172,9 @@ async fn serve(config: Serve) -> Result<(), Failure> {
     let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
     say_admin(admin_address)?;
     log_start(listener.local_addr()?, admin_address, &described);
+    if let Some(notice) = config.notice {
+        tracing::warn!("{notice}");
+    }
     app.serve(listener, admin, shutdown).await;
     Ok(())
 }

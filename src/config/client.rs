@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use super::address;
+use super::values::address;
 
 /// Which gateway is called, and how it and its caller show who they are.
 #[derive(Debug, Args)]

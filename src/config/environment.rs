@@ -138,7 +138,7 @@ fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), In
     let nearest = known
         .iter()
         .min_by_key(|known| strsim::levenshtein(known, &upper));
-    Err(Invalid(format!(
+    Err(Invalid::new(format!(
         "the variable {name} is unknown: did you mean {}? Correct it or unset it",
         nearest.map_or("", String::as_str)
     )))

@@ -13,19 +13,16 @@ mod embedded_args;
 mod environment;
 mod event_log;
 mod gateway;
+mod invalid;
 mod isolation;
 mod limits;
 mod requests;
 mod streams;
 mod telemetry;
 mod upstream;
+mod values;
 
-use std::{
-    fmt,
-    net::{SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -34,18 +31,21 @@ use url::Url;
 
 use self::{
     access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+    values::address,
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
     client::{CallerArgs, GatewayAddress, HealthcheckArgs, RunArgs, WatchArgs},
     environment::{check_environment, command_line, log_old_names, settings},
-    telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
+    invalid::Invalid,
+    telemetry::TelemetryConfig,
 };
 use crate::{
+    admin::Admin,
     embedded,
     runs::StreamLimits,
     server::Limits,
-    upstream::{AuthStyle, IsolationRules, RENEWAL, Upstream, UpstreamFiles},
+    upstream::{AuthStyle, IsolationRules, KeyCommand, RENEWAL, Upstream, UpstreamFiles},
 };
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).
@@ -123,34 +123,6 @@ pub struct DevArgs {
     embedded: EmbeddedArgs,
 }
 
-/// An address to listen on: numbers, or a name that is resolved now.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let resolved = text
-        .parse()
-        .ok()
-        .or_else(|| text.to_socket_addrs().ok()?.next());
-    resolved.ok_or_else(|| "not an address, such as 127.0.0.1:50051 or [::]:50051".to_owned())
-}
-
-/// A configuration that cannot be run: one line that says what to change.
-#[derive(Debug)]
-pub struct Invalid(String);
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Invalid {}
-
-impl Invalid {
-    /// What to change, in one line that holds no key.
-    pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
-    }
-}
-
 /// The configuration of `serve`.
 #[derive(Debug)]
 pub struct Serve {
@@ -172,6 +144,10 @@ pub struct Serve {
     pub access: AccessConfig,
     /// How callers are kept from each other, if they are.
     pub isolation: Option<IsolationRules>,
+    /// Who runs the models, for telemetry.
+    pub provider: String,
+    /// What is to be said at start.
+    pub notice: Option<&'static str>,
 }
 
 /// The configuration of `dev`.
@@ -188,6 +164,7 @@ pub struct Dev {
 struct Credentials {
     auth: AuthStyle,
     key: Option<SecretString>,
+    key_command: Option<KeyCommand>,
     files: UpstreamFiles,
     renewal: Duration,
 }
@@ -202,11 +179,12 @@ impl Serve {
         let Credentials {
             auth,
             key,
+            key_command,
             files,
             renewal,
         } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
-        let has_key = key.is_some() || files.key.is_some();
+        let has_key = key.is_some() || key_command.is_some() || files.key.is_some();
         let has_names = gateway.access.is_closed();
         let isolation = gateway.isolation.rules(has_key, has_names)?;
         let serve = Self {
@@ -215,6 +193,7 @@ impl Serve {
                 base,
                 auth,
                 key,
+                key_command,
                 headers,
                 connect_timeout: *gateway.connect_timeout,
                 answer_timeout: *gateway.answer_timeout,
@@ -239,6 +218,8 @@ impl Serve {
             streams: gateway.streams.try_into()?,
             access: gateway.access.try_into()?,
             isolation,
+            provider: "embedded".to_owned(),
+            notice: None,
         };
         serve.check()?;
         Ok(serve)
@@ -267,6 +248,8 @@ impl Serve {
         // A timeout of a ping that is never sent says nothing.
         let ping = limits.ping_interval.map(|_| limits.ping_timeout);
         let upstream_ping = upstream.ping_interval.map(|_| upstream.ping_timeout);
+        let key_command = upstream.key_command.as_ref();
+        let key_command = key_command.map(|command| command.timeout);
         let times = [
             ("--handshake-timeout", Some(limits.handshake)),
             ("--ping-timeout", ping),
@@ -274,6 +257,7 @@ impl Serve {
             ("--connect-timeout", Some(upstream.connect_timeout)),
             ("--answer-timeout", Some(upstream.answer_timeout)),
             ("--upstream-ping-timeout", upstream_ping),
+            ("--upstream-key-command-timeout", key_command),
             ("--stream-idle-timeout", Some(streams.idle)),
             ("--cancel-timeout", Some(streams.cancel_timeout)),
             ("--poll-ceiling", Some(streams.poll.ceiling)),
@@ -292,7 +276,7 @@ impl Serve {
             }))
             .next();
         if let Some((flag, zero)) = zero {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{flag} {zero} could serve nobody: give it more, or leave it out"
             )));
         }
@@ -334,7 +318,7 @@ fn differ(
     let same = address.ip() == other.ip();
     let all = address.ip().is_unspecified() || other.ip().is_unspecified();
     if address.port() != 0 && address.port() == other.port() && (same || all) {
-        return Err(Invalid(format!(
+        return Err(Invalid::new(format!(
             "{flag} {address} and {other_flag} {other} take the same port: give each one of its own"
         )));
     }
@@ -352,7 +336,7 @@ impl TryFrom<ServeArgs> for Serve {
         );
         let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
         if has_key && open && !args.allow_anonymous {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
                  {WAYS}, listen on a loopback address, or allow it by --allow-anonymous"
             )));
@@ -362,7 +346,7 @@ impl TryFrom<ServeArgs> for Serve {
             && !args.gateway.access.is_closed()
             && !args.allow_anonymous
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
                  origins, admit callers by {WAYS}, or allow it by --allow-anonymous"
             )));
@@ -370,7 +354,7 @@ impl TryFrom<ServeArgs> for Serve {
         let credential = auth.header();
         let bearer = args.gateway.access.bearer_flag();
         if let Some(flag) = bearer.filter(|_| !has_key && credential == AUTHORIZATION) {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with {flag} callers' authorization is for this gateway, not a key of the upstream: give the gateway a key of its \
                  own by --upstream-api-key-file"
             )));
@@ -378,7 +362,7 @@ impl TryFrom<ServeArgs> for Serve {
         if let Some(flag) =
             bearer.filter(|_| args.gateway.forward_metadata.contains(&AUTHORIZATION))
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata authorization would give the upstream what {flag} admits callers by"
             )));
         }
@@ -388,22 +372,29 @@ impl TryFrom<ServeArgs> for Serve {
             .iter()
             .find(|name| has_key && **name == credential)
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata {name} would replace the gateway's own key by the caller's"
             )));
         }
         let credentials = Credentials {
             auth,
             key: args.upstream.key()?,
+            key_command: args.upstream.key_command()?,
             files: args.upstream.files(),
             renewal: args.upstream.renewal(),
         };
-        Self::new(
+        let (notice, provider) = (args.upstream.notice(), args.upstream.provider());
+        let serve = Self::new(
             args.gateway,
             args.upstream.base()?,
             args.upstream.headers()?,
             credentials,
-        )
+        )?;
+        Ok(Self {
+            provider,
+            notice,
+            ..serve
+        })
     }
 }
 
@@ -429,11 +420,12 @@ impl Dev {
     pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
         let base = format!("http://{rest}/v1")
             .parse()
-            .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+            .map_err(|_| Invalid::new(format!("{rest} is not an address")))?;
         differ(("--listen", self.gateway.listen), ("--rest-listen", rest))?;
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
             key: None,
+            key_command: None,
             files: UpstreamFiles::default(),
             renewal: RENEWAL,
         };
@@ -459,7 +451,7 @@ mod tests {
         let words = ["runs-gateway", "serve"]
             .into_iter()
             .chain(flags.split_whitespace());
-        let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid::new(error.to_string()))?;
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
             _ => unreachable!("the first word is serve"),
@@ -493,6 +485,11 @@ mod tests {
                 AuthStyle::Bearer,
             ),
             (
+                "--upstream-profile foundry --upstream-url https://r.example/api/projects/p",
+                "https://r.example/api/projects/p?api-version=v1",
+                AuthStyle::Bearer,
+            ),
+            (
                 "--upstream-url http://h/v1 --upstream-auth x-key",
                 "http://h/v1",
                 AuthStyle::Header("x-key".parse().expect("a name")),
@@ -503,6 +500,36 @@ mod tests {
             assert_eq!(
                 (upstream.base.as_str(), upstream.auth),
                 (url, auth),
+                "{flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_names_its_provider_and_says_whether_its_service_has_ended() {
+        let (url, provider) = ("--upstream-url https://h", "--upstream-provider me");
+        let cases = [
+            (String::new(), "aimlapi", false),
+            (url.to_owned(), "unknown", false),
+            (format!("{url} {provider}"), "me", false),
+            ("--upstream-profile openai".to_owned(), "openai", true),
+            (format!("--upstream-profile openai {url}"), "openai", false),
+            (
+                format!("--upstream-profile azure {url}"),
+                "azure.ai.openai",
+                true,
+            ),
+            (
+                format!("--upstream-profile foundry {url}"),
+                "azure.ai.agents",
+                false,
+            ),
+        ];
+        for (flags, provider, ended) in cases {
+            let serve = serve(&flags).expect(&flags);
+            assert_eq!(
+                (&*serve.provider, serve.notice.is_some()),
+                (provider, ended),
                 "{flags}"
             );
         }
@@ -546,7 +573,13 @@ mod tests {
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer name:proxy",
             "--upstream-api-key k --mesh-identity nonsense --mesh-peer loopback",
+            "--upstream-key-command get-token --upstream-api-key k",
+            "--upstream-key-command get-token --upstream-api-key-file k",
+            "--upstream-key-command '",
+            "--upstream-key-command get-token --upstream-key-command-timeout 0s",
+            "--upstream-key-command get-token --listen 0.0.0.0:1",
             "--upstream-profile azure",
+            "--upstream-profile foundry",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
             "--upstream-header nonsense",

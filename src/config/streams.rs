@@ -1,11 +1,11 @@
 //! The flags of the limits of streams. What each means, and why its default is right for most,
-//! stands with [`StreamLimits`] and [`PollLimits`].
+//! stands with [`StreamLimits`], [`CreateLimits`] and [`PollLimits`].
 
 use clap::Args;
 use humantime::Duration;
 
 use super::{Invalid, event_log::EventLogArgs};
-use crate::runs::{PollLimits, StreamLimits};
+use crate::runs::{CreateLimits, PollLimits, StreamLimits};
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]
@@ -60,6 +60,22 @@ pub(super) struct StreamArgs {
     #[arg(long, default_value_t = PollLimits::default().step_bytes)]
     max_polled_step_bytes: usize,
 
+    /// Creates that wait for the active run of one thread (`on_active_run`); one more is refused.
+    #[arg(long, default_value_t = CreateLimits::default().active_run_queue)]
+    active_run_queue: usize,
+
+    /// How long a create waits for an active run that requires action.
+    #[arg(long, default_value_t = CreateLimits::default().action_wait.into())]
+    active_run_action_wait: Duration,
+
+    /// How long a create with a `request_id` whose answer was lost is looked for.
+    #[arg(long, default_value_t = CreateLimits::default().look.into())]
+    request_id_look: Duration,
+
+    /// Creates with a `request_id` that are remembered, for ten minutes; the oldest are forgotten.
+    #[arg(long, default_value_t = CreateLimits::default().request_ids)]
+    max_request_ids: usize,
+
     #[command(flatten)]
     event_log: EventLogArgs,
 }
@@ -82,6 +98,12 @@ impl TryFrom<StreamArgs> for StreamLimits {
                 runs: args.max_polled_runs,
                 step_bytes: args.max_polled_step_bytes,
                 patience: *args.poll_failure_timeout,
+            },
+            creates: CreateLimits {
+                active_run_queue: args.active_run_queue,
+                action_wait: *args.active_run_action_wait,
+                look: *args.request_id_look,
+                request_ids: args.max_request_ids,
             },
             store: args.event_log.store()?,
             log: args.event_log.limits(),

@@ -57,6 +57,17 @@ impl Rejection {
             && self.body.as_ref().is_some_and(ErrorBody::is_state_conflict)
     }
 
+    /// An active run of the thread is in the way. Some services say 409.
+    pub(super) fn is_active_run(&self) -> bool {
+        matches!(self.status, 400 | 409 | 422)
+            && self.body.as_ref().is_some_and(ErrorBody::is_active_run)
+    }
+
+    /// The run that the message names.
+    pub(super) fn named_run(&self) -> Option<&str> {
+        self.body.as_ref().and_then(ErrorBody::named_run)
+    }
+
     pub(super) fn param(&self) -> Option<String> {
         self.body
             .as_ref()
@@ -162,6 +173,27 @@ impl ErrorBody {
             && !VALUES.iter().any(|words| message.contains(words))
     }
 
+    /// The words for a thread that is busy, of creates of runs and of messages.
+    fn is_active_run(&self) -> bool {
+        const ROWS: [&[&str]; 4] = [
+            &["active run"],
+            &["run", "is active"],
+            &["while a run"],
+            &["while run"],
+        ];
+        let message = self.message.to_ascii_lowercase();
+        let has = |row: &&[&str]| row.iter().all(|words| message.contains(words));
+        ROWS.iter().any(has)
+    }
+
+    /// The first word that has the form of a run's id.
+    fn named_run(&self) -> Option<&str> {
+        let is_part = |letter: char| letter.is_ascii_alphanumeric() || "_-".contains(letter);
+        let words = self.message.split(|letter| !is_part(letter));
+        let mut words = words.filter(|word| word.len() > 4 && word.starts_with("run_"));
+        words.next()
+    }
+
     fn is_quota(&self) -> bool {
         [&self.code, &self.r#type]
             .into_iter()
@@ -172,6 +204,34 @@ impl ErrorBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_active_run_is_told_by_its_words_and_named_by_them() {
+        for (message, run) in [
+            (
+                "Thread thread_1 already has an active run run_1.",
+                Some("run_1"),
+            ),
+            (
+                "Can't add messages to thread_1 while a run run_aB-2 is active.",
+                Some("run_aB-2"),
+            ),
+            ("Thread has an active run", None),
+            ("A run 'run_x' is active", Some("run_x")),
+        ] {
+            let body = ErrorBody {
+                message: message.to_owned(),
+                ..ErrorBody::default()
+            };
+            assert!(body.is_active_run(), "{message}");
+            assert_eq!(body.named_run(), run, "{message}");
+        }
+        let other = ErrorBody {
+            message: "Run run_1 is not waiting for outputs".to_owned(),
+            ..ErrorBody::default()
+        };
+        assert!(!other.is_active_run());
+    }
 
     #[test]
     fn a_state_conflict_is_told_by_its_words() {

@@ -22,14 +22,15 @@ use tokio_stream::Stream;
 
 use super::{
     Events, Options, Started, Streams,
+    creates::{Begun, Left},
     delivery::Delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
-    inbox::{ToolOutputInbox, calls},
+    inbox::ToolOutputInbox,
     live::{Recorded, cut, follow, next, watch},
     polls::Interest,
-    progress::{Progress, SharedResume, run_event},
-    reader::{CancelOnDisconnect, Reader, Source},
+    progress::{Progress, SharedResume},
+    reader::{CancelOnDisconnect, Reader},
 };
 use crate::{
     error::Error,
@@ -38,7 +39,7 @@ use crate::{
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus,
         StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
-        ToolOutputs, converse_run_request::Message, run_event::Payload,
+        converse_run_request::Message, run_event::Payload,
     },
 };
 
@@ -194,8 +195,8 @@ struct Conversation {
 
 /// Where a conversation is.
 enum Phase {
-    /// The upstream streams. If it does not, this is all that it said.
-    Live(Option<Box<RunEvent>>),
+    /// The upstream streams, after these events. If it does not, they are all that it said.
+    Live(Vec<RunEvent>),
     /// The run is followed by polling, and this came first.
     Following(Box<(Follow, Option<Followed>)>),
     /// The run waits for outputs.
@@ -303,34 +304,47 @@ impl Conversation {
             run,
             include,
             thread_and_run,
+            request_id,
+            on_active_run,
             ..
         } = start;
-        let (client, caller) = (&self.reader.streams.client, &self.reader.caller);
-        let permit = self.reader.streams.live_permit(caller)?;
-        let opened = if thread_and_run.is_some() {
-            if run.is_some() || !thread_id.is_empty() || !include.is_empty() {
+        let (streams, caller) = (&self.reader.streams, &self.reader.caller);
+        let permit = streams.live_permit(caller)?;
+        let rpc = "ConverseRun";
+        let begun = if thread_and_run.is_some() {
+            let is_on_thread = run.is_some() || !thread_id.is_empty() || !include.is_empty();
+            if is_on_thread || on_active_run != 0 {
                 return Err(Error::invalid(
                     "thread_and_run",
-                    "excludes thread_id, run and include",
+                    "excludes thread_id, run, include and on_active_run",
                 ));
             }
             let request = StreamCreateThreadAndRunRequest {
                 thread_and_run,
+                request_id,
                 options: None,
             };
-            client
-                .stream_create_thread_and_run(caller, &request)
-                .await?
+            streams.create(rpc, caller, &request).await?
         } else {
             let request = StreamCreateRunRequest {
                 thread_id,
                 run,
                 include,
+                request_id,
+                on_active_run,
                 options: None,
             };
-            client.stream_create_run(caller, &request).await?
+            let left = Left::Events(&self.events);
+            streams.create_unless(rpc, caller, &request, left).await?
         };
-        Ok(self.opened(opened, permit))
+        let (reply, events) = match begun {
+            Begun::Made { reply, events, .. } => (reply, events),
+            Begun::Repeat(ids) => {
+                let answer = streams.run(caller, ids).await?;
+                (UpstreamReply::Run(Box::new(answer)), Vec::new())
+            }
+        };
+        Ok(self.opened(reply, events, permit))
     }
 
     /// The run's first state is awaited, so that a run that is not there is an answer and not a
@@ -346,24 +360,10 @@ impl Conversation {
         Ok(Phase::Following(Box::new((follow, Some(first)))))
     }
 
-    fn opened(&mut self, opened: UpstreamReply, permit: Permit) -> Phase {
-        match opened {
-            UpstreamReply::Stream(stream, headers) => {
-                self.headers = headers;
-                self.reader.source = Some(Source {
-                    stream,
-                    _permit: permit,
-                });
-                Phase::Live(None)
-            }
-            UpstreamReply::Run(answer) => {
-                self.headers = answer.headers;
-                self.reader
-                    .progress
-                    .knows(&answer.message.thread_id, &answer.message.id);
-                Phase::Live(Some(Box::new(run_event(answer.message))))
-            }
-        }
+    fn opened(&mut self, reply: UpstreamReply, events: Vec<RunEvent>, permit: Permit) -> Phase {
+        let (headers, events) = self.reader.opened(reply, events, permit);
+        self.headers = headers;
+        Phase::Live(events)
     }
 
     async fn run(&mut self, mut phase: Phase) -> Result<(), Ended> {
@@ -380,10 +380,10 @@ impl Conversation {
     }
 
     /// Passes on what the upstream streams, until it ends.
-    async fn live(&mut self, first: Option<Box<RunEvent>>) -> Result<Phase, Ended> {
+    async fn live(&mut self, first: Vec<RunEvent>) -> Result<Phase, Ended> {
         let streams = self.reader.source.is_some();
-        if let Some(event) = first {
-            self.send(*event).await?;
+        for event in first {
+            self.send(event).await?;
         }
         loop {
             let next = unless_disconnected(&self.events, next(&mut self.reader));
@@ -421,7 +421,7 @@ impl Conversation {
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
                 Followed::Settled(mut events, run) => {
-                    let calls = calls(&run);
+                    let calls = run.wanted();
                     // Told again, it would look like another round, and tools would be run twice:
                     // its outputs are here, to be submitted again.
                     let again = run.status() == RunStatus::RequiresAction
@@ -464,7 +464,7 @@ impl Conversation {
                     // What came instead is told by a look at its steps, too.
                     let run = &snapshot?.run;
                     if run.status() != RunStatus::RequiresAction
-                        || !self.inbox.is_round(&calls(run))
+                        || !self.inbox.is_round(&run.wanted())
                     {
                         let follow = follow(&self.reader)?;
                         return Ok(Some(Phase::Following(Box::new((follow, None)))));
@@ -497,10 +497,7 @@ impl Conversation {
         let request = StreamSubmitToolOutputsRequest {
             thread_id: resume.thread_id,
             run_id: resume.run_id,
-            tool_outputs: Some(ToolOutputs {
-                tool_outputs: self.inbox.submit(),
-                extra_json: String::new(),
-            }),
+            tool_outputs: Some(self.inbox.submit()),
             options: None,
         };
         let opened = self
@@ -516,7 +513,7 @@ impl Conversation {
         match opened {
             Ok(opened) => {
                 self.reader.progress.resumed();
-                Ok(self.opened(opened, permit))
+                Ok(self.opened(opened, Vec::new(), permit))
             }
             // The run itself tells whether it has them.
             Err(error) if error.is_unsettled() => {
@@ -558,7 +555,7 @@ impl Conversation {
         self.reader.progress.sent(&event);
         let asked = match &event.payload {
             Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => {
-                Some(calls(run))
+                Some(run.wanted())
             }
             Some(Payload::Run(_)) if self.reader.progress.is_terminal() => {
                 self.inbox.close();

@@ -8,23 +8,28 @@
 use std::sync::Arc;
 
 use async_stream::try_stream;
+use http::HeaderMap;
 use tokio::time::timeout;
 use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Events, Options, Started, Streams, delivery,
+    Events, Options, Started, Streams,
+    creates::{Begun, Ids, Left},
+    delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
     log::EventLog,
     polls::Interest,
-    progress::{Progress, SharedResume, run_event},
-    reader::{Reader, Source},
+    progress::{Progress, SharedResume},
+    reader::Reader,
     received::{Received, received},
     watch::Subscription,
 };
 use crate::{
-    error::{Delivery, Error, Idempotency},
-    upstream::{Caller, UpstreamReply},
+    error::{Delivery, Error, Idempotency, Resume},
+    shares::Permit,
+    upstream::Caller,
     v1::{
         RunEvent, RunEventType, StreamCreateRunRequest, StreamCreateThreadAndRunRequest,
         StreamSubmitToolOutputsRequest,
@@ -44,9 +49,12 @@ impl Streams {
         let record = self.recorded(&caller, options, &resume)?;
         let progress = record.progress(&resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
-        let client = self.client.clone();
+        let (streams, left) = (self.clone(), CancellationToken::new());
+        let _left = left.clone().drop_guard();
         self.start(reader, options, record, leave, async move {
-            client.stream_create_run(&caller, &request).await
+            let left = Left::Token(&left);
+            let rpc = "StreamCreateRun";
+            streams.create_unless(rpc, &caller, &request, left).await
         })
         .await
     }
@@ -63,9 +71,10 @@ impl Streams {
         let options = Options::new(request.options.as_ref())?;
         let record = self.recorded(&caller, options, &resume)?;
         let reader = Reader::new(self, &caller, record.progress(&resume, "", ""), options);
-        let client = self.client.clone();
+        let streams = self.clone();
         self.start(reader, options, record, leave, async move {
-            client.stream_create_thread_and_run(&caller, &request).await
+            let rpc = "StreamCreateThreadAndRun";
+            streams.create(rpc, &caller, &request).await
         })
         .await
     }
@@ -90,7 +99,7 @@ impl Streams {
                 .stream_submit_tool_outputs(&caller, &request)
                 .await;
             streams.touched(&request.thread_id, &request.run_id);
-            opened
+            opened.map(Begun::from)
         };
         self.start(reader, options, record, leave, opening).await
     }
@@ -107,32 +116,11 @@ impl Streams {
         opening: F,
     ) -> Result<Started, Error>
     where
-        F: Future<Output = Result<UpstreamReply, Error>> + Send + 'static,
+        F: Future<Output = Result<Begun, Error>> + Send + 'static,
     {
         let permit = self.live_permit(&reader.caller);
-        let opened = async move {
-            let mut reader = reader;
-            let opened = match permit {
-                Ok(permit) => opening.await.map(|opened| (opened, permit)),
-                Err(error) => Err(error),
-            };
-            match opened {
-                Ok((UpstreamReply::Stream(stream, headers), permit)) => {
-                    reader.source = Some(Source {
-                        stream,
-                        _permit: permit,
-                    });
-                    Ok((reader, headers, None))
-                }
-                Ok((UpstreamReply::Run(answer), _)) => {
-                    reader
-                        .progress
-                        .knows(&answer.message.thread_id, &answer.message.id);
-                    Ok((reader, answer.headers, Some(run_event(answer.message))))
-                }
-                Err(error) => Err((reader, error)),
-            }
-        };
+        // In a box: what it needs, a stream does not need once it has begun.
+        let opened = Box::pin(open(reader, permit, opening));
         let (events, headers) = match record.0 {
             None => {
                 let opened = if options.cancel_on_disconnect {
@@ -142,30 +130,74 @@ impl Streams {
                 } else {
                     opened.await
                 };
-                let (reader, headers, first) = opened.map_err(|(_, error)| error)?;
-                (Box::pin(events(reader, first)) as Events, headers)
+                match opened.map_err(|(_, error)| error)? {
+                    Opened::Made(reader, headers, first) => {
+                        (Box::pin(events(reader, first)) as Events, headers)
+                    }
+                    Opened::Repeat(reader, ids) => {
+                        let call = reader.progress.shared();
+                        let repeat = self.repeat(reader, &ids, options, call, leave);
+                        return Box::pin(repeat).await;
+                    }
+                }
             }
             Some(recorded) => {
                 let Recorded { log, caller, call } = *recorded;
-                let streams = self.clone();
+                let (streams, of_repeat) = (self.clone(), call.clone());
                 // What a delivery does when nobody takes it is what it does when its caller leaves.
                 let recorded = self.finish(async move {
-                    let (reader, headers, first) = opened.await.map_err(|(_, error)| error)?;
+                    let opened = opened.await.map_err(|(_, error)| error)?;
+                    let (reader, headers, first) = match opened {
+                        Opened::Made(reader, headers, first) => (reader, headers, first),
+                        Opened::Repeat(reader, ids) => return Ok(Err((reader, ids))),
+                    };
                     let resume = reader.progress.shared();
                     let events: Events = Box::pin(events(reader, first));
                     let recording = streams.record(&log, &caller, resume, events);
                     let delivery =
                         delivery::Delivery::of(&streams, &log, caller, call, options, recording);
-                    Ok::<_, Error>((delivery, headers))
+                    Ok::<_, Error>(Ok((delivery, headers)))
                 });
-                let (delivery, headers) = recorded.await??;
-                (delivery.events(leave), headers)
+                match recorded.await?? {
+                    Ok((delivery, headers)) => (delivery.events(leave), headers),
+                    Err((reader, ids)) => {
+                        let repeat = self.repeat(reader, &ids, options, of_repeat, leave);
+                        return Box::pin(repeat).await;
+                    }
+                }
             }
         };
         Ok(Started {
             headers,
             events: with_heartbeat(events, options.heartbeat),
         })
+    }
+
+    /// Follows a run that was made before, or by another call. It is not this call's to cancel or to
+    /// record.
+    async fn repeat(
+        &self,
+        mut reader: Reader,
+        ids: &Ids,
+        options: Options,
+        call: SharedResume,
+        leave: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Started, Error> {
+        reader.keeps_run();
+        let progress = Progress::new(call, &ids.thread_id, &ids.id);
+        let options = Options {
+            cancel_on_disconnect: false,
+            resumable: false,
+            ..options
+        };
+        let caller = reader.caller.clone();
+        let from_the_beginning = ("after_position", "");
+        let delivery =
+            delivery::Delivery::after(self, caller, progress, options, from_the_beginning).await?;
+        Ok(Events::into(with_heartbeat(
+            delivery.events(leave),
+            options.heartbeat,
+        )))
     }
 
     /// Does work to its end, whoever waits for it.
@@ -201,6 +233,36 @@ impl Streams {
     }
 }
 
+/// What opening the upstream's stream came to.
+enum Opened {
+    /// The run is this call's; these are its first events.
+    Made(Reader, HeaderMap, Vec<RunEvent>),
+    /// The run was made before.
+    Repeat(Reader, Ids),
+}
+
+async fn open(
+    mut reader: Reader,
+    permit: Result<Permit, Error>,
+    opening: impl Future<Output = Result<Begun, Error>>,
+) -> Result<Opened, (Reader, Error)> {
+    let opened = match permit {
+        Ok(permit) => opening.await.map(|begun| (begun, permit)),
+        Err(error) => Err(error),
+    };
+    let (begun, permit) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Err((reader, error)),
+    };
+    Ok(match begun {
+        Begun::Made { reply, events, .. } => {
+            let (headers, events) = reader.opened(reply, events, permit);
+            Opened::Made(reader, headers, events)
+        }
+        Begun::Repeat(ids) => Opened::Repeat(reader, ids),
+    })
+}
+
 /// How a stream is recorded, if it is.
 pub(super) struct Record(pub(super) Option<Box<Recorded>>);
 
@@ -227,15 +289,15 @@ impl Record {
     }
 }
 
-/// All events, from the first one (of an upstream that answered with the run alone) to the run's
-/// last state.
+/// All events, from the first ones (those that were read already, or of an upstream that answered
+/// with the run alone) to the run's last state.
 fn events(
     mut reader: Reader,
-    first: Option<RunEvent>,
+    first: Vec<RunEvent>,
 ) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
     try_stream! {
         let streams = reader.source.is_some();
-        if let Some(event) = first {
+        for event in first {
             reader.sends(&event);
             yield event;
         }
@@ -274,7 +336,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            let super::Resume {
+            let Resume {
                 thread_id, run_id, ..
             } = reader.progress.resume();
             tracing::warn!(

@@ -7,6 +7,7 @@
 //! | `live.rs` | the events of a run that this call started; when the upstream's stream is cut, the rest by polling |
 //! | `observe.rs` | runs that somebody else started: watching and waiting |
 //! | `follow.rs` | a run by polling, for a stream that lost its upstream |
+//! | `creates/` | creates that may be repeated, and creates on threads that are busy |
 //! | `converse.rs` | a conversation: all rounds of a run on one stream |
 //! | `inbox.rs` | what a conversation's caller says: outputs, held until they are asked for |
 //! | `record.rs` | a source: a run's events, recorded as they come, whoever reads them |
@@ -29,6 +30,7 @@
 
 mod changes;
 mod converse;
+mod creates;
 mod delivery;
 mod fetch;
 mod follow;
@@ -57,14 +59,15 @@ use tokio_stream::Stream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use converse::Inbound;
+pub use creates::CreateLimits;
 pub use log::{LogLimits, RedisStore};
 pub use polls::PollLimits;
-pub use progress::{Resume, SharedResume};
+pub use progress::SharedResume;
 
 use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     shares::{Limit, Permit, Shares},
     telemetry::{EventLogMetrics, OncePerSecond},
     upstream::{Caller, Client},
@@ -113,6 +116,8 @@ pub struct StreamLimits {
     pub held_output_bytes: usize,
     /// Polling.
     pub poll: PollLimits,
+    /// Creates that may be repeated, and creates that wait.
+    pub creates: CreateLimits,
     /// Where resumable streams are recorded.
     pub store: LogStore,
     /// The event log.
@@ -141,6 +146,7 @@ impl Default for StreamLimits {
             cancel_timeout: Duration::from_secs(30),
             held_output_bytes: 16 << 20,
             poll: PollLimits::default(),
+            creates: CreateLimits::default(),
             store: LogStore::default(),
             log: LogLimits::default(),
         }
@@ -152,6 +158,10 @@ impl Default for StreamLimits {
 pub struct Streams {
     client: Client,
     watches: watch::PollerRegistry,
+    /// Creates by their `request_id`.
+    remembered: creates::Remembered,
+    /// Creates that wait for busy threads.
+    queues: creates::Queues,
     live: Shares,
     /// What goes on after its caller has left.
     detached: TaskTracker,
@@ -174,6 +184,8 @@ impl Streams {
         let poll = limits.poll.clone();
         Ok(Self {
             watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
+            remembered: creates::Remembered::new(limits.creates.request_ids),
+            queues: creates::Queues::default(),
             client,
             live: Shares::new(Limit {
                 what: "live streams",

@@ -7,7 +7,7 @@ use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Options, Resume, Started, Streams,
+    Options, Started, Streams,
     changes::Changes,
     duration,
     fetch::Parts,
@@ -18,7 +18,7 @@ use super::{
     reader::Reader,
 };
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     upstream::Caller,
     v1::{Run, RunStatus, WaitRunRequest, WatchRunRequest},
 };

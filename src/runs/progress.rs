@@ -13,23 +13,11 @@ use super::{
     fetch::{Messages, Snapshot, has_ended, message_id},
     is_settled,
 };
+use crate::error::Resume;
 use crate::v1::{
     Gap, MessageStatus, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus,
     ThreadMessage, run_event::Payload,
 };
-
-/// How to resume a stream: watch this run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Resume {
-    /// The thread; empty if not known.
-    pub thread_id: String,
-    /// The run; empty if not known.
-    pub run_id: String,
-    /// The type of the last event that was sent; `Unspecified` if none was.
-    pub last_event: RunEventType,
-    /// The position of the last event that was sent and recorded; empty if none was.
-    pub position: String,
-}
 
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]

@@ -8,6 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use tokio::{
     runtime::Handle,
     task::AbortHandle,
@@ -15,15 +16,15 @@ use tokio::{
 };
 
 use super::{
-    Options, Resume, Streams,
+    Options, Streams,
     fetch::Parts,
-    progress::{Progress, SharedResume},
+    progress::{Progress, SharedResume, run_event},
     received::{Received, received},
 };
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     shares::Permit,
-    upstream::{Caller, EventStream, IDEMPOTENCY_KEY},
+    upstream::{Answer, Caller, EventStream, IDEMPOTENCY_KEY, UpstreamReply},
     v1::{CancelRunRequest, RunEvent},
 };
 
@@ -81,6 +82,36 @@ impl Reader {
         self.progress.sent(event);
         if self.progress.terminal_sent() {
             self.cancel = false;
+        }
+    }
+
+    /// The run is not this reader's to cancel.
+    pub(super) fn keeps_run(&mut self) {
+        self.cancel = false;
+    }
+
+    /// Takes up what the upstream said, behind `events` of it that were read before. The headers
+    /// that the caller may see, and the first events.
+    pub(super) fn opened(
+        &mut self,
+        reply: UpstreamReply,
+        mut events: Vec<RunEvent>,
+        permit: Permit,
+    ) -> (HeaderMap, Vec<RunEvent>) {
+        match reply {
+            UpstreamReply::Stream(stream, headers) => {
+                self.source = Some(Source {
+                    stream,
+                    _permit: permit,
+                });
+                (headers, events)
+            }
+            UpstreamReply::Run(answer) => {
+                let Answer { message, headers } = *answer;
+                self.progress.knows(&message.thread_id, &message.id);
+                events.push(run_event(message));
+                (headers, events)
+            }
         }
     }
 

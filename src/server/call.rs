@@ -37,12 +37,11 @@ use tower::BoxError;
 
 use super::{
     access::{Access, Account, Peer, Tenant},
-    connection::jittered,
     deadline,
     drain::Drain,
+    jitter::jittered,
     message::{self, Messages, Rules},
-    routes::{Routes, is_asking_health, is_infra},
-    web::is_grpc,
+    routes::{Routes, is_asking_health, is_grpc, is_infra},
 };
 use crate::{
     error::Error,

@@ -29,6 +29,7 @@ mod deadline;
 mod drain;
 mod handshake;
 mod health;
+mod jitter;
 mod limits;
 mod message;
 mod reflection;

@@ -164,7 +164,7 @@ mod tests {
         CreateRunRequest {
             thread_id: "thread_1".to_owned(),
             run,
-            include: Vec::new(),
+            ..CreateRunRequest::default()
         }
         .encode_to_vec()
     }

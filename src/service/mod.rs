@@ -82,6 +82,19 @@ impl Gateway {
         (caller, message)
     }
 
+    /// The same for a create that may be done twice if `is_repeatable` says so.
+    fn open_create<M>(
+        &self,
+        request: Request<M>,
+        is_repeatable: impl FnOnce(&M) -> bool,
+    ) -> (Caller, M) {
+        if is_repeatable(request.get_ref()) {
+            self.open(request)
+        } else {
+            self.open_once(request)
+        }
+    }
+
     /// The same for a stream: if it is cut, it says how to resume. One that begins with a write
     /// must not be repeated unless it got so far as to say what it began.
     fn open_stream<M>(
@@ -137,7 +150,7 @@ impl Gateway {
                 retries: retries(&metadata),
                 owner: account.owner,
                 credential: account.credential,
-                mark: self.upstream.mark(account.name.as_deref()),
+                mark: self.upstream.caller_mark(account.name.as_deref()),
                 name: account.name,
                 call: record,
             },

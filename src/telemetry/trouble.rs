@@ -21,7 +21,8 @@ impl Telemetry {
             Error::Rejected(it) if it.own_key && matches!(it.status, 401 | 403) => (
                 "gateway_key_rejected",
                 &troubles.key,
-                "the upstream rejects the gateway's own key: mend --upstream-api-key-file",
+                "the upstream rejects the gateway's own key: mend --upstream-api-key-file, or what \
+                 --upstream-key-command prints",
             ),
             Error::Rejected(it) if it.own_key && (it.is_quota() || it.status == 402) => (
                 "quota_used_up",

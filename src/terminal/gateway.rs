@@ -9,7 +9,7 @@ use tonic::{
 };
 use tonic_types::StatusExt as _;
 
-use super::{Failure, printable::printable_line};
+use super::{ended::Failure, printable::printable_line};
 use crate::{
     config::CallerArgs,
     connection::{connect, hint, innermost, read},
@@ -74,6 +74,7 @@ impl Gateway {
         };
         let request = self.call(CreateAssistantRequest {
             assistant: Some(assistant),
+            ..CreateAssistantRequest::default()
         });
         let made = self.assistants.clone().create_assistant(request).await;
         let made = made.map_err(|status| self.say(&status))?;
@@ -115,6 +116,7 @@ impl Gateway {
         let request = self.stream(StreamCreateThreadAndRunRequest {
             thread_and_run: Some(spec),
             options: Some(options(resumable)),
+            ..StreamCreateThreadAndRunRequest::default()
         });
         let mut runs = self.runs.clone();
         runs.stream_create_thread_and_run(request).await

@@ -7,6 +7,7 @@
 //! | `session.rs` | one run, from its events to the screen; Ctrl-C |
 //! | `view.rs` | what events say, in words |
 //! | `screen.rs` | what stands on the terminal, or goes into files |
+//! | `ended.rs` | how it ended, as an exit code |
 //! | `printable.rs` | text of others, without control characters |
 //!
 //! Must hold:
@@ -17,54 +18,16 @@
 //! - What is made for a question is removed once its run is over. While the run goes on it is left,
 //!   and named.
 
+mod ended;
 mod gateway;
 mod printable;
 mod screen;
 mod session;
 mod view;
 
-use std::error::Error;
-
-use self::{gateway::Gateway, session::Session, view::Timing};
-use crate::{
-    config::{RunArgs, WatchArgs},
-    v1::RunStatus,
-};
-
-type Failure = Box<dyn Error + Send + Sync>;
-
-/// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The run was completed.
-    Completed,
-    /// The run failed, expired, was cancelled or is incomplete.
-    Unsuccessful,
-    /// The run waits for tool outputs, which cannot be given here.
-    RequiresAction,
-    /// Ctrl-C left a run that goes on.
-    Left,
-}
-
-impl Ended {
-    /// The exit code of the process.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Completed => 0,
-            Self::Unsuccessful => 3,
-            Self::RequiresAction => 4,
-            Self::Left => 130,
-        }
-    }
-
-    fn of(status: RunStatus) -> Self {
-        match status {
-            RunStatus::Completed => Self::Completed,
-            RunStatus::RequiresAction => Self::RequiresAction,
-            _ => Self::Unsuccessful,
-        }
-    }
-}
+pub use self::ended::Ended;
+use self::{ended::Failure, gateway::Gateway, session::Session, view::Timing};
+use crate::config::{RunArgs, WatchArgs};
 
 /// Asks a question and shows the run that answers it.
 ///

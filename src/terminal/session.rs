@@ -10,7 +10,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    Ended, Failure,
+    ended::{Ended, Failure},
     gateway::Gateway,
     view::{Timing, View},
 };

@@ -10,15 +10,15 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    answerable::Answerable,
     delay,
     error_body::{self, Said},
-    failure, isolation,
+    failure, marks,
     target::Target,
 };
 use crate::{
     error::{ANOTHER_RESOURCE, Error, Idempotency, Rejection},
     json,
-    v1::Run,
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -56,22 +56,6 @@ pub struct Answer<M> {
     pub headers: HeaderMap,
 }
 
-/// A message that the upstream answers with. Generated from the contract.
-pub(super) trait Answerable: json::Document {
-    /// The resource's own id, behind the name that it has in routes; of a list nothing.
-    fn id(&self) -> Option<(&'static str, &str)> {
-        None
-    }
-
-    /// Whether a document that was read is such a resource at all. `text` is the document.
-    fn is_whole(&self, text: &[u8]) -> bool;
-
-    /// The run, if that is what it is.
-    fn run(&self) -> Option<&Run> {
-        None
-    }
-}
-
 /// How an answer is read.
 pub(super) struct Reading<'a> {
     /// What was asked for.
@@ -79,7 +63,7 @@ pub(super) struct Reading<'a> {
     pub(super) idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub(super) own_key: bool,
-    /// Marks of whose a thread is are shown. Otherwise they are taken out.
+    /// Marks are shown. Otherwise they are taken out.
     pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
     pub(super) limit: usize,
@@ -106,10 +90,10 @@ pub(super) async fn read<M: Answerable>(
     };
     let text = error_body::without_mark(&text);
     let unmarked;
-    let text = if reading.shows_marks || !isolation::has_mark(text) {
+    let text = if reading.shows_marks || !marks::may_be_in(text) {
         text
     } else {
-        unmarked = isolation::without_mark(text);
+        unmarked = marks::hidden(text);
         &unmarked
     };
     let message: Box<M> = json::decode_boxed(text).map_err(|error| {
@@ -218,7 +202,7 @@ async fn rejection(
     if !reading.shows_marks
         && let Some(error) = &mut said.error
     {
-        isolation::hide_mark(error);
+        marks::hide(error);
     }
     // Messages of other errors repeat what the caller wrote.
     let in_words = || match status {

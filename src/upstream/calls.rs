@@ -8,10 +8,13 @@
 use http::Method;
 
 use super::{
-    Answer, Caller, Client, Request, UpstreamReply,
-    answer::Answerable,
-    endpoints::{RestCall, body, body_or_empty},
+    answer::Answer,
+    answerable::Answerable,
+    caller::Caller,
+    client::Client,
     reconcile::Deletion,
+    request::{Request, RestCall, body, body_or_empty},
+    stream::UpstreamReply,
     target::Query,
 };
 use crate::{

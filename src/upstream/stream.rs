@@ -19,7 +19,13 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Allowed, Answer, Caller, Client, Request, answer, failure, isolation,
+    answer::{self, Answer},
+    caller::Caller,
+    client::Client,
+    failure,
+    isolation::Allowed,
+    marks,
+    request::Request,
     sse::{self, Frame, Parser},
 };
 use crate::{
@@ -41,8 +47,6 @@ pub struct EventStream {
     parser: Parser,
     /// The body came to its end.
     over: bool,
-    /// Callers are isolated from each other: events show no mark.
-    hides_marks: bool,
     /// The data of an event that showed one.
     unmarked: Vec<u8>,
     idle_timer: IdleTimer,
@@ -90,7 +94,7 @@ impl Client {
             .await
     }
 
-    async fn open_once(
+    pub(super) async fn open_once(
         &self,
         caller: &Caller,
         request: &Allowed,
@@ -130,7 +134,7 @@ impl Client {
                 }
             }
             let reading = self.reading(caller, request, sent);
-            let answer = answer::read(&mut response, begun, &reading).await?;
+            let answer: Answer<Run> = answer::read(&mut response, begun, &reading).await?;
             Ok(Head::Run(Box::new(answer)))
         };
         let head = timeout(self.answer_timeout, head).await;
@@ -152,7 +156,6 @@ impl Client {
                     response,
                     parser,
                     over: false,
-                    hides_marks: !request.shows_marks(),
                     unmarked: Vec::new(),
                     idle_timer: IdleTimer::default(),
                     upstream_request,
@@ -232,7 +235,7 @@ impl EventStream {
                         |frame: &Frame<'_>| frame.is_done() || json::is_whole(frame.data);
                     return Ok(pending
                         .filter(is_whole)
-                        .map(|frame| shown(frame, self.hides_marks, &mut self.unmarked)));
+                        .map(|frame| shown(frame, &mut self.unmarked)));
                 }
                 Err(error) => {
                     self.upstream_request.broke();
@@ -241,16 +244,16 @@ impl EventStream {
             }
         }
         let frame = self.parser.frame();
-        Ok(Some(shown(frame, self.hides_marks, &mut self.unmarked)))
+        Ok(Some(shown(frame, &mut self.unmarked)))
     }
 }
 
 /// The frame as a caller sees it. If it has to change, its data are then in `unmarked`.
-fn shown<'a>(frame: Frame<'a>, hides_marks: bool, unmarked: &'a mut Vec<u8>) -> Frame<'a> {
-    if !hides_marks || !isolation::has_mark(frame.data) {
+fn shown<'a>(frame: Frame<'a>, unmarked: &'a mut Vec<u8>) -> Frame<'a> {
+    if !marks::may_be_in(frame.data) {
         return frame;
     }
-    *unmarked = isolation::without_mark(frame.data);
+    *unmarked = marks::hidden(frame.data);
     Frame {
         data: unmarked,
         ..frame

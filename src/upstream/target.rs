@@ -10,8 +10,9 @@ use std::borrow::Cow;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
-use super::calls::NOT_IDS;
 use crate::{error::Error, v1::SortOrder};
+
+include!(concat!(env!("OUT_DIR"), "/not_ids.rs"));
 
 /// All but what RFC 3986 calls unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -40,7 +41,7 @@ fn push(url: &mut String, field: &str, text: &str) -> Result<(), Error> {
 }
 
 /// An endpoint, and where it is for certain ids.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Target {
     /// Such as `/threads/{thread_id}/runs`.
     pub(super) route: &'static str,
@@ -135,6 +136,11 @@ impl Base {
 pub(super) struct Query(String);
 
 impl Query {
+    /// As it stands in a URL.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn pair(&mut self, name: &str, value: &str) -> Result<(), Error> {
         if !self.0.is_empty() {
             self.0.push('&');

@@ -15,24 +15,12 @@ use rustls::{
 };
 use secrecy::SecretString;
 
-use super::{HttpVersion, Upstream};
+use super::settings::{HttpVersion, Upstream, UpstreamFiles};
 use crate::{
     pem,
     reloadable::{Loaded, NamedFile, Reloadable, Source},
     telemetry::Telemetry,
 };
-
-/// Files that may change while the gateway runs.
-#[derive(Debug, Clone, Default)]
-pub struct UpstreamFiles {
-    /// The gateway's own key.
-    pub key: Option<PathBuf>,
-    /// CAs that sign the upstream's certificate, PEM, in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// The gateway's certificate chain and its private key, PEM, for an upstream that asks for
-    /// them.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
 
 /// The gateway's own certificate chain towards the upstream, and its key.
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

@@ -61,6 +61,7 @@ fn rows() -> Vec<Row> {
             thread_id: "thread_1".to_owned(),
             run,
             include: vec![],
+            ..CreateRunRequest::default()
         };
         message(&prost::Message::encode_to_vec(&request))
     };

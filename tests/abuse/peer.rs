@@ -126,6 +126,7 @@ pub(crate) fn create_run(stream: u32) -> Vec<u8> {
         thread_id: "thread_1".to_owned(),
         run,
         include: vec![],
+        ..CreateRunRequest::default()
     };
     let message = prost::Message::encode_to_vec(&request);
     let prefix = [

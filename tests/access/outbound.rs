@@ -91,6 +91,7 @@ async fn create_run(channel: Channel) -> Result<(), Status> {
         thread_id: "thread_1".to_owned(),
         run,
         include: vec![],
+        ..CreateRunRequest::default()
     };
     RunServiceClient::new(channel)
         .create_run(request)

@@ -83,6 +83,7 @@ async fn an_assistant_is_made_read_listed_changed_and_deleted() {
         };
         let request = CreateAssistantRequest {
             assistant: Some(assistant),
+            ..CreateAssistantRequest::default()
         };
         let made = assistants.create_assistant(request).await.expect("made");
         let made = made.into_inner();
@@ -163,6 +164,7 @@ async fn a_thread_and_its_messages_are_made_read_listed_changed_and_deleted() {
             metadata: pairs("v"),
             ..ThreadSpec::default()
         }),
+        ..CreateThreadRequest::default()
     };
     let made = threads.create_thread(request).await.expect("made");
     let made = made.into_inner();
@@ -190,6 +192,7 @@ async fn a_thread_and_its_messages_are_made_read_listed_changed_and_deleted() {
         let request = CreateMessageRequest {
             thread_id: thread_id.clone(),
             message: Some(said(text)),
+            ..CreateMessageRequest::default()
         };
         let made = messages.create_message(request).await.expect("made");
         let made = made.into_inner();
@@ -285,6 +288,7 @@ async fn the_answer_of_a_run_is_read_by_its_id() {
     };
     let request = CreateAssistantRequest {
         assistant: Some(assistant),
+        ..CreateAssistantRequest::default()
     };
     let assistant = assistants.create_assistant(request).await.expect("made");
     let thread = threads.create_thread(CreateThreadRequest::default()).await;
@@ -292,6 +296,7 @@ async fn the_answer_of_a_run_is_read_by_its_id() {
     let request = CreateMessageRequest {
         thread_id: thread_id.clone(),
         message: Some(said("What is the weather?")),
+        ..CreateMessageRequest::default()
     };
     let question = messages.create_message(request).await.expect("made");
     let request = CreateRunRequest {
@@ -301,6 +306,7 @@ async fn the_answer_of_a_run_is_read_by_its_id() {
             ..RunSpec::default()
         }),
         include: Vec::new(),
+        ..CreateRunRequest::default()
     };
     let run_id = runs
         .create_run(request)

@@ -104,6 +104,7 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             thread_id: "t".into(),
             run: Some(run),
             include: Vec::new(),
+            ..CreateRunRequest::default()
         })
     };
     let extra = |extra: &str| {
@@ -144,6 +145,7 @@ async fn a_wrong_field_is_named_and_nothing_is_sent() {
             thread_id: "t".into(),
             run: Some(RunSpec::default()),
             include,
+            ..CreateRunRequest::default()
         })
     };
     let table = vec![

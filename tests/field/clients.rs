@@ -124,6 +124,7 @@ fn create(instructions: usize) -> CreateRunRequest {
             ..RunSpec::default()
         }),
         include: vec![],
+        ..CreateRunRequest::default()
     }
 }
 

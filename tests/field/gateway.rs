@@ -121,6 +121,7 @@ async fn call(mut runs: Runs, name: &'static str, cancels: bool, end: End) -> St
                     ..ThreadAndRunSpec::default()
                 }),
                 options,
+                ..StreamCreateThreadAndRunRequest::default()
             };
             runs.stream_create_thread_and_run(request(end, message))
                 .await
@@ -497,6 +498,7 @@ async fn events_of_the_embedded_api_arrive_whole_whatever_line_ends_are_in_them(
                 ..ThreadAndRunSpec::default()
             }),
             options: None,
+            ..StreamCreateThreadAndRunRequest::default()
         };
         let streamed = gateway.runs().stream_create_thread_and_run(request).await;
         let mut stream = streamed.expect("a stream").into_inner();

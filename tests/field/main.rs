@@ -5,6 +5,7 @@ mod attackers;
 #[path = "../access/certificates.rs"]
 mod certificates;
 mod clients;
+mod foundry;
 #[path = "../access/front.rs"]
 mod front;
 mod gateway;

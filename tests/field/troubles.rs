@@ -311,7 +311,7 @@ async fn an_upstream_that_cannot_be_talked_to_is_told_with_its_cause_and_its_fla
 
 /// The line of a call, once it is there.
 async fn call_line(program: &Running, method: &str) -> Value {
-    let word = format!("\"rpc.method\":\"{method}\"");
+    let word = format!("\"rpc.method\":\"runsgateway.v1.RunService/{method}\"");
     lines(program, &word, 1).await[0]["fields"].clone()
 }
 

@@ -48,6 +48,7 @@ impl Do {
                     thread_id,
                     run,
                     include,
+                    ..CreateRunRequest::default()
                 })
                 .await
             }
@@ -1091,6 +1092,7 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
             thread_id: "thread_1".to_owned(),
             run,
             include: Vec::new(),
+            ..CreateRunRequest::default()
         };
         let seen = Seen::from(&gateway.runs().create_run(request).await.expect_err(extra));
         assert_eq!(

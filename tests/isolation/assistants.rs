@@ -16,7 +16,13 @@ impl Isolated {
             model: "m".to_owned(),
             ..AssistantSpec::default()
         });
-        let request = by(token, CreateAssistantRequest { assistant });
+        let request = by(
+            token,
+            CreateAssistantRequest {
+                assistant,
+                ..CreateAssistantRequest::default()
+            },
+        );
         let made = self.assistants().create_assistant(request).await;
         made.expect("an assistant").into_inner().id
     }
@@ -100,6 +106,7 @@ async fn an_assistant_is_there_for_its_own_caller_and_for_nobody_else() {
                 assistant_id: assistant_id.clone(),
                 ..ThreadAndRunSpec::default()
             }),
+            ..CreateThreadAndRunRequest::default()
         };
         let ran = isolated
             .gateway

@@ -70,6 +70,7 @@ async fn each_way_to_make_a_thread_marks_it_and_no_answer_shows_that() {
             "CreateThread",
             CreateThreadRequest {
                 thread: Some(thread()),
+                ..CreateThreadRequest::default()
             }
             .encode_to_vec(),
         ),
@@ -77,6 +78,7 @@ async fn each_way_to_make_a_thread_marks_it_and_no_answer_shows_that() {
             "CreateThreadAndRun",
             CreateThreadAndRunRequest {
                 thread_and_run: thread_and_run(),
+                ..CreateThreadAndRunRequest::default()
             }
             .encode_to_vec(),
         ),
@@ -85,6 +87,7 @@ async fn each_way_to_make_a_thread_marks_it_and_no_answer_shows_that() {
             StreamCreateThreadAndRunRequest {
                 thread_and_run: thread_and_run(),
                 options: None,
+                ..StreamCreateThreadAndRunRequest::default()
             }
             .encode_to_vec(),
         ),
@@ -162,6 +165,7 @@ async fn a_mark_can_not_be_set() {
                     metadata: metadata.clone(),
                     ..Default::default()
                 }),
+                ..CreateThreadRequest::default()
             }
             .encode_to_vec(),
             "thread.metadata",
@@ -173,6 +177,7 @@ async fn a_mark_can_not_be_set() {
                     messages: vec![MessageInput::default(), message.clone()],
                     ..Default::default()
                 }),
+                ..CreateThreadRequest::default()
             }
             .encode_to_vec(),
             "thread.messages[1].metadata",
@@ -199,6 +204,7 @@ async fn a_mark_can_not_be_set() {
                     }),
                     ..Default::default()
                 }),
+                ..CreateThreadAndRunRequest::default()
             }
             .encode_to_vec(),
             "thread_and_run.thread.metadata",
@@ -211,6 +217,7 @@ async fn a_mark_can_not_be_set() {
                     ..Default::default()
                 }),
                 options: None,
+                ..StreamCreateThreadAndRunRequest::default()
             }
             .encode_to_vec(),
             "thread_and_run.metadata",
@@ -220,6 +227,7 @@ async fn a_mark_can_not_be_set() {
             CreateMessageRequest {
                 thread_id: own.clone(),
                 message: Some(message),
+                ..CreateMessageRequest::default()
             }
             .encode_to_vec(),
             "message.metadata",
@@ -244,6 +252,7 @@ async fn a_mark_can_not_be_set() {
                     metadata,
                     ..Default::default()
                 }),
+                ..CreateAssistantRequest::default()
             }
             .encode_to_vec(),
             "assistant.metadata",
@@ -258,6 +267,7 @@ async fn a_mark_can_not_be_set() {
             "CreateThread",
             CreateThreadRequest {
                 thread: Some(thread),
+                ..CreateThreadRequest::default()
             }
             .encode_to_vec(),
             "thread.metadata",
@@ -284,6 +294,7 @@ async fn a_mark_can_not_be_set() {
             "CreateThreadAndRun",
             CreateThreadAndRunRequest {
                 thread_and_run: Some(both),
+                ..CreateThreadAndRunRequest::default()
             }
             .encode_to_vec(),
             "thread_and_run.thread.metadata",
@@ -302,6 +313,7 @@ async fn a_mark_can_not_be_set() {
             "CreateThread",
             CreateThreadRequest {
                 thread: Some(thread),
+                ..CreateThreadRequest::default()
             }
             .encode_to_vec(),
             "thread.extra_json",

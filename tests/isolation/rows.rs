@@ -57,7 +57,12 @@ pub(crate) fn about(rpc: &MethodDescriptor, thread: &str) -> Vec<Vec<u8>> {
         "DeleteThread" => one(DeleteThreadRequest { thread_id }.encode_to_vec()),
         "CreateMessage" => {
             let message = read(r#"{"role":"user","content":"hello"}"#);
-            one(CreateMessageRequest { thread_id, message }.encode_to_vec())
+            one(CreateMessageRequest {
+                thread_id,
+                message,
+                ..CreateMessageRequest::default()
+            }
+            .encode_to_vec())
         }
         "ListMessages" => one(ListMessagesRequest {
             thread_id,

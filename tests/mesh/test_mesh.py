@@ -161,7 +161,7 @@ def credentials(name):
 def calls_ended(gateway):
     """The fields of a gateway's log lines about calls, but for those of health."""
     lines = [json.loads(line)["fields"] for line in list(gateway.printed) if line.startswith("{")]
-    return [fields for fields in lines if fields["message"] == "call ended" and fields["rpc.method"] == "GetRun"]
+    return [fields for fields in lines if fields["message"] == "call ended" and fields["rpc.method"] == "runsgateway.v1.RunService/GetRun"]
 
 
 async def test_envoy_sends_nothing_to_a_gateway_of_another_name():

@@ -82,6 +82,7 @@ impl Call {
                         thread_id,
                         run,
                         include: vec![],
+                        ..CreateRunRequest::default()
                     },
                     parts,
                 ))
@@ -95,6 +96,7 @@ impl Call {
                 runs.create_thread_and_run(request(
                     CreateThreadAndRunRequest {
                         thread_and_run: Some(spec),
+                        ..CreateThreadAndRunRequest::default()
                     },
                     parts,
                 ))

@@ -114,6 +114,7 @@ async fn from_nothing_to_an_answer(channel: &Channel) -> Result<()> {
     let assistant = assistants
         .create_assistant(CreateAssistantRequest {
             assistant: Some(spec),
+            ..Default::default()
         })
         .await?
         .into_inner();
@@ -127,6 +128,7 @@ async fn from_nothing_to_an_answer(channel: &Channel) -> Result<()> {
         .create_message(CreateMessageRequest {
             thread_id: thread_id.clone(),
             message,
+            ..Default::default()
         })
         .await?;
     let run = Some(RunSpec {
@@ -269,7 +271,10 @@ async fn wait_with_a_deadline(runs: &mut Runs) -> Result<()> {
         &[("embedded.scenario", "expire")],
     ));
     let run = runs
-        .create_thread_and_run(CreateThreadAndRunRequest { thread_and_run })
+        .create_thread_and_run(CreateThreadAndRunRequest {
+            thread_and_run,
+            ..Default::default()
+        })
         .await?
         .into_inner();
     let wait = |deadline| {
@@ -344,6 +349,7 @@ async fn read_error_details(runs: &mut Runs) {
             "Are you busy?",
             &[("embedded.refuse", "429")],
         )),
+        ..Default::default()
     };
     let answers = [
         runs.get_run(GetRunRequest {

@@ -210,6 +210,7 @@ async fn large_messages(dev: &mut Runs) -> Result<String> {
     let run = dev
         .create_thread_and_run(CreateThreadAndRunRequest {
             thread_and_run: Some(spec),
+            ..Default::default()
         })
         .await?
         .into_inner();
