@@ -4,7 +4,8 @@
 //!
 //! | module | what it is, and what only it knows |
 //! |---|---|
-//! | [`demo`], [`dev`], [`healthcheck`] | the gateway in front of the embedded API, a client that shows what it does; a question to a running gateway, for container probes |
+//! | [`demo`], [`dev`], [`healthcheck`], [`terminal`] | the gateway in front of the embedded API, a client that shows what it does; a question to a running gateway, for container probes; runs on a terminal (`run`, `watch`) |
+//! | `connection`, [`package_files`] | a connection to a running gateway, for commands that call one; man pages and shell completions, from the command line |
 //! | [`app`] | all of it put together |
 //! | [`config`] | flags and environment as typed configuration |
 //! | [`chat`] | a model behind a chat-completions endpoint, for the embedded API |
@@ -38,6 +39,7 @@ pub mod app;
 pub mod chat;
 mod codec;
 pub mod config;
+mod connection;
 pub mod conversation;
 pub mod demo;
 pub mod dev;
@@ -45,6 +47,7 @@ pub mod embedded;
 pub mod error;
 pub mod healthcheck;
 pub mod json;
+pub mod package_files;
 mod pem;
 mod registered_waker;
 pub mod reloadable;
@@ -54,6 +57,7 @@ pub mod server;
 pub mod service;
 pub mod shares;
 pub mod telemetry;
+pub mod terminal;
 pub mod upstream;
 pub mod v1;
 pub mod wire;

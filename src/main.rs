@@ -18,9 +18,9 @@ use runs_gateway::{
     admin,
     app::App,
     config::{self, Cli, Command, Dev, Invalid, Serve},
-    demo, dev, healthcheck, reloadable,
+    demo, dev, healthcheck, package_files, reloadable,
     telemetry::{LogFormat, log},
-    v1,
+    terminal, v1,
 };
 use tokio::{
     net::TcpListener,
@@ -85,37 +85,51 @@ fn main() -> ExitCode {
             Ok(config) => start("warn", LogFormat::Auto, None, demo::run(config)),
             Err(error) => return bad_usage(&error.to_string()),
         },
+        Command::Run(args) => return show(terminal::run(args)),
+        Command::Watch(args) => return show(terminal::watch(args)),
         Command::Healthcheck(args) => {
             start("warn", LogFormat::Auto, Some(1), healthcheck::run(args))
         }
         Command::Proto { out } => {
             write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into())
         }
+        Command::PackageFiles { out } => package_files::write(config::command_line(), &out)
+            .map_err(|error| format!("{}: {error}", out.display()).into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if error.is::<ParseError>() {
-                return bad_usage(&format!("--log: {error}"));
-            }
-            if error.is::<Invalid>() {
-                return bad_usage(&error.to_string());
-            }
-            eprintln!("runs-gateway: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&*error),
+    }
+}
+
+fn failed(error: &(dyn Error + Send + Sync + 'static)) -> ExitCode {
+    if error.is::<ParseError>() {
+        return bad_usage(&format!("--log: {error}"));
+    }
+    if error.is::<Invalid>() {
+        return bad_usage(&error.to_string());
+    }
+    eprintln!("runs-gateway: {error}");
+    ExitCode::FAILURE
+}
+
+/// Shows a run on the terminal; its end is the exit code.
+fn show(work: impl Future<Output = Result<terminal::Ended, Failure>>) -> ExitCode {
+    match start("error", LogFormat::Auto, Some(1), work) {
+        Ok(ended) => ExitCode::from(ended.exit_code()),
+        Err(error) => failed(&*error),
     }
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Sets up logs and threads, and runs `work` to its end.
-fn start(
+fn start<T>(
     filter: &str,
     format: LogFormat,
     threads: Option<usize>,
-    work: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     log::init(filter, format)?;
     config::log_old_names();
     let mut builder = match threads {

@@ -121,6 +121,9 @@ impl Sources {
             if path.extension().is_none_or(|it| it != "rs") {
                 continue;
             }
+            if path.extension().is_none_or(|it| it != "rs") {
+                continue;
+            }
             let text = fs::read_to_string(&path).expect("text");
             let parsed = syn::parse_file(&text).expect("Rust");
             let mut file = File::default();

@@ -71,7 +71,7 @@ fn set(command: &Command, matches: &ArgMatches) -> String {
 impl Cli {
     /// Reads the process's arguments and environment.
     pub fn from_process() -> Result<Self, clap::Error> {
-        let command = command();
+        let command = command_line();
         let mut matches: ArgMatches = command.clone().try_get_matches()?;
         if let Some((name, matches)) = matches.subcommand()
             && let Some(command) = command.find_subcommand(name)
@@ -84,7 +84,7 @@ impl Cli {
 }
 
 /// The command line, each flag with its variable and its old name.
-fn command() -> Command {
+pub fn command_line() -> Command {
     Cli::command().mut_subcommands(|command| command.mut_args(with_variable))
 }
 
@@ -115,7 +115,7 @@ pub fn check_environment() -> Result<(), Invalid> {
 }
 
 fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Invalid> {
-    let commands = command();
+    let commands = command_line();
     // What a flag's variable is, clap knows: some flags have one of another name.
     let read = commands
         .get_subcommands()

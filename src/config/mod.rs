@@ -8,6 +8,7 @@
 //! holds a key.
 
 mod access;
+mod client;
 mod embedded_args;
 mod environment;
 mod event_log;
@@ -35,7 +36,8 @@ use self::{
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
-    environment::{check_environment, log_old_names, settings},
+    client::{CallerArgs, GatewayAddress, HealthcheckArgs, RunArgs, WatchArgs},
+    environment::{check_environment, command_line, log_old_names, settings},
     invalid::Invalid,
     model::ModelConfig,
     telemetry::TelemetryConfig,
@@ -67,11 +69,22 @@ pub enum Command {
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
     Demo(Box<DemoArgs>),
+    /// Ask an assistant a question through a running gateway, and show what goes on.
+    Run(RunArgs),
+    /// Show what goes on in a run that somebody started.
+    Watch(WatchArgs),
     /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with
     /// 1 if not.
     Healthcheck(HealthcheckArgs),
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
+        /// The folder to write them to.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Write man pages and shell completions, for packages.
+    #[command(hide = true)]
+    PackageFiles {
         /// The folder to write them to.
         #[arg(long)]
         out: PathBuf,
@@ -124,32 +137,6 @@ pub struct DevArgs {
 pub struct DemoArgs {
     #[command(flatten)]
     model: ModelArgs,
-}
-
-/// The flags of `healthcheck`.
-#[derive(Debug, Args)]
-pub struct HealthcheckArgs {
-    /// The gateway's address, to be asked by gRPC. By default the one that `serve` would listen on,
-    /// from the same variable.
-    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051", value_parser = address)]
-    pub addr: SocketAddr,
-
-    /// The admin port's address, to be asked by HTTP whether the gateway takes calls, whatever the
-    /// listener asks of its callers. By default the one that `serve` was given by the same variable.
-    #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN", value_parser = address)]
-    pub admin_addr: Option<SocketAddr>,
-
-    /// CAs that sign the gateway's certificate, PEM: asks over TLS, by gRPC.
-    #[arg(long, env = "RUNS_GATEWAY_HEALTHCHECK_CA_FILE")]
-    pub tls_ca_file: Option<PathBuf>,
-
-    /// The name in the gateway's certificate.
-    #[arg(
-        long,
-        default_value = "localhost",
-        env = "RUNS_GATEWAY_HEALTHCHECK_TLS_NAME"
-    )]
-    pub tls_name: String,
 }
 
 /// The configuration of `serve`.

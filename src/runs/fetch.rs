@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{is_settled, is_terminal};
+use super::is_settled;
 use crate::{
     error::Error,
     upstream::{Caller, Client},
@@ -250,7 +250,7 @@ impl Fetch {
     /// The run's messages: those that its steps made; where there are no steps, those that the
     /// thread has of it once it is settled.
     async fn messages(&mut self, run: &Run, steps: &[RunStep], pace: &Pace) -> Messages {
-        let is_over = is_terminal(run.status());
+        let is_over = run.status().is_terminal();
         let none_made = steps.iter().all(|step| message_id(step).is_none());
         if steps.is_empty() || (none_made && is_over) {
             if !is_settled(run.status()) {

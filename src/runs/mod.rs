@@ -278,19 +278,9 @@ fn open_log(limits: &StreamLimits, metrics: &EventLogMetrics) -> Result<Option<L
     })
 }
 
-/// The run will not change any more.
-fn is_terminal(status: RunStatus) -> bool {
-    use RunStatus as S;
-    match status {
-        S::Cancelled | S::Failed | S::Completed | S::Incomplete | S::Expired => true,
-        // A status that this contract does not know may be followed by any other.
-        S::Unspecified | S::Queued | S::InProgress | S::RequiresAction | S::Cancelling => false,
-    }
-}
-
 /// The run will not change unless somebody acts.
 fn is_settled(status: RunStatus) -> bool {
-    status == RunStatus::RequiresAction || is_terminal(status)
+    status == RunStatus::RequiresAction || status.is_terminal()
 }
 
 /// The options of a stream, checked.

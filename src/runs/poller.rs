@@ -14,7 +14,6 @@ use tokio::{
 
 use super::{
     fetch::{Fetch, Parts, Snapshot},
-    is_terminal,
     log::{Board, STAY, Turn},
     polls::{Key, Published, Shared, lock},
 };
@@ -240,7 +239,7 @@ impl Poller {
             number,
             result: Ok(Arc::new(snapshot)),
         }));
-        if borne.is_some() || is_terminal(status) {
+        if borne.is_some() || status.is_terminal() {
             return borne;
         }
         let limits = &self.shared.limits;

@@ -32,7 +32,6 @@ use crate::{
     runs::{
         Streams,
         fetch::{Parts, Snapshot},
-        is_terminal,
         polls::Interest,
         watch::Subscription,
     },
@@ -295,7 +294,7 @@ impl<'a> Busy<'a> {
         if let Some(named) = refused.named_run()
             && let Some(active) = self.first_state(named).await?
         {
-            return Ok(Some(active).filter(|(_, state)| !is_terminal(state.run.status())));
+            return Ok(Some(active).filter(|(_, state)| !state.run.status().is_terminal()));
         }
         let request = ListRunsRequest {
             thread_id: self.thread_id.to_owned(),
@@ -305,7 +304,7 @@ impl<'a> Busy<'a> {
         };
         let runs = self.streams.client.list_runs(self.caller, &request).await?;
         let mut runs = runs.message.data.into_iter();
-        match runs.find(|run| !is_terminal(run.status())) {
+        match runs.find(|run| !run.status().is_terminal()) {
             Some(active) => self.first_state(&active.id).await,
             None => Ok(None),
         }
@@ -336,7 +335,7 @@ impl<'a> Busy<'a> {
         let mut action_until = None;
         loop {
             let status = state.run.status();
-            if is_terminal(status) {
+            if status.is_terminal() {
                 return Ok(());
             }
             if self.policy == ActiveRunPolicy::Cancel && !self.cancelled {
