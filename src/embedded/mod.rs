@@ -24,6 +24,7 @@ mod assistants;
 mod body;
 mod builtin;
 mod clock;
+mod codec;
 mod drive;
 mod error;
 mod id;

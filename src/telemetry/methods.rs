@@ -12,7 +12,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
-use super::metrics::{Make, SECONDS};
+use super::make::{Make, SECONDS};
 use crate::v1::DESCRIPTOR;
 
 /// `rpc.method` of what is not served, as the conventions have it.

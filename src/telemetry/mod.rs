@@ -25,6 +25,7 @@
 
 mod call;
 pub mod log;
+mod make;
 mod methods;
 mod metrics;
 mod once;

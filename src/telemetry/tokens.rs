@@ -5,7 +5,7 @@
 
 use prometheus::{HistogramVec, IntCounterVec};
 
-use super::metrics::Make;
+use super::make::Make;
 use crate::v1::Run;
 
 /// What a run does, as the conventions call it.

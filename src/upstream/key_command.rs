@@ -32,7 +32,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::AuthStyle;
+use super::auth::AuthStyle;
 use crate::{
     reloadable::{Complaint, Reloadable, Setter, reloads},
     telemetry::Telemetry,

@@ -3,6 +3,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `settings.rs` | the upstream and how to talk to it |
+//! | `auth.rs` | how a credential is sent |
 //! | `caller.rs` | for whom a request is made |
 //! | `request.rs` | one request |
 //! | `client.rs` | the client: requests that may be sent, each attempt at one, and its answer |
@@ -37,6 +38,7 @@
 mod admission;
 mod answer;
 mod answerable;
+mod auth;
 mod caller;
 mod caller_mark;
 mod calls;
@@ -68,6 +70,7 @@ mod transport;
 pub use self::{
     admission::RequestLimits,
     answer::{Answer, SHOWN_HEADERS, error_event},
+    auth::AuthStyle,
     caller::{Caller, IDEMPOTENCY_KEY, Identity},
     caller_mark::{CallerMark, MarkKey},
     client::Client,
@@ -77,7 +80,7 @@ pub use self::{
     isolation::{IsolationRules, Unmarked},
     key_command::KeyCommand,
     retry::RetryLimits,
-    settings::{AuthStyle, HttpVersion, Upstream, UpstreamFiles},
+    settings::{HttpVersion, Upstream, UpstreamFiles},
     stream::{EventStream, StreamBroken, UpstreamReply},
     transport::{RENEWAL, upstream_key},
 };

@@ -2,11 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
-use secrecy::{ExposeSecret as _, SecretString};
+use http::HeaderMap;
+use secrecy::SecretString;
 use url::Url;
 
-use super::{admission::RequestLimits, key_command::KeyCommand, retry::RetryLimits};
+use super::{
+    admission::RequestLimits, auth::AuthStyle, key_command::KeyCommand, retry::RetryLimits,
+};
 
 /// The upstream and how to talk to it.
 #[derive(Debug, Clone)]
@@ -74,35 +76,4 @@ pub enum HttpVersion {
     Negotiated,
     /// HTTP/2, also without TLS.
     Http2,
-}
-
-/// How a credential is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AuthStyle {
-    /// `authorization: Bearer KEY`.
-    Bearer,
-    /// The key alone, in a header of this name, such as Azure's `api-key`.
-    Header(HeaderName),
-}
-
-impl AuthStyle {
-    /// The header that has the credential.
-    pub fn header(&self) -> HeaderName {
-        match self {
-            Self::Bearer => header::AUTHORIZATION,
-            Self::Header(name) => name.clone(),
-        }
-    }
-
-    pub(super) fn value(
-        &self,
-        key: &SecretString,
-    ) -> Result<HeaderValue, header::InvalidHeaderValue> {
-        let mut value = match self {
-            Self::Bearer => HeaderValue::try_from(format!("Bearer {}", key.expose_secret())),
-            Self::Header(_) => HeaderValue::try_from(key.expose_secret()),
-        }?;
-        value.set_sensitive(true);
-        Ok(value)
-    }
 }

@@ -15,7 +15,10 @@ use rustls::{
 };
 use secrecy::SecretString;
 
-use super::settings::{AuthStyle, HttpVersion, Upstream, UpstreamFiles};
+use super::{
+    auth::AuthStyle,
+    settings::{HttpVersion, Upstream, UpstreamFiles},
+};
 use crate::{
     pem,
     reloadable::{Loaded, NamedFile, Reloadable, Source},

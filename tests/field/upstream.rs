@@ -1120,7 +1120,7 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
     let request = CreateRunRequest {
         thread_id: "thread_1".to_owned(),
         run,
-        include: Vec::new(),
+        ..CreateRunRequest::default()
     };
     let created = gateway.runs().create_run(request).await;
     created.expect("a run");

@@ -49,7 +49,10 @@ async fn a_question_is_answered_and_what_was_made_for_it_is_gone() {
     let Command::Dev(args) = cli.command else {
         unreachable!("the command is dev")
     };
-    let dev = Dev::start(config::Dev::from(*args), CancellationToken::new());
+    let dev = Dev::start(
+        config::Dev::try_from(*args).expect("flags"),
+        CancellationToken::new(),
+    );
     let dev = dev.await.expect("the gateway on the embedded API");
     let address = format!("http://{}", dev.grpc);
     let mut assistants = AssistantServiceClient::connect(address)
