@@ -183,8 +183,8 @@ impl Lease {
         script
     }
 
-    /// Runs a script, each of which may be run again. A store that has answered something within the
-    /// time of a lease is late, and not away: what others hold there still counts.
+    /// Runs a script, each of which may be run again. A store that has been silent for less than a
+    /// lease is late, and not away: what others hold there still counts.
     async fn run<T: redis::FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
@@ -192,7 +192,7 @@ impl Lease {
         let limits = &self.shared.limits;
         loop {
             match within(limits.timeout, self.shared.run(script)).await {
-                Err(_) if self.shared.was_heard_within(limits.lease) => sleep(RETRY_PAUSE).await,
+                Err(_) if !self.shared.is_away() => sleep(RETRY_PAUSE).await,
                 done => return done,
             }
         }

@@ -132,8 +132,8 @@ pub(super) struct Shared {
     metrics: EventLogMetrics,
     /// This replica.
     pub(super) owner: String,
-    /// When the store last answered.
-    heard: Mutex<Option<Instant>>,
+    /// Since when the store does not answer, and when it last did not.
+    silent: Mutex<Option<(Instant, Instant)>>,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
@@ -236,7 +236,7 @@ impl RedisLog {
             limits,
             metrics,
             owner,
-            heard: Mutex::default(),
+            silent: Mutex::default(),
             own: MemoryLog::with(own, followers.clone(), own_metrics),
             claims: Mutex::default(),
             followers,
@@ -424,18 +424,28 @@ impl Shared {
         let mut connection = self.connection.clone();
         let done = script.invoke_async(&mut connection).await;
         if done.is_ok() {
-            *self.heard() = Some(Instant::now());
+            *self.silent() = None;
         }
         done.map_err(|error| away(&error))
     }
 
-    /// Whether the store has answered anything in the time that has just passed.
-    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
-        self.heard().is_some_and(|heard| heard.elapsed() < time)
+    /// The store did not answer. Whether it has not for the time of a lease: then it is away, and
+    /// not late.
+    pub(super) fn is_away(&self) -> bool {
+        let LogLimits { lease, timeout, .. } = *self.limits;
+        let now = Instant::now();
+        let mut silent = self.silent();
+        let since = match *silent {
+            // Asked once more, it takes no longer to be silent again.
+            Some((since, last)) if now - last < lease + 2 * timeout => since,
+            _ => now,
+        };
+        *silent = Some((since, now));
+        now - since >= lease
     }
 
-    fn heard(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn silent(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {
