@@ -14,6 +14,7 @@ mod event_log;
 mod gateway;
 mod isolation;
 mod limits;
+mod memory;
 mod requests;
 mod streams;
 mod telemetry;

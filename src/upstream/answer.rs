@@ -16,8 +16,9 @@ use super::{
     target::Target,
 };
 use crate::{
-    error::{ANOTHER_RESOURCE, Error, Idempotency, Rejection},
+    error::{ANOTHER_RESOURCE, Delivery, Error, Idempotency, Rejection},
     json,
+    shares::{HeldBytes, HeldPart, Limit},
     v1::Run,
 };
 
@@ -83,6 +84,8 @@ pub(super) struct Reading<'a> {
     pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
     pub(super) limit: usize,
+    /// What counts the bytes of answers.
+    pub(super) held: &'a HeldBytes,
     /// When the call has to be over.
     pub(super) until: Instant,
 }
@@ -99,10 +102,12 @@ pub(super) async fn read<M: Answerable>(
     }
     check_encoding(response)?;
     let limit = reading.limit;
-    let text = match body(response, begun, limit).await {
-        Ok((text, true)) => text,
-        Ok((_, false)) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => return Err(failure::cut(&error, reading.idempotency)),
+    let mut held = reading.held.part();
+    let text = match body(response, begun, limit, &mut held).await {
+        Ok(text) => text,
+        Err(Unread::TooLarge) => return Err(unusable(format!("more than {limit} bytes"))),
+        Err(Unread::NoRoom(room)) => return Err(no_room(room, reading.idempotency)),
+        Err(Unread::Cut(error)) => return Err(failure::cut(&error, reading.idempotency)),
     };
     let text = error_body::without_mark(&text);
     let unmarked;
@@ -127,6 +132,7 @@ pub(super) async fn read<M: Answerable>(
     {
         Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
+        reading.held.keep(held);
         Ok(Answer { message, headers })
     }
 }
@@ -166,17 +172,46 @@ fn unusable(what: String) -> Error {
     }
 }
 
-/// Reads a body that has `begun` up to `limit` bytes, and whether that was all of it.
+/// Why a body was not read.
+enum Unread {
+    /// It has more bytes than it may have.
+    TooLarge,
+    /// There is no room for it.
+    NoRoom(Limit),
+    /// It broke off.
+    Cut(reqwest::Error),
+}
+
+/// An answer for which there is no room. What it would have said of a write, nobody knows.
+fn no_room(limit: Limit, idempotency: Idempotency) -> Error {
+    match idempotency {
+        Idempotency::Idempotent => limit.into(),
+        Idempotency::NonIdempotent => Error::Lost {
+            delivery: Delivery::Unknown,
+            idempotency,
+            cause: "there was no room for the answer (--max-held-bytes)".to_owned(),
+            timed_out: false,
+            mendable: false,
+            request_id: None,
+        },
+    }
+}
+
+/// Reads a body that has `begun` up to `limit` bytes. `held` is what it takes: what it is read from
+/// and what it is read to.
 async fn body(
     response: &mut reqwest::Response,
     begun: Bytes,
     limit: usize,
-) -> Result<(Bytes, bool), reqwest::Error> {
+    held: &mut HeldPart,
+) -> Result<Bytes, Unread> {
     let mut text = begun;
-    while let Some(chunk) = response.chunk().await? {
-        if text.len() + chunk.len() > limit {
-            return Ok((text, false));
+    while let Some(chunk) = response.chunk().await.map_err(Unread::Cut)? {
+        let length = text.len() + chunk.len();
+        if length > limit {
+            return Err(Unread::TooLarge);
         }
+        held.resize(2 * length).map_err(Unread::NoRoom)?;
         // Most bodies come in one piece, which is not copied.
         text = if text.is_empty() {
             chunk
@@ -184,7 +219,7 @@ async fn body(
             joined(text, &chunk)
         };
     }
-    Ok((text, true))
+    Ok(text)
 }
 
 fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
@@ -211,9 +246,11 @@ async fn rejection(
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says
     // less, not nothing, and not that there is no such route.
     let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
-    let mut said = match timeout_at(until, body(response, Bytes::new(), MAX_ERROR_BYTES)).await {
-        Ok(Ok((text, true))) => error_body::read(&text, content_type(response)),
-        Ok(Ok((_, false)) | Err(_)) | Err(_) => Said::default(),
+    let mut held = reading.held.part();
+    let body = body(response, Bytes::new(), MAX_ERROR_BYTES, &mut held);
+    let mut said = match timeout_at(until, body).await {
+        Ok(Ok(text)) => error_body::read(&text, content_type(response)),
+        Ok(Err(_)) | Err(_) => Said::default(),
     };
     if !reading.shows_marks
         && let Some(error) = &mut said.error

@@ -73,7 +73,7 @@ use crate::{
     error::{Error, Idempotency},
     json,
     reloadable::Reloadable,
-    shares::{Credential, Owner},
+    shares::{Credential, HeldBytes, Owner},
     telemetry::{self, Telemetry, UpstreamRequest},
 };
 
@@ -173,6 +173,8 @@ pub struct Caller {
     pub call: telemetry::Call,
     /// Who holds what is held for it.
     pub owner: Owner,
+    /// The bytes that are.
+    pub held: HeldBytes,
     /// Its own credential, whose share depends on what the upstream says to it.
     pub credential: Option<Credential>,
     /// Its name, if callers are told apart.
@@ -238,6 +240,7 @@ impl Identity {
             retries: true,
             call: telemetry::Call::default(),
             owner: Owner::default(),
+            held: HeldBytes::default(),
             credential: None,
             name: None,
             mark: self.1,
@@ -365,7 +368,7 @@ impl Client {
     }
 
     /// How the answer to a request that was sent then is read.
-    fn reading<'a>(&self, caller: &Caller, request: &'a Allowed, sent: Instant) -> Reading<'a> {
+    fn reading<'a>(&self, caller: &'a Caller, request: &'a Allowed, sent: Instant) -> Reading<'a> {
         let until = sent + self.answer_timeout;
         Reading {
             target: &request.target,
@@ -373,6 +376,7 @@ impl Client {
             own_key: self.own_key,
             shows_marks: request.shows_marks,
             limit: self.max_answer_bytes,
+            held: &caller.held,
             until: caller
                 .deadline
                 .map_or(until, |deadline| deadline.min(until)),
