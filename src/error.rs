@@ -128,6 +128,13 @@ pub enum Error {
     UnknownEncoding,
     /// The caller's deadline passed.
     DeadlineExceeded,
+    /// The first message of a call did not come in time.
+    MessageTimeout {
+        /// The limit.
+        limit: Duration,
+    },
+    /// An answer was ended because nobody read it and others need the room.
+    Unread,
     /// The gateway does not know the caller.
     NotAdmitted {
         /// Why, or what to show, in words that hold nothing of what was shown.
@@ -210,7 +217,7 @@ impl Error {
                 matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota()
             }
             Self::Unusable { what, .. } => what != ANOTHER_RESOURCE,
-            Self::Lost { .. } | Self::Overloaded(_) | Self::Draining => true,
+            Self::Lost { .. } | Self::Overloaded(_) | Self::Draining | Self::Unread => true,
             Self::Interrupted { error, .. } | Self::Unsettled { error } => error.is_transient(),
             Self::RequestIdUsed
             | Self::ThreadBusy { .. }
@@ -221,6 +228,7 @@ impl Error {
             | Self::UnknownEncoding
             | Self::NotAdmitted { .. }
             | Self::DeadlineExceeded
+            | Self::MessageTimeout { .. }
             | Self::OutputsMissing { .. }
             | Self::OutputsTooLarge { .. } => false,
         }
@@ -458,6 +466,18 @@ impl Error {
                     message.to_owned(),
                 )
             }
+            Self::MessageTimeout { limit } => {
+                let message =
+                    format!("the call's message did not come within {limit:?} (--message-timeout)");
+                Verdict::new(Code::DeadlineExceeded, R::DeadlineExceeded, message)
+            }
+            Self::Unread => {
+                let message = format!(
+                    "the answer was not read, and others need the room (--max-held-bytes){again_later}"
+                );
+                Verdict::new(Code::ResourceExhausted, R::GatewayOverloaded, message)
+                    .retry(Retry::After(DEFAULT_RETRY_DELAY))
+            }
             Self::NotAdmitted { what } => {
                 let message = format!("the gateway does not know this caller: {what}");
                 Verdict::new(Code::Unauthenticated, R::CallerNotAdmitted, message)
@@ -667,6 +687,8 @@ impl fmt::Display for Log<'_> {
             Error::NotAdmitted { what } => write!(out, "caller not admitted: {what}"),
             Error::Draining => out.write_str("draining"),
             Error::Overloaded(limit) => write!(out, "overloaded: {}", limit.what),
+            Error::MessageTimeout { .. } => out.write_str("the call's message did not come"),
+            Error::Unread => out.write_str("the answer was not read, and gave way"),
             Error::OutputsMissing { ids } => write!(out, "{} outputs missing", ids.len()),
             Error::OutputsTooLarge { limit } => write!(out, "more than {limit} bytes of outputs"),
             Error::RequestIdUsed => out.write_str("request_id used for another request"),

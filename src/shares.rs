@@ -12,18 +12,30 @@
 //! - **Weights.** All of this is by weight: an owner of weight 2 counts as two callers. Weights of
 //!   owners that hold something are those that they had when they last took.
 //! - A permit knows its owner and its weight, and is given back by its drop.
-//!
-//! Several newcomers that arrive at once while all is held may find less than their shares: nothing
-//! is taken back from anybody.
+//! - **Giving way.** A permit may be marked as one that gives way: its connection is idle, its
+//!   answer is not read. Where there is no room for somebody else, the largest holder's oldest one
+//!   is taken back. Nothing else is taken back from anybody: several newcomers that arrive at once
+//!   while all is held, and nothing gives way, may find less than their shares.
 //!
 //! Why not a semaphore: it serves first come, first served, and the flood came first.
 
+mod accepted;
+mod held;
+mod weights;
+
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::BTreeMap,
     hash::{BuildHasher as _, Hash, Hasher, RandomState},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
 };
+
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+pub use accepted::{Accepted, Credential};
+pub use held::{HeldBytes, HeldPart};
+pub use weights::{MAX_WEIGHT, Weights};
 
 /// How many times what is left to spare a caller may hold.
 const HEADROOM: usize = 8;
@@ -87,124 +99,6 @@ impl Owner {
             weight: weight.max(1),
             ..self
         }
-    }
-}
-
-/// The heaviest weight of a caller.
-pub const MAX_WEIGHT: u16 = 1000;
-
-/// Callers' weights, by name. Who is not named has the weight 1.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Weights(HashMap<String, u16>);
-
-impl Weights {
-    /// Reads a file of weights: on each line a caller's name, `=`, and its weight, from 1 to
-    /// [`MAX_WEIGHT`]. Empty lines and lines that begin with `#` are for people.
-    ///
-    /// # Errors
-    ///
-    /// The line that is wrong, by its number.
-    pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "the weights are not text".to_owned())?;
-        let lines = text.lines().map(str::trim).enumerate();
-        let mut weights = HashMap::new();
-        for (at, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
-            let line_number = at + 1;
-            // A name may have a `=` itself.
-            let (name, weight) = line
-                .rsplit_once('=')
-                .ok_or_else(|| format!("line {line_number} of the weights is not name=weight"))?;
-            let weight = weight.trim().parse().ok();
-            let weight = weight.filter(|weight| (1..=MAX_WEIGHT).contains(weight));
-            let weight = weight.ok_or_else(|| {
-                format!("line {line_number} of the weights: a weight is 1 to {MAX_WEIGHT}")
-            })?;
-            if weights.insert(name.trim().to_owned(), weight).is_some() {
-                return Err(format!(
-                    "line {line_number} of the weights names a caller again"
-                ));
-            }
-        }
-        Ok(Self(weights))
-    }
-
-    /// How many callers are named.
-    pub fn summary(&self) -> String {
-        format!("weights of {} callers", self.0.len())
-    }
-
-    /// The weight of the caller of this name.
-    pub fn of(&self, name: &str) -> u16 {
-        self.0.get(name).copied().unwrap_or(1)
-    }
-}
-
-/// The most credentials that are remembered as accepted, times two.
-const REMEMBERED: usize = 5_000;
-
-/// Credentials that the upstream has accepted lately. Cheap to clone; clones see the same.
-///
-/// Why: a caller that brings its own key could pose as many by bogus keys. One that was never
-/// accepted has no share of its own. What is remembered is bounded: the older half is forgotten
-/// when the newer one is full.
-#[derive(Debug, Clone, Default)]
-pub struct Accepted(Arc<Mutex<Generations>>);
-
-#[derive(Debug, Default)]
-struct Generations {
-    newer: BTreeSet<Owner>,
-    older: BTreeSet<Owner>,
-}
-
-/// A caller's own credential, and whether the upstream knows it.
-#[derive(Debug, Clone)]
-pub struct Credential {
-    owner: Owner,
-    accepted: Accepted,
-}
-
-impl Accepted {
-    /// The credential of this identity.
-    pub fn credential(&self, identity: &impl Hash) -> Credential {
-        Credential {
-            owner: Owner::of(identity),
-            accepted: self.clone(),
-        }
-    }
-
-    fn generations(&self) -> MutexGuard<'_, Generations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Credential {
-    /// Whose share its calls count to: its own once it was accepted, before that the one of all
-    /// that cannot be told apart.
-    pub fn owner(&self) -> Owner {
-        let generations = self.accepted.generations();
-        let known = [&generations.newer, &generations.older]
-            .iter()
-            .any(|known| known.contains(&self.owner));
-        if known { self.owner } else { Owner::default() }
-    }
-
-    /// The upstream has done what was asked with it.
-    pub fn accept(&self) {
-        let mut generations = self.accepted.generations();
-        if generations.newer.contains(&self.owner) {
-            return;
-        }
-        if generations.newer.len() >= REMEMBERED {
-            generations.older = std::mem::take(&mut generations.newer);
-        }
-        generations.newer.insert(self.owner);
-    }
-
-    /// The upstream does not know it (any more).
-    pub fn reject(&self) {
-        let mut generations = self.accepted.generations();
-        generations.newer.remove(&self.owner);
-        generations.older.remove(&self.owner);
     }
 }
 
@@ -310,6 +204,13 @@ impl Ledger {
         }
     }
 
+    /// What an owner would hold with `more`, by its weight: comparable with that of others.
+    fn by_weight(&self, owner: Owner, more: usize) -> usize {
+        let holding = self.owners.get(&owner);
+        let (held, weight) = holding.map_or((0, owner.weight.into()), |it| (it.held, it.weight));
+        (held + more) / weight
+    }
+
     /// Whether nobody holds anything.
     pub fn is_empty(&self) -> bool {
         self.held == 0 && self.owners.is_empty()
@@ -329,34 +230,137 @@ pub struct Shares(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     limit: Limit,
-    ledger: Mutex<Ledger>,
+    state: Mutex<State>,
+    /// Shows what nobody holds.
+    left: Option<IntGauge>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    /// The permits that give way, by owner, oldest first.
+    giving_way: BTreeMap<Owner, BTreeMap<Turn, Yielding>>,
+    /// Numbers them.
+    next: u64,
+}
+
+/// From when on a permit gives way, and its number.
+type Turn = (Instant, u64);
+
+/// A permit that gives way.
+#[derive(Debug)]
+struct Yielding {
+    weight: usize,
+    holder: Weak<dyn GivesWay>,
+}
+
+/// What holds a permit that may be taken back.
+pub trait GivesWay: Send + Sync + std::fmt::Debug {
+    /// The permit was taken back: lets go of what it stands for. No lock is held.
+    fn give_way(&self);
 }
 
 impl Shares {
     /// Shares of what `limit` allows.
     pub fn new(limit: Limit) -> Self {
+        Self::with(limit, None)
+    }
+
+    /// The same, and `left` shows what nobody holds.
+    pub fn shown(limit: Limit, left: IntGauge) -> Self {
+        left.set(i64::try_from(limit.max).unwrap_or(i64::MAX));
+        Self::with(limit, Some(left))
+    }
+
+    fn with(limit: Limit, left: Option<IntGauge>) -> Self {
+        let state = State {
+            ledger: Ledger::new(limit.max),
+            giving_way: BTreeMap::new(),
+            next: 0,
+        };
         Self(Arc::new(Shared {
             limit,
-            ledger: Mutex::new(Ledger::new(limit.max)),
+            state: Mutex::new(state),
+            left,
         }))
     }
 
-    /// A permit for `weight`, or at once the limit that stands against it.
+    /// A permit for `weight`, or at once the limit that stands against it. What gives way does so.
     pub fn take(&self, owner: Owner, weight: usize) -> Result<Permit, Limit> {
-        let mut ledger = self.ledger();
-        if !ledger.admits(owner, weight) {
-            return Err(self.0.limit);
+        // Nothing is always to be had.
+        if weight > 0 {
+            self.admit(owner, weight)?;
         }
-        ledger.take(owner, weight);
         Ok(Permit {
             shares: self.clone(),
             owner,
             weight,
+            turn: None,
+            is_taken_back: false,
         })
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn admit(&self, owner: Owner, weight: usize) -> Result<(), Limit> {
+        loop {
+            let holder = {
+                let mut state = self.state();
+                if state.ledger.admits(owner, weight) {
+                    state.ledger.take(owner, weight);
+                    self.show(&state);
+                    return Ok(());
+                }
+                state.take_back(owner, weight).ok_or(self.0.limit)?
+            };
+            // What it lets go of may be permits of these shares.
+            if let Some(holder) = holder.upgrade() {
+                holder.give_way();
+            }
+        }
+    }
+
+    fn give_back(&self, owner: Owner, weight: usize) {
+        let mut state = self.state();
+        state.ledger.give_back(owner, weight);
+        self.show(&state);
+    }
+
+    fn show(&self, state: &State) {
+        if let Some(left) = &self.0.left {
+            left.set(i64::try_from(state.ledger.free()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn yielding(&mut self, owner: Owner, turn: Turn) -> Option<&mut Yielding> {
+        self.giving_way.get_mut(&owner)?.get_mut(&turn)
+    }
+
+    /// Takes back the oldest permit that gives way, of the largest holder that has one. Others give
+    /// way to `owner` only if they hold more than it would with `weight`; `None` if nobody does.
+    fn take_back(&mut self, owner: Owner, weight: usize) -> Option<Weak<dyn GivesWay>> {
+        let now = Instant::now();
+        let ledger = &self.ledger;
+        let would_hold = ledger.by_weight(owner, weight);
+        let largest = self
+            .giving_way
+            .iter()
+            .filter(|(_, permits)| permits.keys().next().is_some_and(|(from, _)| *from <= now))
+            .map(|(holder, _)| (ledger.by_weight(*holder, 0), *holder))
+            .filter(|(held, holder)| *holder == owner || *held > would_hold)
+            .max_by_key(|(held, _)| *held);
+        let (_, largest) = largest?;
+        let permits = self.giving_way.get_mut(&largest)?;
+        let (_, permit) = permits.pop_first()?;
+        if permits.is_empty() {
+            self.giving_way.remove(&largest);
+        }
+        self.ledger.give_back(largest, permit.weight);
+        Some(permit.holder)
     }
 }
 
@@ -366,11 +370,104 @@ pub struct Permit {
     shares: Shares,
     owner: Owner,
     weight: usize,
+    /// Since when it gives way, if it does or did until it was taken back.
+    turn: Option<Turn>,
+    /// It was taken back, which was noticed.
+    is_taken_back: bool,
+}
+
+impl Permit {
+    /// Makes it one for `weight`, which gives way as before. If there is no room for that, it stays
+    /// as large as it was. One that was taken back takes nothing more.
+    pub fn resize(&mut self, weight: usize) -> Result<(), Limit> {
+        if weight > self.weight {
+            // Not while it takes: it would give way to itself.
+            let gave_way = self.stay_for_now();
+            if self.is_taken_back {
+                return Err(self.shares.0.limit);
+            }
+            let admitted = self.shares.admit(self.owner, weight - self.weight);
+            if admitted.is_ok() {
+                self.weight = weight;
+            }
+            if let Some((turn, holder)) = gave_way {
+                self.give_way_as(turn, holder);
+            }
+            return admitted;
+        }
+        let shares = self.shares.clone();
+        let mut state = shares.state();
+        if let Some(turn) = self.turn {
+            match state.yielding(self.owner, turn) {
+                Some(yielding) => yielding.weight = weight,
+                None => self.lose(),
+            }
+        }
+        if self.weight > weight {
+            state.ledger.give_back(self.owner, self.weight - weight);
+            self.weight = weight;
+            shares.show(&state);
+        }
+        Ok(())
+    }
+
+    /// It gives way from then on: `holder` is told when it was taken back.
+    pub fn give_way(&mut self, from: Instant, holder: Weak<dyn GivesWay>) {
+        self.stay();
+        if !self.is_taken_back {
+            let mut state = self.shares.state();
+            let turn = (from, state.next);
+            state.next += 1;
+            drop(state);
+            self.give_way_as(turn, holder);
+        }
+    }
+
+    fn give_way_as(&mut self, turn: Turn, holder: Weak<dyn GivesWay>) {
+        let mut state = self.shares.state();
+        let permits = state.giving_way.entry(self.owner).or_default();
+        let weight = self.weight;
+        permits.insert(turn, Yielding { weight, holder });
+        self.turn = Some(turn);
+    }
+
+    /// It does not give way any more. One that was taken back is one for nothing.
+    pub fn stay(&mut self) {
+        self.stay_for_now();
+    }
+
+    /// The same; gives how it gave way, if it was not taken back.
+    fn stay_for_now(&mut self) -> Option<(Turn, Weak<dyn GivesWay>)> {
+        let turn = self.turn.take()?;
+        let mut state = self.shares.state();
+        let permits = state.giving_way.get_mut(&self.owner);
+        let yielding = permits.and_then(|permits| permits.remove(&turn));
+        if state
+            .giving_way
+            .get(&self.owner)
+            .is_some_and(BTreeMap::is_empty)
+        {
+            state.giving_way.remove(&self.owner);
+        }
+        drop(state);
+        if yielding.is_none() {
+            self.lose();
+        }
+        Some((turn, yielding?.holder))
+    }
+
+    /// It was taken back.
+    fn lose(&mut self) {
+        self.turn = None;
+        self.weight = 0;
+        self.is_taken_back = true;
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.shares.ledger().give_back(self.owner, self.weight);
+        self.stay();
+        self.shares.give_back(self.owner, self.weight);
     }
 }
 
@@ -401,7 +498,7 @@ mod tests {
             }
             if permits.len() == before {
                 drop(permits);
-                assert!(shares.ledger().is_empty());
+                assert!(shares.state().ledger.is_empty());
                 return held;
             }
         }
@@ -434,7 +531,7 @@ mod tests {
             let late = all("b");
             assert!(late.len() >= (max / 4).max(1), "{max}: {}", late.len());
             drop((flood, late));
-            assert!(shares.ledger().is_empty());
+            assert!(shares.state().ledger.is_empty());
         }
     }
 
@@ -477,44 +574,59 @@ mod tests {
         let (a_held, b_held) = (a.len(), b.len());
         assert!(a_held > 2 * b_held && b_held >= 12, "{a_held} {b_held}");
         drop((a, b));
-        let ledger = shares.ledger();
+        let ledger = &shares.state().ledger;
         assert!(ledger.is_empty() && ledger.weights == 0);
     }
 
-    #[test]
-    fn weights_are_lines_of_names() {
-        let text = "# who\n\na = 3\nspiffe://d/x?y=z=1000\n";
-        let weights = Weights::parse(text.as_bytes()).expect("weights");
-        let of = ["a", "spiffe://d/x?y=z", "b"].map(|name| weights.of(name));
-        assert_eq!(of, [3, 1000, 1]);
-        for wrong in ["a", "a=0", "a=1001", "a=x", "a=1\na=2", "a=-1"] {
-            Weights::parse(wrong.as_bytes()).expect_err(wrong);
+    /// Notes that its permit was taken back, and drops it then.
+    #[derive(Debug, Default)]
+    struct Noted(Mutex<Option<Permit>>);
+
+    impl GivesWay for Noted {
+        fn give_way(&self) {
+            drop(self.0.lock().expect("no panic").take());
         }
     }
 
-    #[test]
-    fn a_credential_has_a_share_of_its_own_once_it_was_accepted() {
-        let accepted = Accepted::default();
-        let (real, bogus) = (accepted.credential(&"real"), accepted.credential(&"bogus"));
-        assert_eq!(real.owner(), bogus.owner());
-        real.accept();
-        assert_eq!(real.owner(), Owner::of(&"real"));
-        assert_eq!(bogus.owner(), Owner::default());
-        for number in 0..REMEMBERED {
-            accepted.credential(&number).accept();
+    impl Noted {
+        fn is_there(&self) -> bool {
+            self.0.lock().expect("no panic").is_some()
         }
-        assert_eq!(real.owner(), Owner::of(&"real"), "the older half is kept");
-        for number in 0..=2 * REMEMBERED {
-            accepted.credential(&(number, "more")).accept();
-        }
-        assert_eq!(
-            real.owner(),
-            Owner::default(),
-            "what is remembered is bounded"
-        );
-        real.accept();
-        real.reject();
-        assert_eq!(real.owner(), Owner::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_holders_oldest_gives_way_to_who_holds_less() {
+        let shares = Shares::new(LIMIT(100));
+        let (a, b, c) = (Owner::of(&"a"), Owner::of(&"b"), Owner::of(&"c"));
+        let yielding = |owner: Owner, weight: usize| {
+            let mut permit = shares.take(owner, weight).expect("room");
+            let noted = Arc::new(Noted::default());
+            let holder: Weak<Noted> = Arc::downgrade(&noted);
+            permit.give_way(Instant::now() + std::time::Duration::from_secs(1), holder);
+            *noted.0.lock().expect("no panic") = Some(permit);
+            noted
+        };
+        let (small, first, second) = (yielding(b, 10), yielding(a, 30), yielding(a, 20));
+        let all = [&small, &first, &second];
+        let there = || all.map(|noted| noted.is_there());
+        assert!(shares.take(c, 45).is_err(), "it is too early to give way");
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        let third = shares.take(c, 45).expect("the largest holder gives way");
+        assert_eq!(there(), [true, false, true]);
+        // Nobody gives way to who would hold more.
+        shares.take(c, 45).expect_err("no room");
+        assert_eq!(there(), [true, false, true]);
+        // One's own do.
+        let mut stays = shares.take(b, 5).expect("room");
+        stays.give_way(Instant::now(), Weak::<Noted>::new());
+        stays.stay();
+        drop((third, small, first, second));
+        assert_eq!(shares.state().ledger.free(), 95);
+        stays.resize(40).expect("room");
+        assert_eq!(shares.state().ledger.free(), 60);
+        drop(stays);
+        let state = shares.state();
+        assert!(state.ledger.is_empty() && state.giving_way.is_empty());
     }
 
     proptest! {

@@ -4,13 +4,15 @@
 use clap::{Args, builder::RangedI64ValueParser};
 use humantime::Duration;
 
+use super::memory;
 use crate::server::Limits;
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`; where a limit can be off, `0s` is off.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// Connections open at a time; one more is closed at once.
+    /// Connections open at a time, shared out by address. For one more, one without a call of a
+    /// known caller gives way, the idlest first; where there is none, it is closed at once.
     #[arg(long, default_value_t = Limits::default().connections)]
     max_connections: usize,
 
@@ -18,10 +20,21 @@ pub(super) struct LimitArgs {
     #[arg(long, default_value_t = Limits::default().streams)]
     max_streams_per_connection: u32,
 
-    /// Calls open at a time on all connections together; one more is refused with a time to come
-    /// back.
+    /// Calls whose message has come, open at a time on all connections together; one more is refused
+    /// with a time to come back.
     #[arg(long, default_value_t = Limits::default().calls)]
     max_calls: usize,
+
+    /// Bytes held for callers, of all together: messages, answers and events until they are
+    /// written, outputs of conversations, states of polled runs. Past it calls are refused, and
+    /// answers that nobody reads end. Not set: two fifths of the container's memory limit, or of the
+    /// machine's memory.
+    #[arg(long)]
+    max_held_bytes: Option<usize>,
+
+    /// Time from a call's headers to the end of its first message.
+    #[arg(long, default_value_t = Limits::default().message.into())]
+    message_timeout: Duration,
 
     /// Bytes of a call's metadata.
     #[arg(long, default_value_t = Limits::default().metadata)]
@@ -107,6 +120,8 @@ impl From<LimitArgs> for Limits {
             handshake: *args.handshake_timeout,
             streams: args.max_streams_per_connection,
             calls: args.max_calls,
+            held_bytes: args.max_held_bytes.unwrap_or_else(memory::held_bytes),
+            message: *args.message_timeout,
             stream_window: args.stream_window,
             connection_window: args.connection_window,
             stream_send_buffer: args.stream_send_buffer,

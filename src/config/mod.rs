@@ -16,6 +16,7 @@ mod gateway;
 mod invalid;
 mod isolation;
 mod limits;
+mod memory;
 mod model;
 mod requests;
 mod streams;

@@ -62,7 +62,8 @@ impl Drive {
             let last = piece.is_last();
             self.at_work(|run, messages, now| run.take(piece, messages, now))?;
             if last {
-                self.api.store().weigh(&self.thread_id);
+                let now = self.api.clock.now();
+                self.api.store().weigh(&self.thread_id, now);
                 return Some(());
             }
         }

@@ -99,6 +99,12 @@ impl Error {
         }
     }
 
+    /// There is no room, and nothing that could make any.
+    pub(super) fn full() -> Self {
+        let message = "The server holds as many threads as it may, and all of them are in use.";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded")
+    }
+
     /// The embedded API itself is wrong.
     pub(super) fn internal() -> Self {
         Self::new(

@@ -1,7 +1,8 @@
 //! What the embedded API holds at most.
 
-/// How much is kept. Whatever goes beyond drives out the oldest of its kind; only a body that is
-/// too large is refused.
+/// How much is kept. Whatever goes beyond drives out the oldest of its kind, of threads the one that
+/// was not used for longest; refused are a body that is too large, and what would add to threads
+/// that are all in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Threads, with all that is on them.

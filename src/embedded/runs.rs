@@ -100,7 +100,7 @@ async fn create_with_thread(State(api): State<Arc<Api>>, bytes: Bytes) -> Result
         events,
         now,
     )?;
-    store.add_thread(thread);
+    store.add_thread(thread, now)?;
     drop(store);
     drive::start(&api, run.thread_id.clone(), run.id.clone());
     Ok(answer_run(&run, stream))

@@ -1,6 +1,8 @@
 //! What the API remembers: assistants, and threads with their messages and runs.
 //!
-//! Must hold: memory is bounded by [`Limits`]; whoever looks at a thread sees its run as it is now,
+//! Must hold: memory is bounded by [`Limits`]: the threads that were not used for longest go, never
+//! one whose run is active or that was used within the last second ([`USED`]), and where none can
+//! go, what would add to them is refused; whoever looks at a thread sees its run as it is now,
 //! expired if its time is over, whether or not a task has come to say so. One lock guards it all:
 //! requests are short, and nothing waits while it is held.
 
@@ -27,12 +29,15 @@ use crate::v1::{
 /// gateway cannot.
 pub const ASSISTANT: &str = "asst_embedded";
 
+/// How long a thread that was used does not go.
+const USED: Duration = Duration::from_secs(1);
+
 pub(super) struct Store {
     limits: Limits,
     assistants: VecDeque<Assistant>,
     threads: HashMap<String, Thread>,
-    /// The ids of all threads, oldest first.
-    order: VecDeque<String>,
+    /// Numbers the uses of threads.
+    uses: u64,
     bytes: usize,
 }
 
@@ -44,6 +49,8 @@ pub(super) struct Thread {
     /// In the order of their creation: only the last one can be active.
     pub(super) runs: Vec<Run>,
     bytes: usize,
+    /// When it was used last, and which use that was.
+    used: (Duration, u64),
 }
 
 impl Store {
@@ -62,7 +69,7 @@ impl Store {
             limits,
             assistants: VecDeque::from([assistant]),
             threads: HashMap::new(),
-            order: VecDeque::new(),
+            uses: 0,
             bytes: 0,
         }
     }
@@ -95,11 +102,14 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn add_thread(&mut self, thread: Thread) {
+    /// Adds a thread, if there is room for one.
+    pub(super) fn add_thread(&mut self, thread: Thread, now: Duration) -> Result<(), Error> {
+        self.make_room(1, now)?;
         let id = thread.resource.id.clone();
-        self.order.push_back(id.clone());
         self.threads.insert(id.clone(), thread);
-        self.weigh(&id);
+        self.thread(&id, now)?;
+        self.weigh(&id, now);
+        Ok(())
     }
 
     pub(super) fn delete_thread(&mut self, id: &str) -> Result<(), Error> {
@@ -107,7 +117,6 @@ impl Store {
             .threads
             .remove(id)
             .ok_or_else(|| Error::not_found("thread", id))?;
-        self.order.retain(|other| other != id);
         self.bytes -= thread.bytes;
         Ok(())
     }
@@ -118,6 +127,8 @@ impl Store {
             .threads
             .get_mut(id)
             .ok_or_else(|| Error::not_found("thread", id))?;
+        self.uses += 1;
+        thread.used = (now, self.uses);
         if let Some(run) = thread.runs.last_mut().filter(|run| run.is_due(now)) {
             run.end(Ending::Expired, &mut thread.messages, now);
         }
@@ -131,34 +142,37 @@ impl Store {
         now: Duration,
         change: impl FnOnce(&mut Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.thread(id, now)?;
+        self.make_room(0, now)?;
         let changed = change(self.thread(id, now)?);
-        self.weigh(id);
+        self.weigh(id, now);
         changed
     }
 
-    /// Measures a thread that has grown, and holds memory to the limits.
-    pub(super) fn weigh(&mut self, id: &str) {
+    /// Measures a thread that has grown, and holds memory to the limits as far as threads can go.
+    pub(super) fn weigh(&mut self, id: &str, now: Duration) {
         if let Some(thread) = self.threads.get_mut(id) {
             let bytes = thread.weight(&self.limits);
             self.bytes = self.bytes - thread.bytes + bytes;
             thread.bytes = bytes;
         }
-        while self.order.len() > self.limits.threads || self.bytes > self.limits.bytes {
-            let Some(oldest) = self
-                .order
-                .pop_front()
-                .and_then(|oldest| self.threads.remove(&oldest))
-            else {
-                break;
-            };
-            self.bytes -= oldest.bytes;
+        _ = self.make_room(0, now);
+    }
+
+    /// Makes room for `more` threads.
+    fn make_room(&mut self, more: usize, now: Duration) -> Result<(), Error> {
+        while self.threads.len() + more > self.limits.threads || self.bytes > self.limits.bytes {
+            let idle = self.threads.iter().filter(|(_, thread)| thread.may_go(now));
+            let oldest = idle.min_by_key(|(_, thread)| thread.used);
+            let oldest = oldest.map(|(id, _)| id.clone());
+            self.delete_thread(&oldest.ok_or_else(Error::full)?)?;
         }
+        Ok(())
     }
 
     /// Forgets all threads. Streams of their runs end.
     pub(super) fn clear(&mut self) {
         self.threads.clear();
-        self.order.clear();
         self.bytes = 0;
     }
 }
@@ -178,6 +192,7 @@ impl Thread {
             messages: Vec::new(),
             runs: Vec::new(),
             bytes: 0,
+            used: (now, 0),
         };
         for message in spec.messages {
             thread.add_message(message, now);
@@ -187,6 +202,12 @@ impl Thread {
 
     pub(super) fn id(&self) -> &str {
         &self.resource.id
+    }
+
+    /// Nobody uses it, nor waits for its run.
+    fn may_go(&self, now: Duration) -> bool {
+        let is_at_work = self.active_run().is_some_and(|run| !run.is_due(now));
+        !is_at_work && now.saturating_sub(self.used.0) >= USED
     }
 
     /// The run that holds the thread, if there is one.

@@ -28,9 +28,10 @@ pub(super) fn routes() -> Router<Arc<Api>> {
 
 async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, Error> {
     let spec = Body::<ThreadSpec>::read(&bytes, &tables::THREAD)?.message;
-    let thread = Thread::new(spec, api.clock.now());
+    let now = api.clock.now();
+    let thread = Thread::new(spec, now);
     let created = answer(&thread.resource);
-    api.store().add_thread(thread);
+    api.store().add_thread(thread, now)?;
     Ok(created)
 }
 

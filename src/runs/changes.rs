@@ -7,13 +7,13 @@ use super::{
     fetch::{Messages, Snapshot, message_id},
     progress::{gap_event, message_event, run_event, step_event},
 };
-use crate::v1::{Gap, Run, RunEvent, RunStep};
+use crate::v1::{Gap, RunEvent};
 
-/// What was told last.
+/// What was told last: the marks of the run and its steps.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    run: Option<Box<Run>>,
-    steps: HashMap<String, RunStep>,
+    run: Option<u64>,
+    steps: HashMap<String, u64>,
     messages: HashSet<String>,
 }
 
@@ -38,9 +38,9 @@ impl Changes {
             Some(messages) if include_messages => messages,
             _ => &none,
         };
-        for step in snapshot.steps() {
-            if include_steps && self.steps.get(&step.id) != Some(step) {
-                self.steps.insert(step.id.clone(), step.clone());
+        for (step, mark) in snapshot.marked_steps() {
+            if include_steps && self.steps.get(&step.id) != Some(&mark) {
+                self.steps.insert(step.id.clone(), mark);
                 events.push(step_event(step.clone()));
             }
             if let Some(id) = message_id(step) {
@@ -48,12 +48,11 @@ impl Changes {
             }
         }
         self.tell(messages, |_| true, &mut events);
-        if self.run.as_ref() != Some(&snapshot.run) {
+        if self.run.replace(snapshot.run_mark()) != Some(snapshot.run_mark()) {
             if snapshot.run.status().is_terminal() {
                 let lost_steps = include_steps && matches!(snapshot.steps, Some(Err(_)));
                 events.extend(unread(messages, lost_steps).map(gap_event));
             }
-            self.run = Some(snapshot.run.clone());
             events.push(run_event(snapshot.run.clone()));
         }
         events

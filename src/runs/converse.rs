@@ -58,7 +58,8 @@ impl Streams {
         resume: SharedResume,
         leave: impl Future<Output = ()> + Send + 'static,
     ) -> Result<Started, Error> {
-        let mut inbox = ToolOutputInbox::new(inbound, self.limits.held_output_bytes);
+        let (limit, part) = (self.limits.held_output_bytes, caller.held.part());
+        let mut inbox = ToolOutputInbox::new(inbound, limit, part);
         let first = inbox.first().await?;
         let (name, options, thread_id, run_id) = match &first {
             Message::Start(start) => ("start", start.options.as_ref(), &*start.thread_id, ""),

@@ -11,8 +11,9 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    hash::{BuildHasher as _, RandomState},
     mem,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -25,11 +26,13 @@ use tokio::{
 use super::is_settled;
 use crate::{
     error::Error,
+    shares::{HeldBytes, HeldPart},
     upstream::{Caller, Client},
     v1::{
         GetMessageRequest, GetRunRequest, ListMessagesRequest, ListRunStepsRequest, MessageRole,
         MessageStatus, Run, RunStep, RunStepStatus, SortOrder, ThreadMessage,
     },
+    wire::{self, Wire},
 };
 
 /// The most pages that are read of a list: a hundred entries on each.
@@ -55,6 +58,10 @@ pub(super) struct Snapshot {
     pub(super) steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
     /// Its messages, if anybody asked for them.
     pub(super) messages: Option<Messages>,
+    /// What tells the run and each of its steps from other states of them, in their order.
+    marks: (u64, Vec<u64>),
+    /// The bytes of it all, held once for all that watch.
+    held: Arc<HeldPart>,
 }
 
 /// Messages of a run.
@@ -77,6 +84,43 @@ impl Messages {
 }
 
 impl Snapshot {
+    /// These parts of a run.
+    pub(super) fn new(
+        run: Box<Run>,
+        steps: Option<Result<Vec<RunStep>, Arc<Error>>>,
+        messages: Option<Messages>,
+    ) -> Self {
+        let mut snapshot = Self {
+            marks: (mark(&*run), Vec::new()),
+            run,
+            steps,
+            messages,
+            held: Arc::default(),
+        };
+        snapshot.marks.1 = snapshot.steps().iter().map(mark).collect();
+        snapshot
+    }
+
+    /// The same, counted in an account.
+    fn counted(mut self, held: &HeldBytes) -> Result<Self, Error> {
+        let steps = self.steps().iter().map(RunStep::encoded_len);
+        let messages = self.messages.iter().flat_map(|it| &it.read);
+        let messages = messages.map(|message| message.encoded_len());
+        let bytes = self.run.encoded_len() + steps.sum::<usize>() + messages.sum::<usize>();
+        self.held = Arc::new(held.hold(UNFOLDED * bytes)?);
+        Ok(self)
+    }
+
+    /// What tells the run from other states of it.
+    pub(super) fn run_mark(&self) -> u64 {
+        self.marks.0
+    }
+
+    /// The steps, as far as they are known, and what tells each from other states of it.
+    pub(super) fn marked_steps(&self) -> impl Iterator<Item = (&RunStep, u64)> {
+        self.steps().iter().zip(self.marks.1.iter().copied())
+    }
+
     /// How much of the run this is.
     pub(super) fn parts(&self) -> Parts {
         match self {
@@ -116,6 +160,16 @@ impl Snapshot {
             self.steps = None;
         }
     }
+}
+
+/// What a resource takes in memory, in bytes of its encoding.
+const UNFOLDED: usize = 2;
+
+/// What tells a state of a resource from others: a keyed hash, since a copy for each that watches
+/// would be as large as the resource.
+fn mark(resource: &impl Wire) -> u64 {
+    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    wire::encode(resource, |bytes| HASHER.hash_one(bytes))
 }
 
 /// The rate of polling: whose turn it is, of all pollers.
@@ -166,6 +220,8 @@ impl Turn<'_> {
 pub(super) struct Fetch {
     client: Client,
     caller: Caller,
+    /// What it holds for those that watch.
+    held: HeldBytes,
     thread_id: String,
     run_id: String,
     /// The most that steps may take, and messages as well.
@@ -180,7 +236,7 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// For the run `(thread_id, run_id)`, as `caller`.
+    /// For the run `(thread_id, run_id)`, as `caller`. What it reads is counted in `caller.held`.
     pub(super) fn new(
         client: Client,
         caller: Caller,
@@ -189,6 +245,7 @@ impl Fetch {
     ) -> Self {
         Self {
             client,
+            held: caller.held.clone(),
             caller,
             thread_id,
             run_id,
@@ -210,6 +267,8 @@ impl Fetch {
             thread_id: self.thread_id.clone(),
             run_id: self.run_id.clone(),
         };
+        // What answers take is let go when they are read.
+        self.caller.held = self.held.apart()?;
         let answer = self.client.get_run(&self.caller, &request).await?;
         let asked = answer
             .headers
@@ -227,11 +286,8 @@ impl Fetch {
             ),
             _ => None,
         };
-        let snapshot = Snapshot {
-            run,
-            steps,
-            messages,
-        };
+        self.caller.held = HeldBytes::default();
+        let snapshot = Snapshot::new(run, steps, messages).counted(&self.held)?;
         Ok((snapshot, asked.map(Duration::from_millis)))
     }
 

@@ -19,6 +19,7 @@ use tokio_stream::StreamExt as _;
 use super::{Inbound, reader::CancelOnDisconnect};
 use crate::{
     error::Error,
+    shares::HeldPart,
     upstream::Wanted,
     v1::{ToolApproval, ToolOutput, ToolOutputs, converse_run_request::Message},
 };
@@ -42,6 +43,8 @@ pub(super) struct ToolOutputInbox {
     held: HashMap<Wanted, (Given, usize)>,
     held_bytes: usize,
     max_bytes: usize,
+    /// What they take of what may be held for all callers.
+    part: HeldPart,
     /// The calls of the rounds that are over, with the hash of what this caller said to each, if it
     /// did: a repeat must be told from a change.
     past: HashMap<Wanted, Option<u64>>,
@@ -56,13 +59,15 @@ pub(super) struct ToolOutputInbox {
 }
 
 impl ToolOutputInbox {
-    pub(super) fn new(inbound: Inbound, max_bytes: usize) -> Self {
+    /// The side of a caller whose outputs take at most `max_bytes`, which are counted in `part`.
+    pub(super) fn new(inbound: Inbound, max_bytes: usize, part: HeldPart) -> Self {
         Self {
             inbound,
             closed: false,
             held: HashMap::new(),
             held_bytes: 0,
             max_bytes,
+            part,
             past: HashMap::new(),
             hasher: RandomState::new(),
             round: Vec::new(),
@@ -173,6 +178,7 @@ impl ToolOutputInbox {
                 limit: self.max_bytes,
             });
         }
+        self.part.resize(self.held_bytes)?;
         self.held.insert(call, (given, at));
         Ok(())
     }
@@ -237,6 +243,8 @@ impl ToolOutputInbox {
             });
             self.past.insert(call, given);
         }
+        // Less is always to be had.
+        _ = self.part.resize(self.held_bytes);
     }
 
     /// The run is over: nothing that the caller says matters any more.

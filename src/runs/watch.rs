@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    shares::{Limit, Owner, Permit, Shares},
+    shares::{HeldBytes, Limit, Owner, Permit, Shares},
     upstream::{Caller, Client},
 };
 
@@ -102,8 +102,9 @@ impl PollerRegistry {
             Entry::Vacant(vacant) => {
                 // The run counts to whoever began to watch it, however many join.
                 let permit = self.0.runs.take(caller.owner, 1)?;
+                let held = caller.held.apart()?;
                 metrics.pollers.inc();
-                vacant.insert(self.start(&key, caller.owner, permit))
+                vacant.insert(self.start(&key, caller.owner, held, permit))
             }
         };
         metrics.watchers.inc();
@@ -135,11 +136,12 @@ impl PollerRegistry {
         }
     }
 
-    fn start(&self, key: &Key, owner: Owner, permit: Permit) -> Poll {
+    fn start(&self, key: &Key, owner: Owner, held: HeldBytes, permit: Permit) -> Poll {
         let (publish, published) = watch::channel(None);
         let wake = Arc::new(Notify::new());
         let caller = Caller {
             owner,
+            held,
             ..key.identity.caller()
         };
         let lease = 2 * self.0.limits.ceiling;

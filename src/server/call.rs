@@ -1,13 +1,13 @@
-//! One call, from its headers to the last byte of its answer: deadline, end from outside,
-//! telemetry.
+//! One call, from its headers to the handler's answer: deadline, end from outside, telemetry. What
+//! follows is `answer`.
 //!
 //! Must hold: whatever bounds or counts a call is held by [`Call`], which moves from the response's
-//! future into its body and goes with the last byte, or with the caller. A call that is cut ends
-//! with a gRPC status (trailers only if the head was not sent yet) and lets go of its handler at
-//! once, even if the caller reads nothing; only an answer that is no stream, and so is there
-//! already, may wait for its reader as long as the connection lasts. A caller's leaving is
-//! `CANCELLED`, never success. Whoever drops a handler has said why before
-//! ([`TerminationStatus::end`]): a handler for which nothing was said did not lose its caller.
+//! future into its body and goes with the last byte, with the caller, or with what ends it. A call
+//! takes its place when its first message is there, for which there is a time. A call that is cut
+//! ends with a gRPC status (trailers only if the head was not sent yet) and lets go of its handler
+//! at once, even if the caller reads nothing. A caller's leaving is `CANCELLED`, never success.
+//! Whoever drops a handler has said why before ([`TerminationStatus::end`]): a handler for which
+//! nothing was said did not lose its caller.
 //!
 //! Why not tower's layers: they let go when the response head is there, and that is when a stream
 //! begins. Why not tonic's `timeout`: it bounds only the head and answers CANCELLED.
@@ -18,8 +18,8 @@ use std::{
     fmt,
     future::{poll_fn, ready},
     panic::{self, AssertUnwindSafe},
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -29,14 +29,15 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use tokio::{select, sync::watch, time::Instant};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::BoxError;
 
 use super::{
     access::{Access, Account, Peer, Tenant},
+    answer::{CallBody, EncodedBody, Reaper},
     deadline,
     drain::Drain,
     jitter::jittered,
@@ -46,7 +47,7 @@ use super::{
 use crate::{
     error::{Error, with_reason},
     registered_waker::RegisteredWaker,
-    shares::{Owner, Permit, Shares},
+    shares::{GivesWay, HeldBytes, HeldPart, Owner, Permit, Shares},
     telemetry::{self, Telemetry},
 };
 
@@ -62,6 +63,8 @@ pub struct CallContext {
     pub record: telemetry::Call,
     /// Whose share the call counts to.
     pub account: Account,
+    /// The bytes that are held for it.
+    pub held: HeldBytes,
     /// The drain of the server.
     pub drain: Drain,
 }
@@ -77,6 +80,8 @@ pub enum Termination {
     Closing,
     /// Its handler panicked.
     Panic,
+    /// Others need the room that it takes.
+    GaveWay,
 }
 
 impl Termination {
@@ -86,6 +91,9 @@ impl Termination {
             Self::Panic => Status::internal("the gateway failed"),
             Self::Deadline => {
                 Status::deadline_exceeded("the deadline passed before the call was over")
+            }
+            Self::GaveWay => {
+                Status::unavailable("others need the room that this call takes: call again")
             }
             Self::Closing => {
                 Status::unavailable("the gateway ends this call, or its connection: call again")
@@ -111,7 +119,7 @@ impl TerminationStatus {
     }
 
     /// The call ends for this reason. Called before the handler is dropped.
-    fn end(&self, cut: Termination) -> Status {
+    pub(super) fn end(&self, cut: Termination) -> Status {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         words
             .as_ref()
@@ -146,10 +154,26 @@ pub(super) struct Calls {
     pub(super) call_shares: Shares,
     /// The same for streams of health and reflection.
     pub(super) infra_shares: Shares,
+    /// Bytes that are held for calls.
+    pub(super) byte_shares: Shares,
+    /// How long the first message of a call may take to come.
+    pub(super) message_timeout: Duration,
+    /// What is larger goes to the HTTP library in pieces of so many bytes.
+    pub(super) piece: usize,
+    /// Ends answers that nobody reads.
+    pub(super) reaper: Reaper,
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
-    pub(super) open: watch::Sender<usize>,
+    pub(super) open: watch::Sender<Open>,
+}
+
+/// How many calls of a connection are open.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Open {
+    pub(super) all: usize,
+    /// Those of callers that are known.
+    pub(super) known: usize,
 }
 
 /// A call's answer, once there is one.
@@ -230,7 +254,7 @@ impl Calls {
                     call.record.by(name);
                 }
                 let account = self.access.account(&self.peer, tenant.as_ref(), headers);
-                call.permit = self.permit(path, account.owner)?;
+                call.held = self.held(&call, path, account.owner)?;
                 Ok((account, packed))
             });
         let (account, packed) = match admitted.and_then(|admitted| timeout.map(|_| admitted)) {
@@ -245,19 +269,33 @@ impl Calls {
             call.record.clone(),
             self.drain.clone(),
         );
+        let source = self.permit_source(request.uri().path(), account.owner);
+        let (held, whose) = (call.held.clone(), account.clone());
         request.extensions_mut().insert(CallContext {
             deadline,
             termination_status,
             record,
             account,
+            held,
             drain,
         });
         if self.pack_above.is_some() && message::accepts_gzip(request.headers()) {
             call.pack_above = self.pack_above;
         }
         let rules = self.rules(request.uri().path(), packed);
-        let request = request.map(|body| Body::new(Messages::new(body, rules)));
-        Box::pin(call.answer(Arc::clone(&self.routes), request))
+        let (held, message_timeout) = (call.held.part(), self.message_timeout);
+        let request = request.map(|body| Messages::new(body, rules, held));
+        let routes = Arc::clone(&self.routes);
+        Box::pin(async move {
+            let mut request = request;
+            let waited = call.first_message(request.body_mut(), message_timeout);
+            // Not before: whoever sends no message keeps nobody out.
+            if let Err(status) = waited.await.and_then(|()| call.take_permit(&source)) {
+                return Ok(call.refuse(status));
+            }
+            call.message = request.body_mut().take_held();
+            call.answer(whose, &routes, request.map(Body::new)).await
+        })
     }
 
     /// Refuses more metadata than a call may have. The library takes more, so that there is an
@@ -288,36 +326,79 @@ impl Calls {
         }
     }
 
-    /// A permit for one more call.
-    fn permit(&self, path: &str, owner: Owner) -> Result<Option<Permit>, Error> {
-        let permit = match path {
-            path if is_asking_health(path) => return Ok(None),
-            // Nobody needs a token for them, so nobody's name is known.
-            path if is_infra(path) => self.infra_shares.take(self.peer.account().owner, 1),
-            _ => self.call_shares.take(owner, 1),
+    /// An account for what is held for a call. Those of health and reflection, whom nobody knows,
+    /// have a share of their own together.
+    fn held(&self, call: &Call, path: &str, owner: Owner) -> Result<HeldBytes, Error> {
+        let owner = if is_infra(path) {
+            Owner::of(&"health and reflection")
+        } else {
+            owner
         };
-        Ok(permit.map(Some)?)
+        let allowance = if call.record.streams() && !is_infra(path) {
+            STREAM_ALLOWANCE
+        } else {
+            CALL_ALLOWANCE
+        };
+        Ok(HeldBytes::open(&self.byte_shares, owner, allowance)?)
+    }
+
+    /// Where a call takes its permit from.
+    fn permit_source(&self, path: &str, owner: Owner) -> PermitSource {
+        let (shares, owner) = match path {
+            path if is_asking_health(path) => (None, owner),
+            // Nobody needs a token for them, so nobody's name is known.
+            path if is_infra(path) => (Some(&self.infra_shares), self.peer.account().owner),
+            _ => (Some(&self.call_shares), owner),
+        };
+        PermitSource {
+            shares: shares.cloned(),
+            owner,
+        }
+    }
+}
+
+/// Where a call takes its permit from, once its first message is there.
+struct PermitSource {
+    /// None is needed, if there are none.
+    shares: Option<Shares>,
+    owner: Owner,
+}
+
+impl PermitSource {
+    fn take(&self) -> Result<Option<Permit>, Error> {
+        let permit = self.shares.as_ref().map(|it| it.take(self.owner, 1));
+        Ok(permit.transpose()?)
     }
 }
 
 /// All that is held for as long as the call lasts. Its drop is the end of the call.
-struct Call {
+pub(super) struct Call {
     record: telemetry::Call,
     /// When time cuts it, and how: its deadline or its age, whichever comes first.
-    limit: Option<(Instant, Termination)>,
+    pub(super) limit: Option<(Instant, Termination)>,
     end: CancellationToken,
     /// Ready when the call is cut.
     is_cut: Pin<Box<dyn Future<Output = Termination> + Send>>,
     /// Whom that will wake.
     noted: RegisteredWaker,
-    termination_status: TerminationStatus,
+    pub(super) termination_status: TerminationStatus,
     /// How it ended, once that is known.
-    code: Option<Code>,
-    open: watch::Sender<usize>,
-    /// Its part of all calls.
-    permit: Option<Permit>,
+    pub(super) code: Option<Code>,
+    open: watch::Sender<Open>,
+    /// Its caller is known.
+    is_known: bool,
+    /// Its part of all calls, or of all streams of health and reflection.
+    pub(super) permit: Option<Permit>,
+    /// It is one of health or reflection: its permit gives way.
+    pub(super) is_infra: bool,
+    /// The bytes that are held for it, and those of its message.
+    pub(super) held: HeldBytes,
+    message: HeldPart,
     /// Messages of its answer with more bytes are packed.
-    pack_above: Option<usize>,
+    pub(super) pack_above: Option<usize>,
+    /// The largest piece of its answer that the HTTP library is given.
+    pub(super) piece: usize,
+    pub(super) reaper: Reaper,
 }
 
 impl Call {
@@ -328,13 +409,12 @@ impl Call {
         deadline: Option<Instant>,
     ) -> Self {
         calls.open.send_if_modified(|open| {
-            *open += 1;
-            *open == 1
+            open.all += 1;
+            open.all == 1
         });
         let end = calls.end.clone();
         let age = calls
             .max_age
-            .filter(|_| !is_infra(path))
             .map(|age| (Instant::now() + jittered(age), Termination::Closing));
         let limit = deadline
             .map(|deadline| (deadline, Termination::Deadline))
@@ -359,20 +439,34 @@ impl Call {
             termination_status: TerminationStatus::default(),
             code: None,
             open: calls.open.clone(),
+            is_known: false,
             permit: None,
+            is_infra: is_infra(path),
+            held: HeldBytes::default(),
+            message: HeldPart::default(),
             pack_above: None,
+            piece: calls.piece,
+            reaper: calls.reaper.clone(),
         }
     }
 
+    /// Takes its permit.
+    fn take_permit(&mut self, source: &PermitSource) -> Result<(), Status> {
+        self.permit = source.take().map_err(|error| {
+            self.record.failed(&error);
+            error.status()
+        })?;
+        Ok(())
+    }
+
     async fn answer(
-        self,
-        routes: Arc<Routes>,
+        mut self,
+        account: Account,
+        routes: &Routes,
         request: Request<Body>,
     ) -> Result<Response<CallBody>, Infallible> {
-        // A call on a connection that has ended must not reach a handler, which may write.
-        if let Some(cut) = self.cut() {
-            let status = self.termination_status.end(cut);
-            return Ok(self.refuse(status));
+        if account.is_known() {
+            self.becomes_known();
         }
         let handler = routes.call(request);
         // A tuple drops the call first, which says why, and then the handler.
@@ -383,9 +477,17 @@ impl Call {
         })
         .await;
         let (mut call, _handler) = pending;
+        // It may have become so just now.
+        if account.is_known() {
+            call.becomes_known();
+        }
         match answered {
             Ok(Ok(response)) => {
+                // The handler is done with it.
+                call.message = HeldPart::default();
                 let (mut head, body) = response.into_parts();
+                let encoded = head.extensions.remove::<EncodedBody>();
+                let body = encoded.and_then(|body| body.take()).unwrap_or(body);
                 if body.is_end_stream() {
                     call.code = Some(code(&head.headers));
                     add_reason(&mut head.headers);
@@ -402,10 +504,45 @@ impl Call {
         }
     }
 
+    /// Waits for the first message. As long as it has not come, the call gives way.
+    async fn first_message<B>(
+        &mut self,
+        messages: &mut Messages<B>,
+        limit: Duration,
+    ) -> Result<(), Status>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // A call on a connection that has ended must not reach a handler, which may write.
+        if let Some(cut) = self.cut() {
+            return Err(self.termination_status.end(cut));
+        }
+        let held = self.held.clone();
+        let mut came = pin!(poll_fn(|cx| {
+            self.poll_unless_cut(cx, |cx| messages.poll_first(cx))
+                .map(|polled| polled?)
+        }));
+        // Mostly it is there.
+        if let Poll::Ready(came) = poll_fn(|cx| Poll::Ready(came.as_mut().poll(cx))).await {
+            return came;
+        }
+        let waiting = Arc::new(Waiting::default());
+        let holder = Arc::downgrade(&waiting);
+        held.give_way(Instant::now(), holder);
+        let came = select! {
+            came = came => came,
+            () = waiting.gave_way.cancelled() => Err(Termination::GaveWay.status()),
+            () = tokio::time::sleep(limit) => Err(Error::MessageTimeout { limit }.status()),
+        };
+        held.stay();
+        came
+    }
+
     /// What is polled, unless the call is cut, which goes first: a handler that always has more to
     /// say is cut, too. Asking whether it is due costs less than waiting for it. The status says
     /// why it is not polled any more.
-    fn poll_unless_cut<T>(
+    pub(super) fn poll_unless_cut<T>(
         &mut self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
@@ -420,6 +557,23 @@ impl Call {
             },
         };
         Poll::Ready(Err(self.termination_status.end(termination)))
+    }
+
+    /// Its caller is known: its connection does not give way.
+    fn becomes_known(&mut self) {
+        if self.is_known || self.is_infra {
+            return;
+        }
+        self.is_known = true;
+        self.open.send_if_modified(|open| {
+            open.known += 1;
+            open.known == 1
+        });
+    }
+
+    /// Whether its answer is a stream.
+    pub(super) fn streams(&self) -> bool {
+        self.record.streams()
     }
 
     /// Why it is to be cut, if it is.
@@ -449,132 +603,31 @@ impl Drop for Call {
             termination.status().code()
         });
         self.record.ended(code);
+        let known = usize::from(self.is_known);
         self.open.send_if_modified(|open| {
-            *open -= 1;
-            *open == 0
+            open.all -= 1;
+            open.known -= known;
+            open.all == 0 || (open.known == 0 && self.is_known)
         });
     }
 }
 
-/// The body of a call's answer. Empty once the call is over.
-#[derive(Default)]
-pub(super) struct CallBody(Option<Streaming>);
-
-struct Streaming {
-    call: Call,
-    /// The handler's side. Shared, because a body is not polled while its caller reads nothing, but
-    /// a stream has to go at the deadline or its age.
-    handler: Arc<Mutex<Option<Body>>>,
-    /// Drops the handler's side then. An answer that is no stream is there already, and holds
-    /// nothing of the upstream's.
-    _reaper: Option<AbortOnDropHandle<()>>,
+/// A call whose message has not come.
+#[derive(Debug, Default)]
+struct Waiting {
+    gave_way: CancellationToken,
 }
 
-impl Streaming {
-    fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let handler = &self.handler;
-        let polled = self
-            .call
-            .poll_unless_cut(cx, |cx| match lock(handler).as_mut() {
-                Some(body) => Pin::new(body).poll_frame(cx).map(Some),
-                // The reaper's clock was the faster one.
-                None => Poll::Ready(None),
-            });
-        Poll::Ready(match ready!(polled) {
-            Ok(Some(polled)) => polled,
-            Ok(None) => {
-                let cut = self
-                    .call
-                    .limit
-                    .map_or(Termination::Deadline, |(_, cut)| cut);
-                Some(Err(self.call.termination_status.end(cut)))
-            }
-            Err(status) => Some(Err(status)),
-        })
+impl GivesWay for Waiting {
+    fn give_way(&self) {
+        self.gave_way.cancel();
     }
 }
 
-impl CallBody {
-    fn new(call: Call, body: Body) -> Self {
-        let handler = Arc::new(Mutex::new(Some(body)));
-        let reaper = call.limit.filter(|_| call.record.streams()).map(|limit| {
-            let (handler, termination_status) =
-                (Arc::clone(&handler), call.termination_status.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                // Said first, so that the handler's side learns why it goes.
-                drop(termination_status.end(passed(Some(limit)).await));
-                let body = lock(&handler).take();
-                drop(body);
-            }))
-        });
-        Self(Some(Streaming {
-            call,
-            handler,
-            _reaper: reaper,
-        }))
-    }
-
-    fn close(&mut self, code: Code) {
-        if let Some(mut streaming) = self.0.take() {
-            streaming.call.code = Some(code);
-        }
-    }
-
-    fn close_with(&mut self, status: Status) -> Frame<Bytes> {
-        self.close(status.code());
-        Frame::trailers(trailers(status))
-    }
-}
-
-impl http_body::Body for CallBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(streaming) = &mut self.0 else {
-            return Poll::Ready(None);
-        };
-        Poll::Ready(match ready!(streaming.poll_handler(cx)) {
-            Some(Ok(frame)) if streaming.call.pack_above.is_some() && frame.is_data() => {
-                let above = streaming.call.pack_above.unwrap_or(usize::MAX);
-                let data = frame.into_data().unwrap_or_default();
-                Some(Ok(match message::pack(data, above) {
-                    Ok(packed) => Frame::data(packed),
-                    Err(status) => self.close_with(status),
-                }))
-            }
-            Some(Ok(mut frame)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    add_reason(trailers);
-                    self.close(code(trailers));
-                }
-                Some(Ok(frame))
-            }
-            Some(Err(status)) => Some(Ok(self.close_with(status))),
-            None => {
-                self.close(Code::Unknown);
-                None
-            }
-        })
-    }
-
-    /// Only what is over is at its end: the trailers are always still to come.
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// Nothing is promised, as the call may be cut at any time.
-    fn size_hint(&self) -> SizeHint {
-        if self.0.is_none() {
-            SizeHint::with_exact(0)
-        } else {
-            SizeHint::default()
-        }
-    }
-}
+/// What a call takes that is not counted byte by byte, and a stream: buffers here and in the HTTP
+/// libraries, tasks, and messages that are small.
+const CALL_ALLOWANCE: usize = 16 << 10;
+const STREAM_ALLOWANCE: usize = 48 << 10;
 
 /// The largest message of health and reflection, in bytes: they are open to all.
 const INFRA_MESSAGE: usize = 4 << 10;
@@ -585,10 +638,6 @@ fn metadata_size<B>(request: &Request<B>) -> usize {
     let fields = headers.map(|(name, value)| name.as_str().len() + value.len() + 32);
     let path = request.uri().path_and_query();
     fields.sum::<usize>() + path.map_or(0, |path| path.as_str().len())
-}
-
-fn lock(handler: &Mutex<Option<Body>>) -> MutexGuard<'_, Option<Body>> {
-    handler.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn passed(limit: Option<(Instant, Termination)>) -> Termination {
@@ -622,14 +671,14 @@ fn message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("")
 }
 
-fn code(headers: &HeaderMap) -> Code {
+pub(super) fn code(headers: &HeaderMap) -> Code {
     headers
         .get(Status::GRPC_STATUS)
         .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
 /// Adds the reason to a status that has none: one that the library made.
-fn add_reason(trailers: &mut HeaderMap) {
+pub(super) fn add_reason(trailers: &mut HeaderMap) {
     let bare = code(trailers) != Code::Ok && !trailers.contains_key(Status::GRPC_STATUS_DETAILS);
     if let Some(status) = bare.then(|| Status::from_header_map(trailers)).flatten() {
         let reasoned = with_reason(status).into_http::<()>().into_parts().0.headers;
@@ -638,7 +687,7 @@ fn add_reason(trailers: &mut HeaderMap) {
     }
 }
 
-fn trailers(status: Status) -> HeaderMap {
+pub(super) fn trailers(status: Status) -> HeaderMap {
     let mut trailers = with_reason(status).into_http::<()>().into_parts().0.headers;
     trailers.remove(CONTENT_TYPE);
     trailers

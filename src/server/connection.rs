@@ -1,5 +1,7 @@
 //! One connection: handshake, life, GOAWAY (or, of HTTP/1.1, `connection: close`), end.
 //!
+//! A connection without a call of a caller that is known gives way to new ones.
+//!
 //! Must hold: every wait here has a limit. A connection never just vanishes from under its calls:
 //! GOAWAY first, then time to finish, then a status for what is left, then the cut.
 
@@ -7,7 +9,7 @@ use std::{
     io::{self, Cursor},
     net::IpAddr,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -17,7 +19,7 @@ use tokio::{
     net::TcpStream,
     select,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -26,11 +28,12 @@ use tower::BoxError;
 use super::{
     Drain, Server,
     access::Peer,
-    call::Calls,
+    call::{Calls, Open},
     handshake::{Failed, Reason},
     jitter::jittered,
     writes::{Writes, gathered},
 };
+use crate::shares::{GivesWay, Permit};
 
 /// What every HTTP/2 client sends first (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -42,21 +45,78 @@ const TLS_HANDSHAKE: u8 = 22;
 /// not waited for.
 pub(super) const FLUSH: Duration = Duration::from_secs(1);
 
+/// How long a connection has been without such a call before it gives way.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A connection's part of all connections, which gives way to others.
+#[derive(Debug)]
+pub(super) struct Place {
+    permit: Mutex<Permit>,
+    gave_way: CancellationToken,
+}
+
+impl Place {
+    pub(super) fn new(permit: Permit) -> Arc<Self> {
+        let place = Arc::new(Self {
+            permit: Mutex::new(permit),
+            gave_way: CancellationToken::new(),
+        });
+        place.permit().give_way(Instant::now(), place.holder());
+        place
+    }
+
+    fn holder(self: &Arc<Self>) -> Weak<dyn GivesWay> {
+        let holder: Weak<Self> = Arc::downgrade(self);
+        holder
+    }
+
+    fn permit(&self) -> MutexGuard<'_, Permit> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives way but while such calls are open, for ever.
+    async fn follow(self: Arc<Self>, mut open: watch::Receiver<Open>) {
+        while open.wait_for(|open| open.known > 0).await.is_ok() {
+            self.permit().stay();
+            loop {
+                if open.wait_for(|open| open.known == 0).await.is_err() {
+                    return;
+                }
+                let since = Instant::now();
+                let again = async { open.wait_for(|open| open.known > 0).await.is_err() };
+                if timeout(IDLE, again).await.is_err() {
+                    self.permit().give_way(since, self.holder());
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl GivesWay for Place {
+    fn give_way(&self) {
+        self.gave_way.cancel();
+    }
+}
+
 /// Serves a connection until it is closed.
-pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
+pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>, server: &Server) {
     let limits = &server.limits;
     // Frames are written when they are complete; waiting for more (Nagle) only delays events.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     // Under one limit, since all of it is a stranger's time.
-    let shaken = timeout(limits.handshake, handshake(stream, address, server)).await;
+    let shaken = select! {
+        shaken = timeout(limits.handshake, handshake(stream, address, server)) => shaken,
+        () = place.gave_way.cancelled() => return,
+    };
     let (io, http, peer) = match shaken.unwrap_or_else(|_| Err(Reason::Timeout.into())) {
         Ok(shaken) => shaken,
         Err(failed) => return server.handshakes.note(&server.telemetry, address, &failed),
     };
 
-    let open = watch::Sender::new(0);
+    let open = watch::Sender::new(Open::default());
     let end = server.end.child_token();
     let calls = Calls {
         routes: Arc::clone(&server.routes),
@@ -74,6 +134,10 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
         max_age: limits.call_age,
         call_shares: server.call_shares.clone(),
         infra_shares: server.infra_shares.clone(),
+        byte_shares: server.byte_shares.clone(),
+        message_timeout: limits.message,
+        piece: super::piece(limits),
+        reaper: server.reaper.clone(),
         end: end.clone(),
         open: open.clone(),
     };
@@ -85,6 +149,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
                 server.http2.serve_connection(io, calls),
                 &writes,
                 server,
+                place,
                 open.subscribe(),
                 end,
             )
@@ -96,6 +161,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
                 server.http2.serve_connection(io, calls),
                 &writes,
                 server,
+                place,
                 open.subscribe(),
                 end,
             )
@@ -107,6 +173,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, server: &Server) {
                 server.http1.serve_connection(io, calls),
                 &writes,
                 server,
+                place,
                 open.subscribe(),
                 end,
             )
@@ -123,7 +190,8 @@ fn live(
     connection: impl GracefulConnection<Error: Into<BoxError>> + Send,
     writes: &Writes<Box<dyn Io>>,
     server: &Server,
-    open: watch::Receiver<usize>,
+    place: Arc<Place>,
+    open: watch::Receiver<Open>,
     end: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
     let limits = &server.limits;
@@ -134,7 +202,9 @@ fn live(
                 return ended.map_or_else(|error| say_ended(server, &error.into()), |()| ());
             }
             () = after(limits.age.map(jittered)) => Some(limits.age_grace),
-            () = idle(open, limits.idle) => Some(limits.age_grace),
+            () = idle(open.clone(), limits.idle) => Some(limits.age_grace),
+            () = Arc::clone(&place).follow(open) => None,
+            () = place.gave_way.cancelled() => Some(Duration::ZERO),
             // No time of its own: the server's drain timeout bounds it.
             () = server.draining.cancelled() => None,
         };
@@ -252,8 +322,8 @@ async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 }
 
 /// Ready once no call was open for the whole of `limit`.
-async fn idle(mut open: watch::Receiver<usize>, limit: Option<Duration>) {
-    while open.wait_for(|open| *open == 0).await.is_ok() {
+async fn idle(mut open: watch::Receiver<Open>, limit: Option<Duration>) {
+    while open.wait_for(|open| open.all == 0).await.is_ok() {
         select! {
             () = after(limit) => return,
             _ = open.changed() => {}

@@ -5,9 +5,11 @@ use std::time::Duration;
 /// The limits of a server. [`Default`] suits most deployments.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections open at a time, those that are still in their handshake among them. One more is
-    /// accepted and closed at once: its caller goes to another replica. Left in the backlog it
-    /// would look connected, and calls on it would hang until their deadline.
+    /// Connections open at a time, those that are still in their handshake among them, shared out
+    /// by address. For one more, one without a call of a known caller gives way, the idlest of the
+    /// largest holder first. Where there is none, the new one is accepted and closed at once: its
+    /// caller goes to another replica. Left in the backlog it would look connected, and calls on it
+    /// would hang until their deadline.
     pub connections: usize,
     /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for
     /// the head of a request, from the end of the one before, and for each piece of its body.
@@ -15,16 +17,24 @@ pub struct Limits {
     /// Streams open at a time per connection. One more is refused, which callers know to be safe to
     /// repeat.
     pub streams: u32,
-    /// Calls open at a time on all connections together, streams among them. One more is refused at
-    /// once with a time to come back, and has done nothing. Calls of health and reflection are not
-    /// counted: they are answered when nothing else is. Their streams have places of their own, as
-    /// many as connections.
+    /// Calls open at a time on all connections together, streams among them, from their first whole
+    /// message on. One more is refused with a time to come back, and has done nothing. Calls of
+    /// health and reflection are not counted: they are answered when nothing else is. Their streams
+    /// have places of their own, as many as connections, and the oldest gives way.
     pub calls: usize,
+    /// Bytes that are held for callers, of all together: messages as they come and while they are
+    /// worked on, answers and events until they are written, outputs of conversations, states of
+    /// runs that are polled. Shared out by caller. Past it calls are refused with a time to come
+    /// back, and the largest holder's answers that nobody reads end, the oldest first.
+    pub held_bytes: usize,
+    /// Time from a call's headers to the end of its first message.
+    pub message: Duration,
     /// Bytes that a caller may send ahead on one stream.
     pub stream_window: u32,
     /// Bytes that a caller may send ahead on all streams of a connection.
     pub connection_window: u32,
-    /// Bytes that the server holds per stream for a caller that does not read.
+    /// Bytes that the HTTP library holds per stream for a caller that does not read. What the answer
+    /// itself holds is counted in [`Limits::held_bytes`].
     pub stream_send_buffer: u32,
     /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over
     /// HTTP/1.1: of a request's head.
@@ -60,7 +70,6 @@ pub struct Limits {
     /// Age at which a call ends as UNAVAILABLE, ±10% so that streams that began together do not all
     /// come back at once; `None` for never. A stream says then how to resume it, as in a drain. A
     /// connection's age ends most streams sooner; this bounds them where connections have none.
-    /// Calls of health and reflection have no age.
     pub call_age: Option<Duration>,
     /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused
     /// and the open ones take no more calls. Whoever routes calls here learns in this time to route
@@ -80,6 +89,8 @@ impl Default for Limits {
             streams: 1000,
             // An open call takes some 10 KiB, a stream some 50: half a GiB of the latter.
             calls: 10_000,
+            held_bytes: 1 << 30,
+            message: Duration::from_secs(30),
             stream_window: 64 << 10,
             connection_window: 16 << 20,
             stream_send_buffer: 64 << 10,

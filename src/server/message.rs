@@ -8,6 +8,7 @@
 //! over the limit `OUT_OF_RANGE`, and packs answers whatever their size.
 
 use std::{
+    collections::VecDeque,
     io::{self, Write as _},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -23,7 +24,7 @@ use http_body::{Body, Frame};
 use tonic::{Code, Status};
 use tower::BoxError;
 
-use crate::error::Error;
+use crate::{error::Error, shares::HeldPart};
 
 /// Bytes before each message: whether it is packed, and its length.
 const PREFIX: usize = 5;
@@ -64,6 +65,13 @@ pub(super) struct Messages<B> {
     rules: Rules,
     at: At,
     count: u64,
+    /// How many are whole.
+    whole: u64,
+    /// What was read before it was asked for.
+    ahead: VecDeque<Result<Frame<Bytes>, BoxError>>,
+    /// What the message that comes, or came last, takes.
+    held: HeldPart,
+    size: usize,
 }
 
 /// Where in the body the next byte stands.
@@ -79,24 +87,45 @@ enum At {
 const START: At = At::Prefix([0; PREFIX], 0);
 
 impl<B> Messages<B> {
-    pub(super) fn new(body: B, rules: Rules) -> Self {
+    /// The messages of `body`. What they take is counted in `held`.
+    pub(super) fn new(body: B, rules: Rules, held: HeldPart) -> Self {
         Self {
             body,
             rules,
             at: START,
             count: 0,
+            whole: 0,
+            ahead: VecDeque::new(),
+            held,
+            size: 0,
+        }
+    }
+
+    /// Takes over what the one message of a method takes, which outlives its bytes. Of methods that
+    /// take many, what each takes is counted here, one after the other.
+    pub(super) fn take_held(&mut self) -> HeldPart {
+        if self.rules.one {
+            std::mem::take(&mut self.held)
+        } else {
+            HeldPart::default()
         }
     }
 
     /// The same bytes, with messages unpacked.
     fn take(&mut self, data: Bytes) -> Result<Bytes, Error> {
-        if !self.rules.packed {
+        let data = if self.rules.packed {
+            let mut out = BytesMut::new();
+            self.walk(&data, Some(&mut out))?;
+            out.freeze()
+        } else {
             self.walk(&data, None)?;
-            return Ok(data);
+            data
+        };
+        self.size += unfolded(&data);
+        if self.size > self.held.bytes() {
+            self.held.resize(self.size)?;
         }
-        let mut out = BytesMut::new();
-        self.walk(&data, Some(&mut out))?;
-        Ok(out.freeze())
+        Ok(data)
     }
 
     fn walk(&mut self, mut data: &[u8], mut out: Option<&mut BytesMut>) -> Result<(), Error> {
@@ -130,6 +159,7 @@ impl<B> Messages<B> {
                         return Ok(());
                     }
                     self.at = START;
+                    self.whole += 1;
                 }
                 At::Packed(left, unpacks) => {
                     let now = data.len().min(*left);
@@ -149,6 +179,7 @@ impl<B> Messages<B> {
                         out.put_slice(message);
                     }
                     self.at = START;
+                    self.whole += 1;
                 }
             }
         }
@@ -162,6 +193,9 @@ impl<B> Messages<B> {
             return Err(self.rules.too_large());
         }
         self.count += 1;
+        // What is announced will be taken.
+        self.size = 0;
+        self.held.resize(length)?;
         self.at = match packed {
             0 => {
                 if let Some(out) = out {
@@ -221,18 +255,25 @@ impl Rules {
     }
 }
 
-impl<B> Body for Messages<B>
+impl<B> Messages<B>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
-    type Data = Bytes;
-    type Error = BoxError;
+    /// Reads up to the end of the first message, or of the body. What was read is given when it is
+    /// asked for.
+    pub(super) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        while self.whole == 0 {
+            match ready!(self.poll_next(cx)) {
+                Some(Ok(frame)) => self.ahead.push_back(Ok(frame)),
+                Some(Err(error)) => return Poll::Ready(Err(Status::from_error(error))),
+                None => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let refused = |error: Error| Poll::Ready(Some(Err(error.status().into())));
         let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
@@ -260,6 +301,34 @@ where
             },
         }
     }
+}
+
+impl<B> Body for Messages<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.ahead.pop_front() {
+            Some(read) => Poll::Ready(Some(read)),
+            None => self.poll_next(cx),
+        }
+    }
+}
+
+/// What bytes of a message take once it is unfolded, about. Text takes what it is, here and as
+/// JSON. A field that holds little takes much more than its bytes: its length, or its number, is
+/// one byte below 32, of which text has few.
+fn unfolded(data: &[u8]) -> usize {
+    const FIELD: usize = 192;
+    let small = data.iter().filter(|byte| **byte < 32).count();
+    2 * data.len() + FIELD * small
 }
 
 /// Bytes up to a limit.

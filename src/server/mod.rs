@@ -13,6 +13,7 @@
 //! | `writes` | what a connection writes in one turn, as one write |
 //! | `drain` | streams that leave early when the server drains |
 //! | `call`, `deadline` | one call: its deadline, its end, its log line |
+//! | `answer` | the body of its answer, which ends in time whether or not it is read |
 //! | `web` | calls from pages in browsers |
 //!
 //! Must hold: one slow, silent or hostile peer takes no more than its share and does not stop the
@@ -23,6 +24,7 @@
 //! unlimited, its handshakes have no limit, and a drain waits for open streams for ever.
 
 mod access;
+mod answer;
 mod call;
 mod connection;
 mod deadline;
@@ -45,15 +47,17 @@ use hyper_util::rt::TokioTimer;
 use tokio::{
     net::TcpListener,
     select,
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::rustls::ServerConfig;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     reloadable::Reloadable,
-    shares::{Limit, Shares},
+    shares::{Limit, Owner, Shares},
     telemetry::{OncePerSecond, Telemetry},
 };
 
@@ -62,6 +66,7 @@ pub use self::{
         Access, Account, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer,
         RemoteKeys, Tenant, Tokens,
     },
+    answer::EncodedBody,
     call::{CallContext, Termination, TerminationStatus},
     drain::Drain,
     health::Health,
@@ -95,6 +100,12 @@ pub async fn serve(
         detached,
     } = served;
     let tasks = TaskTracker::new();
+    let bytes = Limit {
+        what: "bytes held for callers",
+        max: limits.held_bytes,
+        flag: "--max-held-bytes",
+    };
+    let byte_shares = Shares::shown(bytes, telemetry.metrics().bytes_left.clone());
     let server = Arc::new(Server {
         http1: http1(&limits),
         http2: http2(&limits, Tasks(tasks.clone())),
@@ -117,8 +128,12 @@ pub async fn serve(
             max: limits.connections,
             flag: "--max-connections",
         }),
+        byte_shares,
+        reaper: answer::Reaper::default(),
         limits,
     });
+    let reaper = server.reaper.clone();
+    let _reaper = AbortOnDropHandle::new(tokio::spawn(async move { reaper.run().await }));
 
     select! {
         never = accept(&listener, &server, &tasks) => match never {},
@@ -181,6 +196,10 @@ struct Server {
     call_shares: Shares,
     /// Streams of health and reflection that are open: as many as connections.
     infra_shares: Shares,
+    /// Bytes that are held for calls.
+    byte_shares: Shares,
+    /// Ends answers that nobody reads.
+    reaper: answer::Reaper,
     /// Lines of the log that peers can cause.
     lines: Lines,
     /// Handshakes that failed.
@@ -220,6 +239,11 @@ where
 const TAKEN_HTTP1: u32 = 4;
 const TAKEN_HTTP2: u32 = 16;
 
+/// The largest piece of an answer that the HTTP library is given.
+fn piece(limits: &Limits) -> usize {
+    (limits.stream_send_buffer as usize / 4).clamp(1, 16 << 10)
+}
+
 fn http1(limits: &Limits) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     let metadata = limits.metadata.saturating_mul(TAKEN_HTTP1) as usize;
@@ -246,7 +270,12 @@ fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
         .max_concurrent_streams(limits.streams)
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
-        .max_send_buf_size(limits.stream_send_buffer as usize)
+        // What it is given last, and what waits for its turn there, are not counted in it.
+        .max_send_buf_size(
+            (limits.stream_send_buffer as usize)
+                .saturating_sub(2 * piece(limits))
+                .max(1),
+        )
         .max_header_list_size(limits.metadata.saturating_mul(TAKEN_HTTP2))
         .keep_alive_interval(limits.ping_interval)
         .keep_alive_timeout(limits.ping_timeout)
@@ -260,9 +289,11 @@ async fn accept(
     server: &Arc<Server>,
     tasks: &TaskTracker,
 ) -> std::convert::Infallible {
-    let places = Arc::new(Semaphore::new(
-        server.limits.connections.min(Semaphore::MAX_PERMITS),
-    ));
+    let places = Shares::new(Limit {
+        what: "connections",
+        max: server.limits.connections,
+        flag: "--max-connections",
+    });
     loop {
         let (stream, address) = match listener.accept().await {
             Ok((stream, address)) => (stream, address.ip()),
@@ -275,7 +306,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Ok(permit) = places.take(Owner::of(&address.to_canonical()), 1) else {
             if let Some(suppressed) = server.lines.too_many.due() {
                 tracing::warn!(
                     limit = server.limits.connections,
@@ -289,9 +320,9 @@ async fn accept(
         tasks.spawn(async move {
             let open = &server.telemetry.metrics().connections;
             open.inc();
-            connection::serve(stream, address, &server).await;
+            let place = connection::Place::new(permit);
+            connection::serve(stream, address, place, &server).await;
             open.dec();
-            drop(place);
         });
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 const MAX_STEPS: u32 = 50_000;
 
 /// The first buffer of each call, in bytes, for its request and for its answer, and how much of a
-/// stream's answer goes out together. Most requests are small and most runs are not much larger;
+/// client's stream goes out together. Most requests are small and most runs are not much larger;
 /// tonic's own 8 KiB are more than half of what a quiet stream would hold.
 const REQUEST_BUFFER: usize = 512;
 const ANSWER_BUFFER: usize = 2 << 10;

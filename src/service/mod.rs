@@ -6,13 +6,10 @@
 
 mod calls;
 mod codec;
+mod events;
 mod run;
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{pin::Pin, sync::Arc};
 
 use http::{HeaderMap, HeaderName};
 use tokio_stream::{Stream, StreamExt as _};
@@ -20,14 +17,15 @@ use tokio_util::task::TaskTracker;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 pub(crate) use codec::BoundedCodec;
+pub use events::RunEvents;
 
 use crate::{
     error::{Delivery, Error, Idempotency},
-    runs::{Events, SharedResume, Started, StreamLimits, Streams},
+    runs::{SharedResume, Started, StreamLimits, Streams},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
     upstream::{Answer, Caller, Client},
-    v1::{RunEvent, RunEventType},
+    v1::RunEventType,
 };
 
 /// The implementation of all services.
@@ -108,7 +106,9 @@ impl Gateway {
         termination_status.set(move |cut| {
             let resume = match cut {
                 Termination::Disconnect | Termination::Deadline => at_cut.abandon(),
-                Termination::Closing | Termination::Panic => at_cut.hand_over(),
+                Termination::Closing | Termination::Panic | Termination::GaveWay => {
+                    at_cut.hand_over()
+                }
             };
             let is_unknown = resume.last_event == RunEventType::Unspecified && !at_cut.is_read();
             let repeatable = if is_unknown {
@@ -133,6 +133,7 @@ impl Gateway {
             termination_status,
             record,
             account,
+            held,
             ..
         } = extensions.remove().unwrap_or_default();
         let metadata = metadata.into_headers();
@@ -153,6 +154,7 @@ impl Gateway {
                 mark: self.upstream.caller_mark(account.name.as_deref()),
                 name: account.name,
                 call: record,
+                held,
             },
             termination_status,
             message,
@@ -165,7 +167,8 @@ impl Gateway {
 fn ended(termination: Termination, idempotency: Idempotency) -> Error {
     match (termination, idempotency) {
         (Termination::Deadline, _) => Error::DeadlineExceeded,
-        (Termination::Closing, Idempotency::NonIdempotent) => Error::Lost {
+        (Termination::GaveWay, Idempotency::Idempotent) => Error::Unread,
+        (Termination::Closing | Termination::GaveWay, Idempotency::NonIdempotent) => Error::Lost {
             delivery: Delivery::Unknown,
             idempotency,
             cause: "the gateway ended the call".to_owned(),
@@ -223,11 +226,7 @@ fn stream(
     result: Result<Started, Error>,
 ) -> Result<Response<RunEvents>, Status> {
     match result {
-        Ok(Started { headers, events }) => Ok(Response::from_parts(
-            MetadataMap::from_headers(headers),
-            RunEvents { events, call },
-            http::Extensions::new(),
-        )),
+        Ok(Started { headers, events }) => Ok(events::answer(events, headers, call)),
         Err(error) => Err(status(&call, &error)),
     }
 }
@@ -253,23 +252,4 @@ fn inbound<M: Send + 'static>(
 fn status(call: &telemetry::Call, error: &Error) -> Status {
     call.failed(error);
     error.status()
-}
-
-/// The events of a streaming call. What is sent is noted.
-pub struct RunEvents {
-    events: Events,
-    call: telemetry::Call,
-}
-
-impl Stream for RunEvents {
-    type Item = Result<RunEvent, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let event = ready!(self.events.as_mut().poll_next(cx));
-        Poll::Ready(event.map(|event| {
-            event
-                .inspect(|event| self.call.sent(event))
-                .map_err(|error| status(&self.call, &error))
-        }))
-    }
 }

@@ -62,6 +62,8 @@ pub struct Metrics {
     pub(super) shed: IntCounterVec,
     /// Connections open.
     pub connections: IntGauge,
+    /// Bytes that may still be held for callers.
+    pub bytes_left: IntGauge,
     /// By the number of their type.
     events: Vec<Option<IntCounter>>,
     first_event: HistogramVec,
@@ -246,6 +248,10 @@ impl Metrics {
             retries: new.counters("runs_gateway_retries_total", "Upstream requests that were made again.", &["url_template"]),
             shed: new.counters("runs_gateway_shed_total", "Calls refused because a limit was reached.", &["what"]),
             connections: new.gauge("runs_gateway_connections", "Connections of callers that are open."),
+            bytes_left: new.gauge(
+                "runs_gateway_held_bytes_left",
+                "Bytes that may still be held for callers (--max-held-bytes).",
+            ),
             events: (0..EVENT_TYPES).map(|number| Some(events.with_label_values(&[&event_type(number)?]))).collect(),
             first_event: new.histograms(
                 "runs_gateway_time_to_first_event_seconds",

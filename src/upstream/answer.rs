@@ -17,8 +17,9 @@ use super::{
     target::Target,
 };
 use crate::{
-    error::{ANOTHER_RESOURCE, Error, Idempotency, Rejection},
+    error::{ANOTHER_RESOURCE, Delivery, Error, Idempotency, Rejection},
     json,
+    shares::{HeldBytes, HeldPart, Limit},
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -67,6 +68,8 @@ pub(super) struct Reading<'a> {
     pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
     pub(super) limit: usize,
+    /// What counts the bytes of answers.
+    pub(super) held: &'a HeldBytes,
     /// When the call has to be over.
     pub(super) until: Instant,
 }
@@ -78,7 +81,8 @@ pub(super) async fn read<M: Answerable>(
     reading: &Reading<'_>,
 ) -> Result<Answer<M>, Error> {
     let headers = shown(response.headers());
-    let text = read_text(response, begun, reading).await?;
+    let mut held = reading.held.part();
+    let text = read_text(response, begun, reading, &mut held).await?;
     let text = error_body::without_mark(&text);
     let unmarked;
     let text = if reading.shows_marks || !marks::may_be_in(text) {
@@ -107,15 +111,17 @@ pub(super) async fn read<M: Answerable>(
     } else if !message.is_of(reading.target) {
         Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
+        reading.held.keep(held);
         Ok(Answer { message, headers })
     }
 }
 
-/// Reads the body of an answer that is no error.
+/// Reads the body of an answer that is no error, which is held as `held`.
 pub(super) async fn read_text(
     response: &mut reqwest::Response,
     begun: Bytes,
     reading: &Reading<'_>,
+    held: &mut HeldPart,
 ) -> Result<Bytes, Error> {
     if !response.status().is_success() {
         let headers = shown(response.headers());
@@ -123,11 +129,13 @@ pub(super) async fn read_text(
     }
     check_encoding(response)?;
     let limit = reading.limit;
-    match body(response, begun, limit).await {
-        Ok((text, true)) => Ok(text),
-        Ok((_, false)) => Err(unusable(format!("more than {limit} bytes"))),
-        Err(error) => Err(failure::cut(&error, reading.idempotency)),
-    }
+    body(response, begun, limit, held)
+        .await
+        .map_err(|unread| match unread {
+            Unread::TooLarge => unusable(format!("more than {limit} bytes")),
+            Unread::NoRoom(room) => no_room(room, reading.idempotency),
+            Unread::Cut(error) => failure::cut(&error, reading.idempotency),
+        })
 }
 
 /// Refuses a body that is packed: the request has said that it must not be.
@@ -165,17 +173,46 @@ fn unusable(what: String) -> Error {
     }
 }
 
-/// Reads a body that has `begun` up to `limit` bytes, and whether that was all of it.
+/// Why a body was not read.
+enum Unread {
+    /// It has more bytes than it may have.
+    TooLarge,
+    /// There is no room for it.
+    NoRoom(Limit),
+    /// It broke off.
+    Cut(reqwest::Error),
+}
+
+/// An answer for which there is no room. What it would have said of a write, nobody knows.
+fn no_room(limit: Limit, idempotency: Idempotency) -> Error {
+    match idempotency {
+        Idempotency::Idempotent => limit.into(),
+        Idempotency::NonIdempotent => Error::Lost {
+            delivery: Delivery::Unknown,
+            idempotency,
+            cause: "there was no room for the answer (--max-held-bytes)".to_owned(),
+            timed_out: false,
+            mendable: false,
+            request_id: None,
+        },
+    }
+}
+
+/// Reads a body that has `begun` up to `limit` bytes. `held` is what it takes: what it is read from
+/// and what it is read to.
 async fn body(
     response: &mut reqwest::Response,
     begun: Bytes,
     limit: usize,
-) -> Result<(Bytes, bool), reqwest::Error> {
+    held: &mut HeldPart,
+) -> Result<Bytes, Unread> {
     let mut text = begun;
-    while let Some(chunk) = response.chunk().await? {
-        if text.len() + chunk.len() > limit {
-            return Ok((text, false));
+    while let Some(chunk) = response.chunk().await.map_err(Unread::Cut)? {
+        let length = text.len() + chunk.len();
+        if length > limit {
+            return Err(Unread::TooLarge);
         }
+        held.resize(2 * length).map_err(Unread::NoRoom)?;
         // Most bodies come in one piece, which is not copied.
         text = if text.is_empty() {
             chunk
@@ -183,7 +220,7 @@ async fn body(
             joined(text, &chunk)
         };
     }
-    Ok((text, true))
+    Ok(text)
 }
 
 fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
@@ -200,9 +237,11 @@ async fn rejection(
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says
     // less, not nothing, and not that there is no such route.
     let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
-    let said = match timeout_at(until, body(response, Bytes::new(), MAX_ERROR_BYTES)).await {
-        Ok(Ok((text, true))) => error_body::read(&text, content_type(response)),
-        Ok(Ok((_, false)) | Err(_)) | Err(_) => Said::default(),
+    let mut held = reading.held.part();
+    let body = body(response, Bytes::new(), MAX_ERROR_BYTES, &mut held);
+    let said = match timeout_at(until, body).await {
+        Ok(Ok(text)) => error_body::read(&text, content_type(response)),
+        Ok(Err(_)) | Err(_) => Said::default(),
     };
     if said.wants_tls {
         return failure::wants_tls(reading.idempotency);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::caller_mark::CallerMark;
 use crate::{
     error::Error,
-    shares::{Credential, Owner},
+    shares::{Credential, HeldBytes, Owner},
     telemetry,
 };
 
@@ -28,6 +28,8 @@ pub struct Caller {
     pub call: telemetry::Call,
     /// Who holds what is held for it.
     pub owner: Owner,
+    /// The bytes that are.
+    pub held: HeldBytes,
     /// Its own credential, whose share depends on what the upstream says to it.
     pub credential: Option<Credential>,
     /// Its name, if callers are told apart.
@@ -93,6 +95,7 @@ impl Identity {
             retries: true,
             call: telemetry::Call::default(),
             owner: Owner::default(),
+            held: HeldBytes::default(),
             credential: None,
             name: None,
             mark: self.1,

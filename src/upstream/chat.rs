@@ -31,7 +31,8 @@ impl WholeAnswer for Bytes {
         begun: Bytes,
         reading: &Reading<'_>,
     ) -> Result<Self, Error> {
-        answer::read_text(response, begun, reading).await
+        let mut held = reading.held.part();
+        answer::read_text(response, begun, reading, &mut held).await
     }
 }
 

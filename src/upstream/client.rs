@@ -157,7 +157,7 @@ impl Client {
     /// How the answer to a request that was sent then is read.
     pub(super) fn reading<'a>(
         &self,
-        caller: &Caller,
+        caller: &'a Caller,
         request: &'a Allowed,
         sent: Instant,
     ) -> Reading<'a> {
@@ -168,6 +168,7 @@ impl Client {
             own_key: self.own_key,
             shows_marks: request.shows_marks,
             limit: self.max_answer_bytes,
+            held: &caller.held,
             until: caller
                 .deadline
                 .map_or(until, |deadline| deadline.min(until)),

@@ -215,6 +215,14 @@ impl Parser {
         Ok(true)
     }
 
+    /// What it holds, in bytes: the last chunk, and of the event that is being read or was given what
+    /// does not lie in that.
+    pub(super) fn held_bytes(&self) -> usize {
+        let Lines { event, data, .. } = &self.lines;
+        let owned = event.owned_len() + data.owned_len();
+        self.chunk.len() + self.partial.capacity() + owned
+    }
+
     /// Lets go of the event that was given.
     fn forget(&mut self) {
         if mem::take(&mut self.ended) {
@@ -331,6 +339,14 @@ impl Held {
         match self {
             Self::Nothing => 0,
             Self::Borrowed(range) => range.len(),
+            Self::Owned(bytes) => bytes.len(),
+        }
+    }
+
+    /// What does not lie in the chunk.
+    fn owned_len(&self) -> usize {
+        match self {
+            Self::Nothing | Self::Borrowed(_) => 0,
             Self::Owned(bytes) => bytes.len(),
         }
     }

@@ -30,7 +30,12 @@ use super::{
     sse::{self, Frame, Parser, TooLong},
 };
 use crate::{
-    error::Error, json, registered_waker::RegisteredWaker, telemetry::UpstreamRequest, v1::Run,
+    error::Error,
+    json,
+    registered_waker::RegisteredWaker,
+    shares::{HeldPart, Limit},
+    telemetry::UpstreamRequest,
+    v1::Run,
 };
 
 /// What a request for a stream gave.
@@ -58,6 +63,8 @@ pub struct EventStream {
     unmarked: Vec<u8>,
     idle_timer: IdleTimer,
     upstream_request: UpstreamRequest,
+    /// What the parser holds.
+    held: HeldPart,
 }
 
 /// Sees how long reads wait. The timer is set once for many reads: when it fires, it is
@@ -216,6 +223,7 @@ impl Client {
                     unmarked: Vec::new(),
                     idle_timer: IdleTimer::default(),
                     upstream_request,
+                    held: caller.held.part(),
                 });
                 Opened::Stream(stream, headers)
             }
@@ -283,7 +291,14 @@ impl EventStream {
             };
             self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
-                Ok(Some(chunk)) => self.push(chunk)?,
+                Ok(Some(chunk)) => {
+                    self.push(chunk)?;
+                    let document = self.document.as_ref().map_or(0, BytesMut::len);
+                    let held = self.held.resize(self.parser.held_bytes() + document);
+                    held.map_err(|Limit { flag, .. }| {
+                        StreamBroken(format!("there is no room for its event ({flag})"))
+                    })?;
+                }
                 // Some services leave out the last blank line. What is then pending counts if it is
                 // whole.
                 Ok(None) => {

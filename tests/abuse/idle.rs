@@ -29,7 +29,7 @@ async fn five_thousand_idle_connections_are_borne_and_leave_nothing_behind() {
         .unwrap_or(usize::MAX);
     let connections = CONNECTIONS.min(files.saturating_sub(200));
 
-    let attacked = Attacked::start(&["--max-connections", "6000"]).await;
+    let attacked = Attacked::start(&["--max-connections", "9000"]).await;
     let (address, before) = (attacked.program.address, attacked.program.files());
     let files = || attacked.program.files();
     let attack = async {

@@ -12,6 +12,7 @@ mod support;
 
 mod cancelled;
 mod frames;
+mod held;
 mod idle;
 mod messages;
 mod peer;
@@ -27,7 +28,7 @@ use std::{
 use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
 use support::{
     program::Running,
-    upstream::{Answer, Upstream},
+    upstream::{Answer, Recorded, Upstream},
 };
 use tonic::{Request, transport::Channel};
 
@@ -37,6 +38,9 @@ const RUN: &str =
 /// Within this time others are answered, in a debug build on a busy machine.
 const BOUND: Duration = Duration::from_secs(5);
 
+/// One attack at a time: what others wait for is measured.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A gateway under attack, and its upstream: GETs are answered at once, POSTs never.
 struct Attacked {
     upstream: Upstream,
@@ -44,18 +48,33 @@ struct Attacked {
     posts: Arc<AtomicUsize>,
     /// Its memory before the attack, in KiB.
     memory: usize,
+    /// Let go last.
+    _alone: tokio::sync::MutexGuard<'static, ()>,
 }
 
 impl Attacked {
     async fn start(flags: &[&str]) -> Self {
+        Self::before(flags, |request| {
+            if request.method == "GET" {
+                Answer::json(200, RUN)
+            } else {
+                Answer::never()
+            }
+        })
+        .await
+    }
+
+    /// The same, in front of an upstream that answers so.
+    async fn before(
+        flags: &[&str],
+        answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let alone = ALONE.lock().await;
         let posts: Arc<AtomicUsize> = Arc::default();
         let counted = Arc::clone(&posts);
         let upstream = Upstream::answering(move |request| {
-            if request.method == "GET" {
-                return Answer::json(200, RUN);
-            }
-            counted.fetch_add(1, Ordering::Relaxed);
-            Answer::never()
+            counted.fetch_add(usize::from(request.method != "GET"), Ordering::Relaxed);
+            answer(request)
         })
         .await;
         let program = Running::start(
@@ -76,6 +95,7 @@ impl Attacked {
             program,
             posts,
             memory,
+            _alone: alone,
         }
     }
 
@@ -129,16 +149,26 @@ impl Attacked {
     }
 }
 
-/// How long a call by somebody else takes.
+/// How long a call by somebody else takes. A credential that the upstream has accepted has a share
+/// of its own.
 async fn get_run(channel: &Channel) -> Duration {
+    call_as(channel, "Bearer other").await
+}
+
+/// How long a call with this credential takes.
+async fn call_as(channel: &Channel, credential: &str) -> Duration {
+    call_for(channel, credential, "run_1").await
+}
+
+/// The same for this run.
+async fn call_for(channel: &Channel, credential: &str, run_id: &str) -> Duration {
     let began = Instant::now();
     let mut request = Request::new(GetRunRequest {
         thread_id: "thread_1".to_owned(),
-        run_id: "run_1".to_owned(),
+        run_id: run_id.to_owned(),
     });
-    // A credential that the upstream has accepted has a share of its own.
-    let other = "Bearer other".parse().expect("a value");
-    request.metadata_mut().insert("authorization", other);
+    let credential = credential.parse().expect("a value");
+    request.metadata_mut().insert("authorization", credential);
     let answered = tokio::time::timeout(
         BOUND,
         RunServiceClient::new(channel.clone()).get_run(request),

@@ -1,5 +1,7 @@
 //! Lists come in pages, and memory is bounded.
 
+use std::time::Duration;
+
 use runs_gateway::embedded::Limits;
 use serde_json::{Value, json};
 
@@ -125,12 +127,16 @@ async fn beyond_the_limits_the_oldest_goes_first() {
         ..Limits::default()
     };
     let api = Embedded::with(limits).await;
-    let threads = [
+    let mut threads = [
         api.thread().await,
         api.thread().await,
         api.thread().await,
-        api.thread().await,
+        String::new(),
     ];
+    let refused = api.ask("POST", "/threads", json!({})).await.status;
+    assert_eq!(refused, 429, "all threads were used just now");
+    api.advance(Duration::from_secs(1));
+    threads[3] = api.thread().await;
     let mut found = Vec::new();
     for thread in &threads {
         found.push(api.ask("GET", thread, Value::Null).await.status);
@@ -191,6 +197,8 @@ async fn all_threads_together_stay_within_their_bytes() {
     .await;
     let mut threads = Vec::new();
     for _ in 0..10 {
+        // What was used just now does not go.
+        api.advance(Duration::from_secs(1));
         let message = json!({ "role": "user", "content": "x".repeat(5_000) });
         let thread = api.post("/threads", json!({ "messages": [message] })).await;
         threads.push(format!("/threads/{}", text(&thread["id"])));
@@ -203,6 +211,7 @@ async fn all_threads_together_stay_within_their_bytes() {
     }
     assert_eq!(kept, 3);
     // A run adds to what its thread weighs.
+    api.advance(Duration::from_secs(1));
     let tools = json!([{ "type": "function", "function": { "name": "f", "description": "y".repeat(9_000) } }]);
     api.post(
         &format!("{}/runs", threads[9]),
@@ -211,4 +220,22 @@ async fn all_threads_together_stay_within_their_bytes() {
     .await;
     assert_eq!(api.ask("GET", &threads[7], Value::Null).await.status, 404);
     assert_eq!(api.ask("GET", &threads[9], Value::Null).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_thread_whose_run_is_active_does_not_go() {
+    let api = Embedded::with(Limits {
+        threads: 2,
+        ..Limits::default()
+    })
+    .await;
+    let thread = api.thread().await;
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let run = api.run(&thread, json!({ "tools": tools })).await;
+    api.until(&run, "requires_action").await;
+    for _ in 0..3 {
+        api.advance(Duration::from_secs(2));
+        api.thread().await;
+    }
+    assert_eq!(api.get(&run).await["status"], "requires_action");
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use runs_gateway::server::{CallContext, Limits, Termination};
-use tokio::time::Instant;
-use tonic::{Code, Status};
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Response, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -307,16 +307,18 @@ async fn streams_of_health_and_reflection_are_as_many_as_connections_and_a_check
     for _ in 0..3 {
         watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
     }
-    let refused = health
-        .watch(HealthCheckRequest::default())
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable);
+    // One more is served, and the oldest gives way.
+    watches.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    let mut watches: Vec<_> = watches.into_iter().map(Response::into_inner).collect();
+    for watch in &mut watches {
+        let first = soon(watch.message()).await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving);
+    }
+    let gave_way = soon(watches[0].message()).await.unwrap_err();
+    assert_eq!(gave_way.code(), Code::Unavailable);
     assert!(
-        refused
-            .message()
-            .contains("streams of health and reflection"),
-        "{refused:?}"
+        timeout(millis(100), watches[1].message()).await.is_err(),
+        "others go on"
     );
     let check = health.check(HealthCheckRequest::default()).await.unwrap();
     assert_eq!(check.into_inner().status(), ServingStatus::Serving);
@@ -327,7 +329,7 @@ async fn streams_of_health_and_reflection_are_as_many_as_connections_and_a_check
 }
 
 #[tokio::test]
-async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_a_watch_of_health_goes_on() {
+async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_so_does_a_watch_of_health() {
     let mut gateway = Gateway::start(Limits {
         call_age: Some(millis(400)),
         ..Limits::default()
@@ -383,12 +385,34 @@ async fn a_call_of_age_ends_as_unavailable_read_or_unread_and_a_watch_of_health_
     assert!(began.elapsed() >= millis(360), "{:?}", began.elapsed());
     soon(events.closed()).await;
     soon(unread.closed()).await;
-    // Its age is past, too, and it hears of the drain.
-    gateway.shutdown.cancel();
-    assert_eq!(
-        soon(watched.message()).await.unwrap().unwrap().status(),
-        ServingStatus::NotServing
-    );
+    let aged = soon(watched.message()).await.unwrap_err();
+    assert_eq!(aged.code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_gives_its_place_back_at_its_deadline() {
+    let mut gateway = Gateway::start(Limits {
+        calls: 1,
+        ..Limits::default()
+    })
+    .await;
+    let mut deaf = Client::connect(
+        gateway.address,
+        h2::client::Builder::new().initial_window_size(0),
+    )
+    .await;
+    let deadline = [("grpc-timeout", "200m")];
+    let pending = deaf.call("/test.Script/Unary", &deadline).await.unwrap();
+    let unread = gateway.call().await.stream();
+    let large = http_body::Frame::data(vec![b'x'; 100_000].into());
+    unread.send(large).await.unwrap();
+    let _unread = pending.head().await.unwrap();
+    soon(unread.closed()).await;
+    // There is one place, and it is free.
+    let mut client = gateway.client().await;
+    let pending = client.call("/test.Script/Unary", &[]).await.unwrap();
+    soon(gateway.call()).await.answer(status(Code::Ok));
+    assert_eq!(pending.code_in_head().await, Code::Ok);
 }
 
 #[tokio::test]
@@ -501,4 +525,46 @@ async fn what_is_not_grpc_is_refused_before_its_handler() {
         gateway.call().await.answer(status(Code::Ok));
         assert_eq!(pending.code_in_head().await, Code::Ok, "{grpc}");
     }
+}
+
+#[tokio::test]
+async fn a_call_takes_its_place_with_its_message_for_which_there_is_a_time() {
+    let mut gateway = Gateway::start(Limits {
+        calls: 2,
+        message: millis(500),
+        ..Limits::default()
+    })
+    .await;
+    let mut client = gateway.client().await;
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        waiting.push(client.begin("/test.Script/Unary").await);
+    }
+    let pending = client.call("/test.Script/Unary", &[]).await.unwrap();
+    gateway.call().await.answer(status(Code::Ok));
+    assert_eq!(pending.code_in_head().await, Code::Ok);
+    for (pending, _body) in waiting {
+        assert_eq!(pending.code_in_head().await, Code::DeadlineExceeded);
+    }
+    assert!(!gateway.has_calls());
+}
+
+#[tokio::test]
+async fn a_call_whose_message_has_not_come_gives_way() {
+    let mut gateway = Gateway::start(Limits {
+        // Four calls of a stream's size, of which one caller may have three.
+        held_bytes: (4 * 48) << 10,
+        ..Limits::default()
+    })
+    .await;
+    let mut client = gateway.client().await;
+    let (first, _body) = client.begin("/test.Script/Unary").await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let pending = client.call("/test.Script/Unary", &[]).await.unwrap();
+        open.push((pending, gateway.call().await));
+    }
+    assert_eq!(first.code_in_head().await, Code::Unavailable);
+    let refused = client.call("/test.Script/Unary", &[]).await.unwrap();
+    assert_eq!(refused.code_in_head().await, Code::Unavailable);
 }

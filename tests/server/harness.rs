@@ -216,6 +216,17 @@ impl Client {
         self.send(request.body(()).unwrap()).await
     }
 
+    /// Begins a call whose message does not come.
+    pub(crate) async fn begin(&mut self, path: &str) -> (Pending, h2::SendStream<Bytes>) {
+        let request = Request::post(format!("http://gateway{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let mut requests = soon(self.requests.clone().ready()).await.unwrap();
+        let request = request.body(()).unwrap();
+        let (answer, body) = requests.send_request(request, false).unwrap();
+        (Pending(answer), body)
+    }
+
     /// Sends a request without a body.
     pub(crate) async fn send(&mut self, request: Request<()>) -> Result<Pending, h2::Error> {
         let mut requests = soon(self.requests.clone().ready()).await?;

@@ -281,10 +281,8 @@ impl State {
             unread: self.unread,
             failed: self.messages_failed.then(failed),
         };
-        Some(Snapshot {
-            run,
-            steps: (self.parts >= 2).then_some(steps),
-            messages: (self.parts >= 3).then_some(messages),
-        })
+        let steps = (self.parts >= 2).then_some(steps);
+        let messages = (self.parts >= 3).then_some(messages);
+        Some(Snapshot::new(run, steps, messages))
     }
 }

@@ -76,6 +76,20 @@ pub struct Account {
     pub credential: Option<Credential>,
     /// The caller's name, if callers are told apart.
     pub name: Option<Arc<str>>,
+    /// Callers bring credentials of their own: who brings none that the upstream has accepted is
+    /// not known.
+    pub needs_credential: bool,
+}
+
+impl Account {
+    /// Whether the caller is one that may have what is asked for, as far as can be told.
+    pub(super) fn is_known(&self) -> bool {
+        let accepted = self
+            .credential
+            .as_ref()
+            .is_some_and(Credential::is_accepted);
+        accepted || !self.needs_credential
+    }
 }
 
 /// The name of an admitted caller, if callers are told apart: the name that admits the certificate,
@@ -191,6 +205,7 @@ impl Access {
                 owner,
                 credential: None,
                 name: Some(Arc::clone(name)),
+                needs_credential: false,
             };
         }
         let Some((header, accepted)) = &self.credentials else {
@@ -206,6 +221,7 @@ impl Access {
                 .unwrap_or_default(),
             credential,
             name: None,
+            needs_credential: true,
         }
     }
 }

@@ -35,6 +35,7 @@ impl Peer {
             owner: Owner::of(&self.address),
             credential: None,
             name: None,
+            needs_credential: false,
         }
     }
 }
