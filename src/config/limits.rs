@@ -27,7 +27,7 @@ pub(super) struct LimitArgs {
 
     /// Bytes held for callers, of all together: messages, answers and events until they are
     /// written, outputs of conversations, states of polled runs. Past it calls are refused, and
-    /// answers that nobody reads end. Not set: two fifths of the container's memory limit, or of the
+    /// answers that nobody reads end. Not set: a quarter of the container's memory limit, or of the
     /// machine's memory.
     #[arg(long)]
     max_held_bytes: Option<usize>,
@@ -52,7 +52,7 @@ pub(super) struct LimitArgs {
     #[arg(long, default_value_t = Limits::default().connection_window, value_parser = window())]
     connection_window: u32,
 
-    /// Bytes held per call for a caller that does not read.
+    /// Bytes that the HTTP library holds per call for a caller that does not read.
     #[arg(long, default_value_t = Limits::default().stream_send_buffer)]
     stream_send_buffer: u32,
 

@@ -286,11 +286,19 @@ impl Calls {
         let (held, message_timeout) = (call.held.part(), self.message_timeout);
         let request = request.map(|body| Messages::new(body, rules, held));
         let routes = Arc::clone(&self.routes);
+        // Reflection's callers may wait for its head before they ask. Its permits give way.
+        let answers_first = call.is_infra && !rules.one;
         Box::pin(async move {
             let mut request = request;
-            let waited = call.first_message(request.body_mut(), message_timeout);
+            let messages = request.body_mut();
+            let came = if answers_first {
+                messages.within(message_timeout);
+                Ok(())
+            } else {
+                call.first_message(messages, message_timeout).await
+            };
             // Not before: whoever sends no message keeps nobody out.
-            if let Err(status) = waited.await.and_then(|()| call.take_permit(&source)) {
+            if let Err(status) = came.and_then(|()| call.take_permit(&source)) {
                 return Ok(call.refuse(status));
             }
             call.message = request.body_mut().take_held();
@@ -531,12 +539,17 @@ impl Call {
         let holder = Arc::downgrade(&waiting);
         held.give_way(Instant::now(), holder);
         let came = select! {
-            came = came => came,
-            () = waiting.gave_way.cancelled() => Err(Termination::GaveWay.status()),
-            () = tokio::time::sleep(limit) => Err(Error::MessageTimeout { limit }.status()),
+            came = came => Ok(came),
+            () = waiting.gave_way.cancelled() => {
+                Err(held.limit().map_or(Error::Unread, Error::Overloaded))
+            }
+            () = tokio::time::sleep(limit) => Err(Error::MessageTimeout { limit }),
         };
         held.stay();
-        came
+        came.unwrap_or_else(|error| {
+            self.record.failed(&error);
+            Err(error.status())
+        })
     }
 
     /// What is polled, unless the call is cut, which goes first: a handler that always has more to

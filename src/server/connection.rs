@@ -50,19 +50,19 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// A connection's part of all connections, which gives way to others.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionPermit {
     permit: Mutex<Permit>,
     gave_way: CancellationToken,
 }
 
-impl Place {
+impl ConnectionPermit {
     pub(super) fn new(permit: Permit) -> Arc<Self> {
-        let place = Arc::new(Self {
+        let this = Arc::new(Self {
             permit: Mutex::new(permit),
             gave_way: CancellationToken::new(),
         });
-        place.permit().give_way(Instant::now(), place.holder());
-        place
+        this.permit().give_way(Instant::now(), this.holder());
+        this
     }
 
     fn holder(self: &Arc<Self>) -> Weak<dyn GivesWay> {
@@ -93,14 +93,19 @@ impl Place {
     }
 }
 
-impl GivesWay for Place {
+impl GivesWay for ConnectionPermit {
     fn give_way(&self) {
         self.gave_way.cancel();
     }
 }
 
 /// Serves a connection until it is closed.
-pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>, server: &Server) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    address: IpAddr,
+    permit: Arc<ConnectionPermit>,
+    server: &Server,
+) {
     let limits = &server.limits;
     // Frames are written when they are complete; waiting for more (Nagle) only delays events.
     if let Err(error) = stream.set_nodelay(true) {
@@ -109,7 +114,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>,
     // Under one limit, since all of it is a stranger's time.
     let shaken = select! {
         shaken = timeout(limits.handshake, handshake(stream, address, server)) => shaken,
-        () = place.gave_way.cancelled() => return,
+        () = permit.gave_way.cancelled() => return,
     };
     let (io, http, peer) = match shaken.unwrap_or_else(|_| Err(Reason::Timeout.into())) {
         Ok(shaken) => shaken,
@@ -149,7 +154,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>,
                 server.http2.serve_connection(io, calls),
                 &writes,
                 server,
-                place,
+                permit,
                 open.subscribe(),
                 end,
             )
@@ -161,7 +166,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>,
                 server.http2.serve_connection(io, calls),
                 &writes,
                 server,
-                place,
+                permit,
                 open.subscribe(),
                 end,
             )
@@ -173,7 +178,7 @@ pub(super) async fn serve(stream: TcpStream, address: IpAddr, place: Arc<Place>,
                 server.http1.serve_connection(io, calls),
                 &writes,
                 server,
-                place,
+                permit,
                 open.subscribe(),
                 end,
             )
@@ -190,7 +195,7 @@ fn live(
     connection: impl GracefulConnection<Error: Into<BoxError>> + Send,
     writes: &Writes<Box<dyn Io>>,
     server: &Server,
-    place: Arc<Place>,
+    permit: Arc<ConnectionPermit>,
     open: watch::Receiver<Open>,
     end: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
@@ -203,8 +208,8 @@ fn live(
             }
             () = after(limits.age.map(jittered)) => Some(limits.age_grace),
             () = idle(open.clone(), limits.idle) => Some(limits.age_grace),
-            () = Arc::clone(&place).follow(open) => None,
-            () = place.gave_way.cancelled() => Some(Duration::ZERO),
+            () = Arc::clone(&permit).follow(open) => None,
+            () = permit.gave_way.cancelled() => Some(Duration::ZERO),
             // No time of its own: the server's drain timeout bounds it.
             () = server.draining.cancelled() => None,
         };

@@ -8,10 +8,10 @@
 //! over the limit `OUT_OF_RANGE`, and packs answers whatever their size.
 
 use std::{
-    collections::VecDeque,
     io::{self, Write as _},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -21,6 +21,7 @@ use flate2::{
 };
 use http::HeaderMap;
 use http_body::{Body, Frame};
+use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status};
 use tower::BoxError;
 
@@ -68,10 +69,42 @@ pub(super) struct Messages<B> {
     /// How many are whole.
     whole: u64,
     /// What was read before it was asked for.
-    ahead: VecDeque<Result<Frame<Bytes>, BoxError>>,
+    ahead: Ahead,
     /// What the message that comes, or came last, takes.
     held: HeldPart,
     size: usize,
+    /// How long the first message may take, if that is for this body to say, and its timer.
+    limit: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What was read of a body before it was asked for: its first piece, which mostly is all of it, the
+/// pieces behind that in one, however small each of them was, and its end.
+#[derive(Default)]
+struct Ahead {
+    first: Bytes,
+    rest: BytesMut,
+    trailers: Option<Frame<Bytes>>,
+}
+
+impl Ahead {
+    fn keep(&mut self, data: Bytes) {
+        if self.first.is_empty() {
+            self.first = data;
+        } else {
+            self.rest.extend_from_slice(&data);
+        }
+    }
+
+    fn take(&mut self) -> Option<Frame<Bytes>> {
+        if !self.first.is_empty() {
+            return Some(Frame::data(std::mem::take(&mut self.first)));
+        }
+        if !self.rest.is_empty() {
+            return Some(Frame::data(std::mem::take(&mut self.rest).freeze()));
+        }
+        self.trailers.take()
+    }
 }
 
 /// Where in the body the next byte stands.
@@ -95,10 +128,17 @@ impl<B> Messages<B> {
             at: START,
             count: 0,
             whole: 0,
-            ahead: VecDeque::new(),
+            ahead: Ahead::default(),
             held,
             size: 0,
+            limit: None,
+            timer: None,
         }
+    }
+
+    /// The first message has to be there within this time from when it was asked for.
+    pub(super) fn within(&mut self, limit: Duration) {
+        self.limit = Some(limit);
     }
 
     /// Takes over what the one message of a method takes, which outlives its bytes. Of methods that
@@ -263,9 +303,12 @@ where
     /// Reads up to the end of the first message, or of the body. What was read is given when it is
     /// asked for.
     pub(super) fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        while self.whole == 0 {
+        while self.whole == 0 && self.ahead.trailers.is_none() {
             match ready!(self.poll_next(cx)) {
-                Some(Ok(frame)) => self.ahead.push_back(Ok(frame)),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.ahead.keep(data),
+                    Err(trailers) => self.ahead.trailers = Some(trailers),
+                },
                 Some(Err(error)) => return Poll::Ready(Err(Status::from_error(error))),
                 None => break,
             }
@@ -315,10 +358,19 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.ahead.pop_front() {
-            Some(read) => Poll::Ready(Some(read)),
-            None => self.poll_next(cx),
+        if let Some(read) = self.ahead.take() {
+            return Poll::Ready(Some(Ok(read)));
         }
+        if let Poll::Ready(read) = self.poll_next(cx) {
+            return Poll::Ready(read);
+        }
+        let Some(limit) = self.limit.filter(|_| self.whole == 0) else {
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(timer.as_mut().poll(cx));
+        let error = Error::MessageTimeout { limit };
+        Poll::Ready(Some(Err(error.status().into())))
     }
 }
 

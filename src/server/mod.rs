@@ -289,7 +289,7 @@ async fn accept(
     server: &Arc<Server>,
     tasks: &TaskTracker,
 ) -> std::convert::Infallible {
-    let places = Shares::new(Limit {
+    let connection_shares = Shares::new(Limit {
         what: "connections",
         max: server.limits.connections,
         flag: "--max-connections",
@@ -306,7 +306,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = places.take(Owner::of(&address.to_canonical()), 1) else {
+        let Ok(permit) = connection_shares.take(Owner::of(&address.to_canonical()), 1) else {
             if let Some(suppressed) = server.lines.too_many.due() {
                 tracing::warn!(
                     limit = server.limits.connections,
@@ -320,8 +320,8 @@ async fn accept(
         tasks.spawn(async move {
             let open = &server.telemetry.metrics().connections;
             open.inc();
-            let place = connection::Place::new(permit);
-            connection::serve(stream, address, place, &server).await;
+            let permit = connection::ConnectionPermit::new(permit);
+            connection::serve(stream, address, permit, &server).await;
             open.dec();
         });
     }

@@ -111,6 +111,11 @@ impl HeldBytes {
         account.is_some_and(|account| account.state().used > account.allowance)
     }
 
+    /// The limit of all accounts together, if anything is counted.
+    pub fn limit(&self) -> Option<Limit> {
+        self.0.as_ref().map(|account| account.shares.0.limit)
+    }
+
     /// All of it gives way from then on, until it takes more or [stays](Self::stay).
     pub fn give_way(&self, from: Instant, holder: Weak<dyn GivesWay>) {
         if let Some(account) = &self.0 {
