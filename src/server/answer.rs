@@ -26,8 +26,10 @@ use tokio::{
 use tonic::{Code, Status, body::Body};
 
 use super::{
-    call::{Call, Termination, TerminationStatus, add_reason, code, trailers},
     message,
+    open_call::Call,
+    termination::{Termination, TerminationStatus},
+    trailers::{add_reason, code, trailers},
 };
 use crate::shares::{GivesWay, HeldBytes, HeldPart};
 
@@ -71,8 +73,8 @@ struct Streaming {
 
 impl CallBody {
     /// The answer of `call`, whose handler has given `body`.
-    pub(super) fn new(call: Call, body: Body) -> Self {
-        let (limit, held, reaper) = (call.limit, call.held.clone(), call.reaper.clone());
+    pub(super) fn new(call: Call, body: Body, reaper: &Reaper) -> Self {
+        let (limit, held) = (call.limit, call.held.clone());
         let termination_status = call.termination_status.clone();
         let part = held.part();
         let answer = Arc::new(Answer {

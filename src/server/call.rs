@@ -6,33 +6,28 @@
 //! takes its place when its first message is there, for which there is a time. A call that is cut
 //! ends with a gRPC status (trailers only if the head was not sent yet) and lets go of its handler
 //! at once, even if the caller reads nothing. A caller's leaving is `CANCELLED`, never success.
-//! Whoever drops a handler has said why before ([`TerminationStatus::end`]): a handler for which
-//! nothing was said did not lose its caller.
 //!
 //! Why not tower's layers: they let go when the response head is there, and that is when a stream
 //! begins. Why not tonic's `timeout`: it bounds only the head and answers CANCELLED.
 
 use std::{
-    any::Any,
     convert::Infallible,
-    fmt,
     future::{poll_fn, ready},
-    panic::{self, AssertUnwindSafe},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderValue, Method, Request, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE},
 };
 use http_body::Body as _;
-use tokio::{select, sync::watch, time::Instant};
+use tokio::{select, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, body::Body};
+use tonic::{Status, body::Body};
 use tower::BoxError;
 
 use super::{
@@ -40,14 +35,15 @@ use super::{
     answer::{CallBody, EncodedBody, Reaper},
     deadline,
     drain::Drain,
-    jitter::jittered,
     message::{self, Messages, Rules},
+    open_call::{Call, Connected, PermitSource},
     routes::{Routes, is_asking_health, is_grpc, is_infra},
+    termination::TerminationStatus,
+    trailers::{add_reason, code},
 };
 use crate::{
     error::{Error, with_reason},
-    registered_waker::RegisteredWaker,
-    shares::{GivesWay, HeldBytes, HeldPart, Owner, Permit, Shares},
+    shares::{GivesWay, HeldBytes, HeldPart, Owner, Shares},
     telemetry::{self, Telemetry},
 };
 
@@ -69,71 +65,6 @@ pub struct CallContext {
     pub drain: Drain,
 }
 
-/// Why a call ended before its handler did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Termination {
-    /// The caller left.
-    Disconnect,
-    /// Its deadline passed.
-    Deadline,
-    /// Its connection, or the whole server, is about to close, or it has reached its own age.
-    Closing,
-    /// Its handler panicked.
-    Panic,
-    /// Others need the room that it takes.
-    GaveWay,
-}
-
-impl Termination {
-    fn status(self) -> Status {
-        match self {
-            Self::Disconnect => Status::cancelled("the caller left"),
-            Self::Panic => Status::internal("the gateway failed"),
-            Self::Deadline => {
-                Status::deadline_exceeded("the deadline passed before the call was over")
-            }
-            Self::GaveWay => {
-                Status::unavailable("others need the room that this call takes: call again")
-            }
-            Self::Closing => {
-                Status::unavailable("the gateway ends this call, or its connection: call again")
-            }
-        }
-    }
-}
-
-/// What a call answers when it is cut. Unless it is set, that is `DEADLINE_EXCEEDED` or
-/// `UNAVAILABLE`. It also is how a handler learns why it is dropped.
-///
-/// A handler changes it where those would mislead: UNAVAILABLE is repeated by meshes, which a write
-/// that may have reached the upstream must not be; and a stream can say how to resume.
-#[derive(Clone, Default)]
-pub struct TerminationStatus(Arc<Mutex<Option<Words>>>);
-
-type Words = Box<dyn Fn(Termination) -> Status + Send>;
-
-impl TerminationStatus {
-    /// From now on a cut answers what `words` says.
-    pub fn set(&self, words: impl Fn(Termination) -> Status + Send + 'static) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(words));
-    }
-
-    /// The call ends for this reason. Called before the handler is dropped.
-    pub(super) fn end(&self, cut: Termination) -> Status {
-        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        words
-            .as_ref()
-            .map_or_else(|| cut.status(), |words| words(cut))
-    }
-}
-
-impl fmt::Debug for TerminationStatus {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("TerminationStatus")
-            .finish_non_exhaustive()
-    }
-}
-
 /// The calls of one connection.
 #[derive(Clone)]
 pub(super) struct Calls {
@@ -148,8 +79,6 @@ pub(super) struct Calls {
     pub(super) max_message: usize,
     /// Messages of answers with more bytes are packed.
     pub(super) pack_above: Option<usize>,
-    /// The age at which a call is cut.
-    pub(super) max_age: Option<Duration>,
     /// Calls that are open, on all connections together.
     pub(super) call_shares: Shares,
     /// The same for streams of health and reflection.
@@ -158,22 +87,10 @@ pub(super) struct Calls {
     pub(super) byte_shares: Shares,
     /// How long the first message of a call may take to come.
     pub(super) message_timeout: Duration,
-    /// What is larger goes to the HTTP library in pieces of so many bytes.
-    pub(super) piece: usize,
     /// Ends answers that nobody reads.
     pub(super) reaper: Reaper,
-    /// Cuts them all.
-    pub(super) end: CancellationToken,
-    /// How many are open.
-    pub(super) open: watch::Sender<Open>,
-}
-
-/// How many calls of a connection are open.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Open {
-    pub(super) all: usize,
-    /// Those of callers that are known.
-    pub(super) known: usize,
+    /// What they have in common.
+    pub(super) connected: Connected,
 }
 
 /// A call's answer, once there is one.
@@ -221,12 +138,8 @@ impl Calls {
             .flatten()
             .map(|timeout| began + timeout.min(self.max_deadline));
         let path = request.uri().path();
-        let mut call = Call::begin(
-            self,
-            self.telemetry.call(path, request.headers()),
-            path,
-            deadline,
-        );
+        let record = self.telemetry.call(path, request.headers());
+        let mut call = Call::begin(&self.connected, record, is_infra(path), deadline);
         // First of all: proxies repeat other methods, which may be writes here.
         if request.method() != Method::POST {
             let mut answer =
@@ -285,7 +198,7 @@ impl Calls {
         let rules = self.rules(request.uri().path(), packed);
         let (held, message_timeout) = (call.held.part(), self.message_timeout);
         let request = request.map(|body| Messages::new(body, rules, held));
-        let routes = Arc::clone(&self.routes);
+        let (routes, reaper) = (Arc::clone(&self.routes), self.reaper.clone());
         // Reflection's callers may wait for its head before they ask. Its permits give way.
         let answers_first = call.is_infra && !rules.one;
         Box::pin(async move {
@@ -302,7 +215,8 @@ impl Calls {
                 return Ok(call.refuse(status));
             }
             call.message = request.body_mut().take_held();
-            call.answer(whose, &routes, request.map(Body::new)).await
+            let request = request.map(Body::new);
+            call.answer(whose, &routes, request, &reaper).await
         })
     }
 
@@ -365,113 +279,13 @@ impl Calls {
     }
 }
 
-/// Where a call takes its permit from, once its first message is there.
-struct PermitSource {
-    /// None is needed, if there are none.
-    shares: Option<Shares>,
-    owner: Owner,
-}
-
-impl PermitSource {
-    fn take(&self) -> Result<Option<Permit>, Error> {
-        let permit = self.shares.as_ref().map(|it| it.take(self.owner, 1));
-        Ok(permit.transpose()?)
-    }
-}
-
-/// All that is held for as long as the call lasts. Its drop is the end of the call.
-pub(super) struct Call {
-    record: telemetry::Call,
-    /// When time cuts it, and how: its deadline or its age, whichever comes first.
-    pub(super) limit: Option<(Instant, Termination)>,
-    end: CancellationToken,
-    /// Ready when the call is cut.
-    is_cut: Pin<Box<dyn Future<Output = Termination> + Send>>,
-    /// Whom that will wake.
-    noted: RegisteredWaker,
-    pub(super) termination_status: TerminationStatus,
-    /// How it ended, once that is known.
-    pub(super) code: Option<Code>,
-    open: watch::Sender<Open>,
-    /// Its caller is known.
-    is_known: bool,
-    /// Its part of all calls, or of all streams of health and reflection.
-    pub(super) permit: Option<Permit>,
-    /// It is one of health or reflection: its permit gives way.
-    pub(super) is_infra: bool,
-    /// The bytes that are held for it, and those of its message.
-    pub(super) held: HeldBytes,
-    message: HeldPart,
-    /// Messages of its answer with more bytes are packed.
-    pub(super) pack_above: Option<usize>,
-    /// The largest piece of its answer that the HTTP library is given.
-    pub(super) piece: usize,
-    pub(super) reaper: Reaper,
-}
-
 impl Call {
-    fn begin(
-        calls: &Calls,
-        record: telemetry::Call,
-        path: &str,
-        deadline: Option<Instant>,
-    ) -> Self {
-        calls.open.send_if_modified(|open| {
-            open.all += 1;
-            open.all == 1
-        });
-        let end = calls.end.clone();
-        let age = calls
-            .max_age
-            .map(|age| (Instant::now() + jittered(age), Termination::Closing));
-        let limit = deadline
-            .map(|deadline| (deadline, Termination::Deadline))
-            .into_iter()
-            .chain(age)
-            .min_by_key(|(at, _)| *at);
-        let is_cut = {
-            let end = end.clone();
-            async move {
-                select! {
-                    () = end.cancelled() => Termination::Closing,
-                    cut = passed(limit) => cut,
-                }
-            }
-        };
-        Self {
-            record,
-            limit,
-            end,
-            is_cut: Box::pin(is_cut),
-            noted: RegisteredWaker::default(),
-            termination_status: TerminationStatus::default(),
-            code: None,
-            open: calls.open.clone(),
-            is_known: false,
-            permit: None,
-            is_infra: is_infra(path),
-            held: HeldBytes::default(),
-            message: HeldPart::default(),
-            pack_above: None,
-            piece: calls.piece,
-            reaper: calls.reaper.clone(),
-        }
-    }
-
-    /// Takes its permit.
-    fn take_permit(&mut self, source: &PermitSource) -> Result<(), Status> {
-        self.permit = source.take().map_err(|error| {
-            self.record.failed(&error);
-            error.status()
-        })?;
-        Ok(())
-    }
-
     async fn answer(
         mut self,
         account: Account,
         routes: &Routes,
         request: Request<Body>,
+        reaper: &Reaper,
     ) -> Result<Response<CallBody>, Infallible> {
         if account.is_known() {
             self.becomes_known();
@@ -505,7 +319,10 @@ impl Call {
                     let gzip = HeaderValue::from_static("gzip");
                     head.headers.insert("grpc-encoding", gzip);
                 }
-                Ok(Response::from_parts(head, CallBody::new(call, body)))
+                Ok(Response::from_parts(
+                    head,
+                    CallBody::new(call, body, reaper),
+                ))
             }
             Ok(Err(never)) => match never {},
             Err(status) => Ok(call.refuse(status)),
@@ -552,76 +369,10 @@ impl Call {
         })
     }
 
-    /// What is polled, unless the call is cut, which goes first: a handler that always has more to
-    /// say is cut, too. Asking whether it is due costs less than waiting for it. The status says
-    /// why it is not polled any more.
-    pub(super) fn poll_unless_cut<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<Result<T, Status>> {
-        let termination = match self.cut() {
-            Some(cut) => cut,
-            None => match caught(|| poll(cx)) {
-                Some(Poll::Ready(polled)) => return Poll::Ready(Ok(polled)),
-                Some(Poll::Pending) if self.noted.is(cx) => return Poll::Pending,
-                Some(Poll::Pending) => ready!(self.noted.poll(self.is_cut.as_mut(), cx)),
-                None => Termination::Panic,
-            },
-        };
-        Poll::Ready(Err(self.termination_status.end(termination)))
-    }
-
-    /// Its caller is known: its connection does not give way.
-    fn becomes_known(&mut self) {
-        if self.is_known || self.is_infra {
-            return;
-        }
-        self.is_known = true;
-        self.open.send_if_modified(|open| {
-            open.known += 1;
-            open.known == 1
-        });
-    }
-
-    /// Whether its answer is a stream.
-    pub(super) fn streams(&self) -> bool {
-        self.record.streams()
-    }
-
-    /// Why it is to be cut, if it is.
-    fn cut(&self) -> Option<Termination> {
-        let passed = self
-            .limit
-            .filter(|(at, _)| *at <= Instant::now())
-            .map(|(_, cut)| cut);
-        passed.or_else(|| self.end.is_cancelled().then_some(Termination::Closing))
-    }
-
     /// The call is over before there was a response head.
     fn refuse(mut self, status: Status) -> Response<CallBody> {
         self.code = Some(status.code());
         with_reason(status).into_http()
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // Without a code, neither a handler's status nor a cut reached the caller: it left, or did
-        // not read until the connection was cut. Nobody hears that any more but the handler's side,
-        // which is dropped after this.
-        let code = self.code.unwrap_or_else(|| {
-            let termination = self.cut().unwrap_or(Termination::Disconnect);
-            drop(self.termination_status.end(termination));
-            termination.status().code()
-        });
-        self.record.ended(code);
-        let known = usize::from(self.is_known);
-        self.open.send_if_modified(|open| {
-            open.all -= 1;
-            open.known -= known;
-            open.all == 0 || (open.known == 0 && self.is_known)
-        });
     }
 }
 
@@ -651,57 +402,4 @@ fn metadata_size<B>(request: &Request<B>) -> usize {
     let fields = headers.map(|(name, value)| name.as_str().len() + value.len() + 32);
     let path = request.uri().path_and_query();
     fields.sum::<usize>() + path.map_or(0, |path| path.as_str().len())
-}
-
-async fn passed(limit: Option<(Instant, Termination)>) -> Termination {
-    let Some((at, cut)) = limit else {
-        return std::future::pending().await;
-    };
-    // At once, if it has passed: a sleep takes its millisecond even so.
-    if at > Instant::now() {
-        tokio::time::sleep_until(at).await;
-    }
-    cut
-}
-
-/// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream,
-/// which reads as "cancelled".
-fn caught<T>(poll: impl FnOnce() -> Poll<T>) -> Option<Poll<T>> {
-    // What was being polled is dropped by its owner, never polled again: nothing sees a
-    // half-changed state.
-    panic::catch_unwind(AssertUnwindSafe(poll))
-        .inspect_err(|panic| {
-            tracing::error!(panic = message(&**panic), "a handler panicked");
-        })
-        .ok()
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("")
-}
-
-pub(super) fn code(headers: &HeaderMap) -> Code {
-    headers
-        .get(Status::GRPC_STATUS)
-        .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
-}
-
-/// Adds the reason to a status that has none: one that the library made.
-pub(super) fn add_reason(trailers: &mut HeaderMap) {
-    let bare = code(trailers) != Code::Ok && !trailers.contains_key(Status::GRPC_STATUS_DETAILS);
-    if let Some(status) = bare.then(|| Status::from_header_map(trailers)).flatten() {
-        let reasoned = with_reason(status).into_http::<()>().into_parts().0.headers;
-        let details = reasoned.get(Status::GRPC_STATUS_DETAILS).cloned();
-        trailers.extend(details.map(|details| (Status::GRPC_STATUS_DETAILS, details)));
-    }
-}
-
-pub(super) fn trailers(status: Status) -> HeaderMap {
-    let mut trailers = with_reason(status).into_http::<()>().into_parts().0.headers;
-    trailers.remove(CONTENT_TYPE);
-    trailers
 }

@@ -28,9 +28,10 @@ use tower::BoxError;
 use super::{
     Drain, Server,
     access::Peer,
-    call::{Calls, Open},
+    call::Calls,
     handshake::{Failed, Reason},
     jitter::jittered,
+    open_call::{Connected, Open},
     writes::{Writes, gathered},
 };
 use crate::shares::{GivesWay, Permit};
@@ -136,15 +137,17 @@ pub(super) async fn serve(
         max_metadata: limits.metadata as usize,
         max_message: limits.request_bytes,
         pack_above: limits.pack_above,
-        max_age: limits.call_age,
         call_shares: server.call_shares.clone(),
         infra_shares: server.infra_shares.clone(),
         byte_shares: server.byte_shares.clone(),
         message_timeout: limits.message,
-        piece: super::piece(limits),
         reaper: server.reaper.clone(),
-        end: end.clone(),
-        open: open.clone(),
+        connected: Connected {
+            max_age: limits.call_age,
+            piece: super::piece(limits),
+            end: end.clone(),
+            open: open.clone(),
+        },
     };
     let (io, writes) = gathered(io);
     let io = TokioIo::new(io);

@@ -34,9 +34,12 @@ mod health;
 mod jitter;
 mod limits;
 mod message;
+mod open_call;
 mod reflection;
 mod routes;
+mod termination;
 mod tls;
+mod trailers;
 mod web;
 mod writes;
 
@@ -67,11 +70,12 @@ pub use self::{
         RemoteKeys, Tenant, Tokens,
     },
     answer::EncodedBody,
-    call::{CallContext, Termination, TerminationStatus},
+    call::CallContext,
     drain::Drain,
     health::Health,
     limits::Limits,
     routes::{Routes, routes},
+    termination::{Termination, TerminationStatus},
     tls::TlsFiles,
     web::{Origin, Web},
 };
