@@ -51,10 +51,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed("RunEvent.payload.unknown")
         .codec_path("crate::service::BoundedCodec")
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
-    fs::write(
-        out.join("codec.rs"),
-        codec::generate(&compiler.descriptor_pool())?,
-    )?;
+    for (file, package) in [
+        ("codec.rs", "runsgateway.v1"),
+        ("embedded_codec.rs", "runsgateway.embedded.v1"),
+    ] {
+        let codec = codec::generate(&compiler.descriptor_pool(), package)?;
+        fs::write(out.join(file), codec)?;
+    }
     fs::write(
         out.join("wire.rs"),
         wire::generate(&compiler.descriptor_pool())?,
@@ -62,6 +65,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(
         out.join("client.rs"),
         calls::client(&compiler.descriptor_pool())?,
+    )?;
+    fs::write(
+        out.join("not_ids.rs"),
+        calls::not_ids(&compiler.descriptor_pool())?,
     )?;
     fs::write(
         out.join("services.rs"),

@@ -27,12 +27,6 @@ const OWN_METHODS: [&str; 3] = ["SubmitToolOutputs", "CancelRun", "ListAssistant
 /// Unary calls whose handler is written by hand (`src/service/run.rs`).
 const OWN_HANDLERS: [&str; 1] = ["WaitRun"];
 
-/// Creates that may be sent twice if they have a `request_id`: what they make is looked for.
-const REPEATABLE_BY_ID: [&str; 3] = ["CreateRun", "CreateMessage", "CreateAssistant"];
-
-/// Modifications of what creates mark: the mark stays.
-const KEEPS_MARK: [&str; 3] = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
-
 /// Fields of a create that are the gateway's own, and no part of its REST request.
 const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
 
@@ -86,6 +80,30 @@ impl Route {
     }
 }
 
+/// Creates that may be sent twice if they have a `request_id`: what they make can be looked for, as
+/// its list has the same path.
+fn repeatable_by_id(pool: &DescriptorPool) -> Result<BTreeMap<String, String>, Box<dyn Error>> {
+    let rpcs = rpcs(pool)?;
+    let is_listed = |path: &str| {
+        let mut lists = rpcs.iter().filter(|(_, it)| it.method == "GET");
+        lists.any(|(_, it)| it.path == path)
+    };
+    let creates = rpcs.iter().filter(|(rpc, route)| {
+        let has_id = rpc.input().get_field_by_name("request_id").is_some();
+        has_id && !rpc.is_server_streaming() && is_listed(&route.path)
+    });
+    Ok(creates
+        .map(|(rpc, route)| (rpc.name().to_owned(), route.path.clone()))
+        .collect())
+}
+
+/// Whether this modifies what creates mark: the mark stays.
+fn keeps_mark(route: &Route, creates: &BTreeMap<String, String>) -> bool {
+    let listed = route.path.rsplit_once("/{").map(|(path, _)| path);
+    let is_of_one = route.path.ends_with('}');
+    route.method == "POST" && is_of_one && creates.values().any(|it| Some(&**it) == listed)
+}
+
 fn rpcs(pool: &DescriptorPool) -> Result<Vec<(MethodDescriptor, Route)>, Box<dyn Error>> {
     let of_contract = pool
         .services()
@@ -116,6 +134,7 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let mut answers = BTreeMap::new();
     // Of a message that is the whole answer: the name that its id has in routes.
     let mut own_ids = BTreeMap::new();
+    let creates = repeatable_by_id(pool)?;
     for (rpc, route) in rpcs(pool)? {
         let unary = !rpc.is_server_streaming();
         if OWN_HANDLERS.contains(&rpc.name()) || !(unary || route.stream) {
@@ -130,31 +149,35 @@ pub(crate) fn client(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
             answers.insert(rpc.output().name().to_owned(), rpc.output());
         }
         if !OWN_METHODS.contains(&rpc.name()) {
-            method(&mut methods, &rpc, &route)?;
+            method(&mut methods, &rpc, &route, keeps_mark(&route, &creates))?;
         }
         if !route.deleted.is_empty() {
             deletion(&mut out, &rpc, &route)?;
         }
     }
+    let ids: BTreeSet<String> = rpcs(pool)?
+        .iter()
+        .flat_map(|(_, route)| route.ids().into_iter().map(str::to_owned))
+        .collect();
     for message in answers.values() {
-        answer(&mut out, message, own_ids.get(message.name()))?;
+        answer(&mut out, message, own_ids.get(message.name()), &ids)?;
     }
     write!(out, "impl Client {{\n{methods}}}\n")?;
-    not_ids(&mut out, pool)?;
     Ok(out)
 }
 
 /// The words that are no ids in a route because another route has them in that place: with one as
 /// its id, a request would be the other route's. The HTTP method does not matter: what one upstream
 /// refuses, another may take.
-fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>> {
+pub(crate) fn not_ids(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let mut out = String::new();
     let routes: BTreeSet<_> = rpcs(pool)?
         .into_iter()
         .map(|(_, route)| route.path)
         .collect();
     writeln!(
         out,
-        "/// Route, id, and a word that stands in its place in another route.\npub(super) const NOT_IDS: &[(&str, &str, &str)] = &["
+        "/// Route, id, and a word that stands in its place in another route.\nconst NOT_IDS: &[(&str, &str, &str)] = &["
     )?;
     let is_id = |segment: &str| segment.starts_with('{');
     for (one, other) in routes
@@ -175,7 +198,7 @@ fn not_ids(out: &mut String, pool: &DescriptorPool) -> Result<(), Box<dyn Error>
         }
     }
     writeln!(out, "];")?;
-    Ok(())
+    Ok(out)
 }
 
 /// How a call's request is made.
@@ -250,11 +273,14 @@ fn parameter(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
     })
 }
 
-/// What makes an answer whole: a list has `data`, a resource has an `id`.
+/// What makes an answer whole: a list has `data`, a resource has an `id`. And what makes it the one
+/// that was asked for: the `ids` that it has are those in the path. `own_id` is the name that a
+/// resource's own id has there.
 fn answer(
     out: &mut String,
     message: &MessageDescriptor,
     own_id: Option<&String>,
+    ids: &BTreeSet<String>,
 ) -> Result<(), Box<dyn Error>> {
     let name = message.name();
     let (text, whole) = if message.get_field_by_name("data").is_some() {
@@ -271,12 +297,20 @@ fn answer(
         out,
         "impl Answerable for {name} {{\n    fn is_whole(&self, {text}: &[u8]) -> bool {{\n        {whole}\n    }}"
     )?;
-    if let Some(id) = own_id {
-        writeln!(
-            out,
-            "    fn id(&self) -> Option<(&'static str, &str)> {{\n        Some((\"{id}\", &self.id))\n    }}"
-        )?;
+    let fields = message.fields().filter(|field| ids.contains(field.name()));
+    let mut named: Vec<_> = own_id
+        .map(|id| format!("target.names(\"{id}\", &self.id)"))
+        .into_iter()
+        .chain(fields.map(|field| format!("target.names(\"{0}\", &self.{0})", field.name())))
+        .collect();
+    if text == "text" {
+        named.push("self.data.iter().all(|one| one.is_of(target))".to_owned());
     }
+    writeln!(
+        out,
+        "    fn is_of(&self, target: &Target) -> bool {{\n        {}\n    }}",
+        named.join(" && ")
+    )?;
     if name == "Run" {
         writeln!(
             out,
@@ -302,7 +336,12 @@ fn deletion(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(
 }
 
 /// The method of the client.
-fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(), Box<dyn Error>> {
+fn method(
+    out: &mut String,
+    rpc: &MethodDescriptor,
+    route: &Route,
+    keeps_mark: bool,
+) -> Result<(), Box<dyn Error>> {
     let answer = rpc.output().name().to_owned();
     let (with, answered, send) = if route.stream {
         (
@@ -310,7 +349,7 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
             "UpstreamReply".to_owned(),
             "self.open(caller, request.request()?)",
         )
-    } else if KEEPS_MARK.contains(&rpc.name()) {
+    } else if keeps_mark {
         (
             "",
             format!("Answer<{answer}>"),
@@ -343,6 +382,7 @@ fn method(out: &mut String, rpc: &MethodDescriptor, route: &Route) -> Result<(),
 /// The gRPC services, and all of them as they are served.
 pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
     let (mut out, mut served) = (String::new(), String::new());
+    let creates = repeatable_by_id(pool)?;
     for service in pool
         .services()
         .filter(|it| it.package_name() == "runsgateway.v1")
@@ -359,7 +399,7 @@ pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
             writeln!(out, "    type {}Stream = RunEvents;", rpc.name())?;
         }
         for rpc in service.methods() {
-            handler(&mut out, &rpc)?;
+            handler(&mut out, &rpc, creates.contains_key(rpc.name()))?;
         }
         writeln!(out, "}}\n")?;
         writeln!(
@@ -374,7 +414,11 @@ pub(crate) fn services(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
     Ok(out)
 }
 
-fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error>> {
+fn handler(
+    out: &mut String,
+    rpc: &MethodDescriptor,
+    repeatable_by_id: bool,
+) -> Result<(), Box<dyn Error>> {
     let (name, streams) = (snake(rpc.name()), rpc.is_server_streaming());
     let wrap = |wrapper, inner: String, it: bool| {
         if it {
@@ -397,12 +441,20 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         out,
         "    async fn {name}(&self, request: Request<{input}>) -> Result<Response<{answer}>, Status> {{"
     )?;
-    if streams || OWN_HANDLERS.contains(&rpc.name()) {
+    let idempotency = idempotency(rpc);
+    if streams {
+        writeln!(
+            out,
+            "        run::{name}(self, request, Idempotency::{idempotency}).await\n    }}"
+        )?;
+        return Ok(());
+    }
+    if OWN_HANDLERS.contains(&rpc.name()) {
         writeln!(out, "        run::{name}(self, request).await\n    }}")?;
         return Ok(());
     }
     if rpc.input().get_field_by_name("request_id").is_some() {
-        let open = if REPEATABLE_BY_ID.contains(&rpc.name()) {
+        let open = if repeatable_by_id {
             "open_create(request, |it| !it.request_id.is_empty())"
         } else {
             "open_once(request)"
@@ -414,7 +466,6 @@ fn handler(out: &mut String, rpc: &MethodDescriptor) -> Result<(), Box<dyn Error
         )?;
         return Ok(());
     }
-    let idempotency = idempotency(rpc);
     let open = if idempotency == "NonIdempotent" {
         "open_once"
     } else {

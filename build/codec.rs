@@ -105,14 +105,11 @@ const ALWAYS: [(&str, &[&str]); 14] = [
     ("ApiError", &["code", "param"]),
 ];
 
-/// The codec of all messages in `pool` that mirror JSON, as Rust text to be included in the module
-/// that defines them.
-pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+/// The codec of all messages of a package that mirror JSON, as Rust text to be included where their
+/// names are known.
+pub(crate) fn generate(pool: &DescriptorPool, package: &str) -> Result<String, Box<dyn Error>> {
     let mut out = String::new();
-    for descriptor in pool
-        .all_enums()
-        .filter(|it| it.full_name().starts_with("runsgateway."))
-    {
+    for descriptor in pool.all_enums().filter(|it| it.package_name() == package) {
         let names = names(&descriptor)?;
         write!(
             out,
@@ -133,7 +130,7 @@ pub(crate) fn generate(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> 
     }
     for message in pool
         .all_messages()
-        .filter(|it| it.full_name().starts_with("runsgateway.") && !it.is_map_entry())
+        .filter(|it| it.package_name() == package && !it.is_map_entry())
     {
         let bare = row(&BARE, message.name());
         if message

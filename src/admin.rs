@@ -7,7 +7,7 @@
 //!
 //! It has no access control and so no secrets: it listens on loopback unless told otherwise.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, net::SocketAddr, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use hyper::server::conn::http1;
@@ -21,10 +21,16 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{
-    config::Admin,
-    telemetry::{OncePerSecond, PROMETHEUS_TEXT, Telemetry},
-};
+use crate::telemetry::{OncePerSecond, PROMETHEUS_TEXT, Telemetry};
+
+/// Where the admin port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admin {
+    /// Here, if it can be. That another gateway is there already is no reason not to serve.
+    IfFree(SocketAddr),
+    /// Here.
+    At(SocketAddr),
+}
 
 /// Connections at a time. Scrapers and probes have one each. The oldest one gives way to one more:
 /// an answer takes milliseconds, and connections on which nothing is said must not keep probes out.

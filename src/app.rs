@@ -10,7 +10,7 @@ use crate::{
     server,
     service::Gateway,
     shares::Accepted,
-    telemetry::{Telemetry, Tracer},
+    telemetry::{self, Telemetry, Tracer},
     upstream,
 };
 
@@ -28,8 +28,9 @@ pub struct App {
 
 impl App {
     /// Prepares the gateway: reads the files that the configuration names. The upstream need not be
-    /// there. Has to be called in a runtime.
-    pub fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
+    /// there. Waits for the command that prints its key, if there is one. Has to be called in a
+    /// runtime.
+    pub async fn new(config: &config::Serve) -> Result<Self, config::Invalid> {
         let propagates = config
             .forward_metadata
             .iter()
@@ -43,12 +44,16 @@ impl App {
                 .transpose()
                 .map_err(config::Invalid::new)?
                 .unwrap_or_else(Tracer::off),
-            config.telemetry.log_ids,
+            telemetry::Settings {
+                log_ids: config.telemetry.log_ids,
+                legacy_metrics: config.telemetry.legacy_metrics,
+                provider: config.provider.clone(),
+            },
         );
         let callers = &telemetry.metrics().callers;
         callers.set_max(config.telemetry.max_named_callers);
-        let client =
-            upstream::Client::new(&config.upstream, &telemetry).map_err(config::Invalid::new)?;
+        let client = upstream::Client::new(&config.upstream, &telemetry).await;
+        let client = client.map_err(config::Invalid::new)?;
         let client = match &config.isolation {
             Some(rules) => client.isolating(rules.clone()),
             None => client,

@@ -1,4 +1,4 @@
-//! The codec of each message, as `build/codec.rs` generates it in terms of the rules in
+//! The codec of each message of the contract, as `build/codec.rs` generates it in terms of the rules in
 //! [`crate::json`].
 
 #![allow(clippy::all, clippy::pedantic, reason = "generated")]
@@ -6,7 +6,6 @@
 use std::sync::atomic::AtomicU8;
 
 use crate::{
-    embedded::v1::*,
     json::{Cursor, Empty, Names, Object, ObjectWriter, Read, Value, Violation, Writer, read},
     v1::*,
 };

@@ -1,5 +1,5 @@
-//! The caller's side of a conversation, for services in Rust: functions for the tools, one call for
-//! the whole run.
+//! The caller's side of a conversation, for services in Rust: functions for the tools, one that
+//! approves calls of MCP servers, one call for the whole run.
 //!
 //! ```no_run
 //! use runs_gateway::{
@@ -24,7 +24,8 @@
 //! Must hold: no run is created twice: what breaks is taken up by `attach`, or, where no run is
 //! known, told. The functions of one round run side by side, each once, however often the stream
 //! breaks meanwhile; its outputs are sent again until the run goes on. No event comes twice of a
-//! conversation that is recorded (`options.resumable`).
+//! conversation that is recorded (`options.resumable`). A call that needs an approval is refused
+//! unless a function approves it.
 
 use std::{collections::HashMap, fmt, pin::Pin};
 
@@ -36,17 +37,18 @@ use crate::{
     resuming::{is_interruption, pause, run_of},
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, GetRunRequest, RequiredToolCall, Run,
-        RunEvent, RunStatus, ToolOutput, ToolOutputs, converse_run_request::Message,
+        RunEvent, RunStatus, ToolApproval, ToolOutput, ToolOutputs, converse_run_request::Message,
         run_event::Payload, run_service_client::RunServiceClient,
     },
 };
 
-type Tool = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
+type Function<I, O> = Box<dyn Fn(I) -> Pin<Box<dyn Future<Output = O> + Send>> + Send + Sync>;
 
 /// What conversations need: a gateway, and functions for the tools.
 pub struct Conversation {
     client: RunServiceClient<Channel>,
-    tools: HashMap<String, Tool>,
+    tools: HashMap<String, Function<String, String>>,
+    approve: Option<Function<RequiredToolCall, ToolApproval>>,
     /// Metadata of every call.
     pub metadata: MetadataMap,
     /// How often a conversation that broke is taken up again, at most. At first 8.
@@ -59,6 +61,7 @@ impl Conversation {
         Self {
             client,
             tools: HashMap::new(),
+            approve: None,
             metadata: MetadataMap::new(),
             resumes: 8,
         }
@@ -77,6 +80,19 @@ impl Conversation {
             name.into(),
             Box::new(move |arguments| Box::pin(function(arguments))),
         );
+        self
+    }
+
+    /// Answers calls that need an approval by `function`, which takes the call: whether it is
+    /// approved, and with which headers. The approval's `tool_call_id` is filled in. Without such a
+    /// function all of them are refused.
+    #[must_use]
+    pub fn approve<F, O>(mut self, function: F) -> Self
+    where
+        F: Fn(RequiredToolCall) -> O + Send + Sync + 'static,
+        O: Future<Output = ToolApproval> + Send + 'static,
+    {
+        self.approve = Some(Box::new(move |call| Box::pin(function(call))));
         self
     }
 
@@ -146,13 +162,40 @@ impl fmt::Debug for Conversation {
     }
 }
 
-/// The calls that the run waits for.
-fn calls(run: &Run) -> impl Iterator<Item = &RequiredToolCall> {
-    let action = run.required_action.iter();
-    action
-        .filter(|_| run.status() == RunStatus::RequiresAction)
-        .filter_map(|action| action.submit_tool_outputs.as_ref())
-        .flat_map(|action| &action.tool_calls)
+/// The calls that the run waits for, each with whether its approval is wanted, not its output.
+fn calls(run: &Run) -> impl Iterator<Item = (&RequiredToolCall, bool)> {
+    let action = run.required_action.as_ref();
+    let action = action.filter(|_| run.status() == RunStatus::RequiresAction);
+    let outputs = action.and_then(|action| action.submit_tool_outputs.as_ref());
+    let approvals = action.and_then(|action| action.submit_tool_approval.as_ref());
+    let outputs = outputs.into_iter().flat_map(|action| &action.tool_calls);
+    let approvals = approvals.into_iter().flat_map(|action| &action.tool_calls);
+    outputs
+        .map(|call| (call, false))
+        .chain(approvals.map(|call| (call, true)))
+}
+
+/// The message that gives the output of one call.
+fn output(tool_call_id: String, output: String) -> ToolOutputs {
+    ToolOutputs {
+        tool_outputs: vec![ToolOutput {
+            tool_call_id,
+            output: Some(output),
+            ..ToolOutput::default()
+        }],
+        ..ToolOutputs::default()
+    }
+}
+
+/// The message that gives the approval of one call.
+fn approval(tool_call_id: String, approval: ToolApproval) -> ToolOutputs {
+    ToolOutputs {
+        tool_approvals: vec![ToolApproval {
+            tool_call_id,
+            ..approval
+        }],
+        ..ToolOutputs::default()
+    }
 }
 
 /// One conversation, on as many streams as it takes.
@@ -164,8 +207,8 @@ struct Session<'a> {
     /// The ids of the calls that the run waits for.
     asked: Vec<String>,
     /// What the functions of this round gave; `None` while they work.
-    outputs: HashMap<String, Option<String>>,
-    working: JoinSet<(String, String)>,
+    outputs: HashMap<String, Option<ToolOutputs>>,
+    working: JoinSet<(String, ToolOutputs)>,
 }
 
 impl Session<'_> {
@@ -243,46 +286,59 @@ impl Session<'_> {
         });
         request.metadata_mut().clone_from(&self.with.metadata);
         let run = self.with.client.clone().get_run(request).await?;
-        Ok(calls(run.get_ref()).map(|call| &call.id).eq(asked))
+        Ok(calls(run.get_ref()).map(|(call, _)| &call.id).eq(asked))
     }
 
     /// The run is in this state now.
     fn turn(&mut self, run: Run) {
         (self.attach.thread_id, self.attach.run_id) = (run.thread_id.clone(), run.id.clone());
-        self.asked = calls(&run).map(|call| call.id.clone()).collect();
+        self.asked = calls(&run).map(|(call, _)| call.id.clone()).collect();
         // Those of a round that is over are needed no more.
         self.outputs.retain(|id, _| self.asked.contains(id));
-        for call in calls(&run) {
+        for (call, needs_approval) in calls(&run) {
             if self.outputs.contains_key(&call.id) {
                 continue;
             }
-            let function = call.function.clone().unwrap_or_default();
-            let output = if let Some(tool) = self.with.tools.get(&function.name) {
-                let (id, output) = (
-                    call.id.clone(),
-                    tool(function.arguments.unwrap_or_default()),
-                );
-                self.working.spawn(async move { (id, output.await) });
-                None
+            let given = if needs_approval {
+                self.approve(call)
             } else {
-                Some(format!("There is no tool {:?}.", function.name))
+                self.call(call)
             };
-            self.outputs.insert(call.id.clone(), output);
+            self.outputs.insert(call.id.clone(), given);
         }
         self.run = Some(run);
     }
 
-    fn answer(&self, id: &str) -> Option<Message> {
-        let output = self.outputs.get(id)?.clone()?;
-        let output = ToolOutput {
-            tool_call_id: id.to_owned(),
-            output: Some(output),
-            ..ToolOutput::default()
+    /// Calls the function of a call's tool; what it gives if there is none.
+    fn call(&mut self, call: &RequiredToolCall) -> Option<ToolOutputs> {
+        let (id, function) = (call.id.clone(), call.function.clone().unwrap_or_default());
+        let Some(tool) = self.with.tools.get(&function.name) else {
+            return Some(output(id, format!("There is no tool {:?}.", function.name)));
         };
-        Some(Message::ToolOutputs(ToolOutputs {
-            tool_outputs: vec![output],
-            ..ToolOutputs::default()
-        }))
+        let gives = tool(function.arguments.unwrap_or_default());
+        self.working
+            .spawn(async move { (id.clone(), output(id, gives.await)) });
+        None
+    }
+
+    /// Asks the function that approves calls; the refusal if there is none.
+    fn approve(&mut self, call: &RequiredToolCall) -> Option<ToolOutputs> {
+        let id = call.id.clone();
+        let Some(approve) = &self.with.approve else {
+            let refused = ToolApproval {
+                approve: Some(false),
+                ..ToolApproval::default()
+            };
+            return Some(approval(id, refused));
+        };
+        let gives = approve(call.clone());
+        self.working
+            .spawn(async move { (id.clone(), approval(id, gives.await)) });
+        None
+    }
+
+    fn answer(&self, id: &str) -> Option<Message> {
+        Some(Message::ToolOutputs(self.outputs.get(id)?.clone()?))
     }
 
     /// An error may name the run before any event has.

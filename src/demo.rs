@@ -10,13 +10,12 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Style};
-use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::{
-    config::{self, Cli, Command},
+    config,
     conversation::Conversation,
     dev::Dev,
     embedded,
@@ -39,21 +38,13 @@ const QUESTION: &str = "What is the weather in Paris?";
 const PARAMETERS: &str = r#"{"type":"object","properties":{"city":{"type":"string","enum":["Paris"]}},"required":["city"]}"#;
 
 /// Runs the demo. Fails if anything comes out otherwise than it should.
-pub async fn run() -> Result<(), Failure> {
-    let cli = Cli::try_parse_from([
-        "runs-gateway",
-        "dev",
-        "--listen",
-        "127.0.0.1:0",
-        "--rest-listen",
-        "127.0.0.1:0",
-        "--admin-listen",
-        "127.0.0.1:0",
-    ])?;
-    let Command::Dev(args) = cli.command else {
-        return Err("the command is dev".into());
+pub async fn run(config: config::Dev) -> Result<(), Failure> {
+    let (model, pause) = if config.model.is_some() {
+        ("the model at --model-url", "0")
+    } else {
+        // Slow enough for the eye.
+        ("a built-in model, no key, no network", "30")
     };
-    let config = config::Dev::from(*args).untraced();
     let dev = Dev::start(config, CancellationToken::new()).await?;
     say(
         NOTE,
@@ -67,7 +58,7 @@ pub async fn run() -> Result<(), Failure> {
         NOTE,
         "",
         &format!(
-            "REST  {}  its upstream, the embedded Runs API: a built-in model, no key, no network",
+            "REST  {}  its upstream, the embedded Runs API: {model}",
             dev.rest
         ),
     )?;
@@ -75,7 +66,7 @@ pub async fn run() -> Result<(), Failure> {
     let mut steps = RunStepServiceClient::connect(format!("http://{}", dev.grpc)).await?;
     let mut messages = MessageServiceClient::connect(format!("http://{}", dev.grpc)).await?;
 
-    let (run, answer) = converse(&runs).await?;
+    let (run, answer) = converse(&runs, pause).await?;
     list_steps(&mut steps, &run).await?;
     miss(&mut runs, &run).await?;
     read_back(&mut messages, &run, &answer).await?;
@@ -90,7 +81,7 @@ pub async fn run() -> Result<(), Failure> {
 
 /// One run from its creation to its end, on one stream, with a function for its tool. Gives the run
 /// and the text that came with its events.
-async fn converse(runs: &RunServiceClient<Channel>) -> Result<(Run, String), Failure> {
+async fn converse(runs: &RunServiceClient<Channel>, pause: &str) -> Result<(Run, String), Failure> {
     let conversation = Conversation::new(runs.clone()).tool("get_weather", async |arguments: String| {
         let output = "22 degrees and sunny".to_owned();
         // A demo that cannot print has nobody to print for.
@@ -121,7 +112,7 @@ async fn converse(runs: &RunServiceClient<Channel>) -> Result<(Run, String), Fai
             shown = show(&event, &mut line);
         }
     };
-    let run = conversation.start(start(), heed).await?;
+    let run = conversation.start(start(pause), heed).await?;
     shown?;
     if run.status() == RunStatus::Completed {
         Ok((run, answer))
@@ -155,7 +146,7 @@ fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
     say(CAME, "<-", &format!("{name}: {told}"))
 }
 
-fn start() -> ConverseStart {
+fn start(pause: &str) -> ConverseStart {
     let question = MessageInput {
         role: MessageRole::User.into(),
         content: Some(MessageContent {
@@ -180,7 +171,7 @@ fn start() -> ConverseStart {
             function: Some(get_weather),
             ..Tool::default()
         }],
-        metadata: [("embedded.delay_ms".to_owned(), "30".to_owned())].into(),
+        metadata: [("embedded.delay_ms".to_owned(), pause.to_owned())].into(),
         ..ThreadAndRunSpec::default()
     };
     ConverseStart {

@@ -1,12 +1,20 @@
 //! The gateway and the embedded Runs API in one process, joined by a socket like any gateway and
 //! upstream.
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{admin, app::App, config, embedded};
+use crate::{
+    admin,
+    app::App,
+    chat::ChatModel,
+    config::{self, Invalid, ModelConfig, Serve},
+    embedded,
+    telemetry::{Telemetry, in_words_of_the_model},
+    upstream,
+};
 
 /// Both, serving.
 #[derive(Debug)]
@@ -26,7 +34,7 @@ pub struct Dev {
 impl Dev {
     /// Starts both. They serve until `shutdown`.
     pub async fn start(
-        config: config::Dev,
+        mut config: config::Dev,
         shutdown: CancellationToken,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let bind = async |flag: &str, address: SocketAddr| {
@@ -36,11 +44,15 @@ impl Dev {
         };
         let rest_listener = bind("--rest-listen", config.rest_listen).await?;
         let rest = rest_listener.local_addr()?;
-        let limits = config.embedded.clone();
+        let (limits, model) = (config.embedded.clone(), config.model.take());
         let mut serve = config.serve(rest)?;
+        let model = match model {
+            Some(model) => Arc::new(chat_model(&model, &serve).await?),
+            None => embedded::built_in(),
+        };
         // Nobody routes calls here who would have to learn of the end.
         serve.limits.drain_delay = std::time::Duration::ZERO;
-        let app = App::new(&serve)?;
+        let app = App::new(&serve).await?;
         let described = app.describe(&serve);
         let listener = bind("--listen", serve.listen).await?;
         let grpc = listener.local_addr()?;
@@ -56,14 +68,10 @@ impl Dev {
         tasks.spawn({
             let upstream_shutdown = upstream_shutdown.clone();
             async move {
-                if let Err(error) = embedded::serve(
-                    rest_listener,
-                    limits,
-                    embedded::Clock::real(),
-                    upstream_shutdown,
-                )
-                .await
-                {
+                let clock = embedded::Clock::real();
+                let served =
+                    embedded::serve_model(rest_listener, limits, clock, model, upstream_shutdown);
+                if let Err(error) = served.await {
                     tracing::error!(%error, "the embedded API ended");
                 }
             }
@@ -96,4 +104,18 @@ impl Dev {
         self.shutdown.cancel();
         self.ended().await;
     }
+}
+
+/// The model behind a chat-completions endpoint, which is asked as the gateway asks its upstream.
+async fn chat_model(model: &ModelConfig, serve: &Serve) -> Result<ChatModel, Invalid> {
+    let upstream = model.upstream(&serve.upstream);
+    let client = upstream::Client::new(&upstream, &Telemetry::of_model())
+        .await
+        .map_err(|error| Invalid::new(in_words_of_the_model(&error)))?;
+    Ok(ChatModel::new(
+        client,
+        model.name.clone(),
+        serve.streams.idle,
+        model.limits.clone(),
+    ))
 }

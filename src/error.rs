@@ -11,26 +11,30 @@
 //!   documented set (`ErrorInfo`, `proto/runsgateway/v1/error_reason.proto`).
 //! - **What the caller is told and what the log is told are two texts.** The caller gets the
 //!   upstream's message. The log ([`Error::log`]) gets codes, ids and causes, never a message, a
-//!   body, a URL or a key.
+//!   body, a URL or a key. Of an error about the gateway's own key it is the other way round: the
+//!   caller can do nothing about it, and the log has the message with all masked that may be a key.
 //!
 //! Must hold: status and details together take at most 4 KiB, since clients bound the metadata they
 //! accept (grpc-java: 8 KiB).
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
     json::Violation,
-    runs::Resume,
     shares::Limit,
     v1::{ErrorReason, RunEventType},
 };
 
+mod masked;
 mod rejection;
+mod resume;
+mod words;
 
-pub use rejection::{ErrorBody, Rejection};
+pub use rejection::{ErrorBody, FieldError, Rejection};
+pub use resume::Resume;
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "runsgateway.v1";
@@ -105,6 +109,11 @@ pub enum Error {
         /// The upstream's id of the request.
         request_id: Option<String>,
     },
+    /// Not all of a list of the upstream's is read, now or later.
+    ListUnread {
+        /// Of what, with the limit and its flag.
+        what: String,
+    },
     /// A message, or the metadata, has more than it may have.
     TooLarge {
         /// Of what, with the limit and its flag.
@@ -113,7 +122,7 @@ pub enum Error {
     /// The call breaks the protocol. No handler saw it.
     Malformed {
         /// What is wrong.
-        what: &'static str,
+        what: Cow<'static, str>,
     },
     /// The messages of the request are packed in a way that is not known here.
     UnknownEncoding,
@@ -213,6 +222,7 @@ impl Error {
             Self::RequestIdUsed
             | Self::ThreadBusy { .. }
             | Self::Invalid { .. }
+            | Self::ListUnread { .. }
             | Self::TooLarge { .. }
             | Self::Malformed { .. }
             | Self::UnknownEncoding
@@ -277,9 +287,9 @@ impl Error {
         }
     }
 
-    /// Whether the upstream does not know the caller's credential.
+    /// Whether the upstream does not know the credential.
     pub fn is_credential_rejected(&self) -> bool {
-        matches!(self, Self::Rejected(rejection) if rejection.status == 401)
+        matches!(self, Self::Rejected(rejection) if rejection.refuses_key())
     }
 
     /// How long the upstream asks to wait before the next request.
@@ -333,8 +343,10 @@ impl Error {
             }
             Self::Rejected(rejection) => {
                 info.extend(rejection.info());
-                if let Some(param) = rejection.param().filter(|_| code == Code::InvalidArgument) {
-                    details.add_bad_request_violation(param, message.clone());
+                if code == Code::InvalidArgument {
+                    for (field, words) in rejection.blamed(&message) {
+                        details.add_bad_request_violation(field, words);
+                    }
                 }
                 if let Some(id) = &rejection.request_id {
                     details.set_request_info(cut(id, MAX_WORD), "");
@@ -392,9 +404,11 @@ impl Error {
                 Verdict::new(Code::ResourceExhausted, R::RequestTooLarge, what.clone())
                     .retry(Retry::Never)
             }
-            Self::Malformed { what } => {
-                Verdict::new(Code::Internal, R::MalformedRequest, (*what).to_owned())
-            }
+            Self::Malformed { what } => Verdict::new(
+                Code::Internal,
+                R::MalformedRequest,
+                what.clone().into_owned(),
+            ),
             _ => Verdict::new(
                 Code::Unimplemented,
                 R::Unsupported,
@@ -436,7 +450,7 @@ impl Error {
                 R::UpstreamUnavailable,
                 format!("{cause}{again}"),
             ),
-            Self::Unusable { what, .. } => Verdict::new(
+            Self::Unusable { what, .. } | Self::ListUnread { what } => Verdict::new(
                 Code::Internal,
                 R::UnusableAnswer,
                 format!("the upstream's answer cannot be used: {what}"),
@@ -480,7 +494,7 @@ impl Error {
             }
             Self::OutputsMissing { ids } => {
                 let message = format!(
-                    "the run waits for outputs of {}, and the caller has closed its side",
+                    "the run waits for outputs or approvals of {}, and the caller has closed its side",
                     ids.join(", ")
                 );
                 Verdict::new(Code::FailedPrecondition, R::OutputsMissing, message)
@@ -615,6 +629,29 @@ impl Verdict {
     }
 }
 
+/// A status that a library made, such as that of an unknown method, with the reason that its code
+/// stands for. One that has details, or needs none, stays as it is.
+pub fn with_reason(status: Status) -> Status {
+    use ErrorReason as R;
+    let reason = match status.code() {
+        Code::InvalidArgument => R::InvalidField,
+        Code::Internal | Code::Aborted | Code::OutOfRange => R::MalformedRequest,
+        Code::ResourceExhausted => R::RequestTooLarge,
+        Code::Unimplemented => R::Unsupported,
+        Code::NotFound => R::NotFound,
+        Code::Cancelled => R::Cancelled,
+        Code::DeadlineExceeded => R::DeadlineExceeded,
+        Code::Unavailable => R::GatewayDraining,
+        _ => return status,
+    };
+    if !status.details().is_empty() {
+        return status;
+    }
+    let details = ErrorDetails::with_error_info(reason_name(reason), DOMAIN, HashMap::new());
+    let metadata = status.metadata().clone();
+    Status::with_error_details_and_metadata(status.code(), status.message(), details, metadata)
+}
+
 struct Log<'a>(&'a Error);
 
 impl fmt::Display for Log<'_> {
@@ -632,6 +669,9 @@ impl fmt::Display for Log<'_> {
                         cut(&body.code, MAX_WORD),
                         cut(&body.r#type, MAX_WORD)
                     )?;
+                    if rejection.is_about_own_key() {
+                        write!(out, ", words {:?}", masked::masked(&body.message))?;
+                    }
                 }
                 Ok(())
             }
@@ -639,6 +679,7 @@ impl fmt::Display for Log<'_> {
                 delivery, cause, ..
             } => write!(out, "no answer ({delivery:?}): {cause}"),
             Error::Unusable { what, .. } => write!(out, "unusable answer: {what}"),
+            Error::ListUnread { what } => write!(out, "list not read: {what}"),
             Error::TooLarge { what } => write!(out, "too large: {what}"),
             Error::Malformed { what } => write!(out, "malformed: {what}"),
             Error::UnknownEncoding => out.write_str("unknown encoding"),

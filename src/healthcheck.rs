@@ -1,22 +1,17 @@
 //! A question to a running gateway: does it serve? For container probes where there is no shell and
 //! no other client.
 
-use std::{
-    error::Error,
-    fs, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{error::Error, net::SocketAddr, time::Duration};
 
-use tonic::{
-    Status,
-    transport::{Certificate, ClientTlsConfig, Endpoint},
-};
+use tonic::{Request, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::config::HealthcheckArgs;
+use crate::{
+    config::{GatewayAddress, HealthcheckArgs},
+    connection::{connect, hint, innermost, reachable},
+};
 
 /// How long the answer may take.
 const TIME: Duration = Duration::from_secs(3);
@@ -27,21 +22,9 @@ const TIME: Duration = Duration::from_secs(3);
 /// certificate, and strangers cannot fill it.
 pub async fn run(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     match args.admin_addr {
-        Some(admin) if args.tls_ca_file.is_none() => ask_admin(here(admin)).await,
-        _ => ask_grpc(args).await,
+        Some(admin) if args.gateway.tls_ca_file.is_none() => ask_admin(reachable(admin)).await,
+        _ => ask_grpc(&args.gateway).await,
     }
-}
-
-/// Whoever listens everywhere listens here, too.
-fn here(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    address
 }
 
 async fn ask_admin(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -59,38 +42,19 @@ async fn ask_admin(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Syn
     }
 }
 
-async fn ask_grpc(args: HealthcheckArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let address = here(args.addr);
-    let tls = args.tls_ca_file.is_some();
-    let scheme = if tls { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
-        .connect_timeout(TIME)
-        .timeout(TIME);
-    if let Some(ca) = &args.tls_ca_file {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let pem =
-            fs::read(ca).map_err(|error| format!("--tls-ca-file {}: {error}", ca.display()))?;
-        endpoint = endpoint.tls_config(
-            ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(pem))
-                .domain_name(args.tls_name),
-        )?;
-    }
-    let hint = if tls {
-        " (if it asks for client certificates: ask its admin port by --admin-addr)"
-    } else {
-        " (if it speaks TLS: ask its admin port by --admin-addr, or give --tls-ca-file)"
-    };
-    let channel = endpoint.connect().await.map_err(|error| {
-        let cause = innermost(&error);
-        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        // Nobody is there, whatever would be spoken.
-        let nobody = io == Some(io::ErrorKind::ConnectionRefused);
-        format!("{address}: {cause}{}", if nobody { "" } else { hint })
+async fn ask_grpc(gateway: &GatewayAddress) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let address = reachable(gateway.addr);
+    let hint = format!(
+        " ({}; or ask its admin port by --admin-addr)",
+        hint(gateway)
+    );
+    let channel = connect(gateway).await.map_err(|error| {
+        let hint = if error.may_be_tls { &*hint } else { "" };
+        format!("{error}{hint}")
     })?;
-    let answer = HealthClient::new(channel)
-        .check(HealthCheckRequest::default())
-        .await;
+    let mut request = Request::new(HealthCheckRequest::default());
+    request.set_timeout(TIME);
+    let answer = HealthClient::new(channel).check(request).await;
     let status = answer
         .map_err(|status| format!("{address}: {}{hint}", said(&status)))?
         .into_inner()
@@ -108,12 +72,4 @@ fn said(status: &Status) -> String {
         Some(source) => innermost(source).to_string(),
         None => format!("{:?}: {}", status.code(), status.message()),
     }
-}
-
-/// The cause that says why.
-fn innermost<'a>(mut error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error
 }

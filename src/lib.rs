@@ -1,28 +1,29 @@
 //! runs-gateway: gRPC in front of Runs REST APIs.
 //!
+//! From the top down: an arrow between modules points down this map (`tests/arrows.rs`).
+//!
 //! | module | what it is, and what only it knows |
 //! |---|---|
-//! | [`v1`] | the contract, generated from `proto/` |
-//! | [`json`] | the codec: how a message looks as JSON (`codec` has its generated lines) |
-//! | [`wire`] | how a message is written as protobuf |
-//! | [`upstream`] | the REST side: HTTP as a client, and the framing of server-sent events |
-//! | [`runs`] | runs as streams: from the upstream's events, from polling |
-//! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
-//! | [`service`] | the gRPC services: validate, call, answer |
-//! | [`shares`] | how much of what is limited one caller may hold |
-//! | [`error`] | one error, and the only mapping from errors to gRPC status |
-//! | [`server`] | connections and calls: their limits, health, reflection, drain |
-//! | [`telemetry`] | metrics, traces, one log line per call |
-//! | [`admin`] | the admin port: metrics, health, version |
-//! | [`reloadable`] | what is read from files that may change: certificates, keys, tokens |
-//! | `registered_waker` | which task a pending future will wake, so that it is not asked for nothing |
-//! | `pem` | certificates and keys |
-//! | [`config`] | flags and environment as typed configuration |
+//! | [`demo`], [`dev`], [`healthcheck`], [`terminal`] | the gateway in front of the embedded API, a client that shows what it does; a question to a running gateway, for container probes; runs on a terminal (`run`, `watch`) |
+//! | `connection`, [`package_files`] | a connection to a running gateway, for commands that call one; man pages and shell completions, from the command line |
 //! | [`app`] | all of it put together |
-//! | [`conversation`] | the caller's side of `ConverseRun`, for services in Rust |
-//! | [`resuming`] | the caller's side of a stream that resumes by itself, for services in Rust |
-//! | [`healthcheck`] | a question to a running gateway, for container probes |
-//! | [`dev`], [`demo`] | the gateway in front of the embedded API; a client that shows what it does |
+//! | [`config`] | flags and environment as typed configuration |
+//! | [`chat`] | a model behind a chat-completions endpoint, for the embedded API |
+//! | [`embedded`] | the same REST API served in-process, for trying out, developing and testing |
+//! | [`admin`] | the admin port: metrics, health, version |
+//! | [`service`] | the gRPC services: validate, call, answer |
+//! | [`server`] | connections and calls: their limits, health, reflection, drain |
+//! | [`runs`] | runs as streams: from the upstream's events, from polling, from the event log |
+//! | [`upstream`] | the REST side: HTTP as a client, and the framing of server-sent events |
+//! | [`telemetry`] | metrics, traces, one log line per call |
+//! | [`error`] | one error, and the only mapping from errors to gRPC status |
+//! | [`shares`] | how much of what is limited one caller may hold |
+//! | [`reloadable`] | what is read from files that may change: certificates, keys, tokens |
+//! | `pem` | certificates and keys |
+//! | `registered_waker` | which task a pending future will wake, so that it is not asked for nothing |
+//! | [`conversation`], [`resuming`] | the caller's side of `ConverseRun`, and of a stream that resumes by itself, for services in Rust |
+//! | `codec`, [`json`], [`wire`] | the codec: how a message looks as JSON, and (`wire`) how it is written as protobuf; `codec` has the generated lines |
+//! | [`v1`] | the contract, generated from `proto/` |
 //!
 //! What must stay true, wherever it is cut:
 //!
@@ -35,8 +36,10 @@
 
 pub mod admin;
 pub mod app;
+pub mod chat;
 mod codec;
 pub mod config;
+mod connection;
 pub mod conversation;
 pub mod demo;
 pub mod dev;
@@ -44,6 +47,7 @@ pub mod embedded;
 pub mod error;
 pub mod healthcheck;
 pub mod json;
+pub mod package_files;
 mod pem;
 mod registered_waker;
 pub mod reloadable;
@@ -53,6 +57,7 @@ pub mod server;
 pub mod service;
 pub mod shares;
 pub mod telemetry;
+pub mod terminal;
 pub mod upstream;
 pub mod v1;
 pub mod wire;

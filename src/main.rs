@@ -17,10 +17,10 @@ use clap::error::ErrorKind;
 use runs_gateway::{
     admin,
     app::App,
-    config::{self, Cli, Command, Dev, Invalid, LogFormat, Serve},
-    demo, dev, healthcheck, reloadable,
-    telemetry::log,
-    v1,
+    config::{self, Cli, Command, Dev, Invalid, Serve},
+    demo, dev, healthcheck, package_files, reloadable,
+    telemetry::{LogFormat, log},
+    terminal, v1,
 };
 use tokio::{
     net::TcpListener,
@@ -64,9 +64,7 @@ fn main() -> ExitCode {
     }
     let done = match cli.command {
         Command::Serve(args) => match (args.check, Serve::try_from(*args)) {
-            (true, Ok(config)) => {
-                start("error", LogFormat::Auto, Some(1), async { check(&config) })
-            }
+            (true, Ok(config)) => start("error", LogFormat::Auto, Some(1), check(&config)),
             (false, Ok(config)) => {
                 let (telemetry, threads) = (config.telemetry.clone(), config.worker_threads);
                 start(&telemetry.log, telemetry.log_format, threads, serve(config))
@@ -74,46 +72,64 @@ fn main() -> ExitCode {
             (_, Err(error)) => return bad_usage(&error.to_string()),
         },
         Command::Dev(args) => {
-            let config = Dev::from(*args);
-            match (config.telemetry(), config.worker_threads()) {
-                (Ok(telemetry), threads) => {
+            let config = Dev::try_from(*args).and_then(|config| Ok((config.telemetry()?, config)));
+            match config {
+                Ok((telemetry, config)) => {
+                    let threads = config.worker_threads();
                     start(&telemetry.log, telemetry.log_format, threads, dev(config))
                 }
-                (Err(error), _) => return bad_usage(&error.to_string()),
+                Err(error) => return bad_usage(&error.to_string()),
             }
         }
-        Command::Demo => start("warn", LogFormat::Auto, None, demo::run()),
+        Command::Demo(args) => match Dev::try_from(*args) {
+            Ok(config) => start("warn", LogFormat::Auto, None, demo::run(config)),
+            Err(error) => return bad_usage(&error.to_string()),
+        },
+        Command::Run(args) => return show(terminal::run(args)),
+        Command::Watch(args) => return show(terminal::watch(args)),
         Command::Healthcheck(args) => {
             start("warn", LogFormat::Auto, Some(1), healthcheck::run(args))
         }
         Command::Proto { out } => {
             write_contract(&out).map_err(|error| format!("{}: {error}", out.display()).into())
         }
+        Command::PackageFiles { out } => package_files::write(config::command_line(), &out)
+            .map_err(|error| format!("{}: {error}", out.display()).into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if error.is::<ParseError>() {
-                return bad_usage(&format!("--log: {error}"));
-            }
-            if error.is::<Invalid>() {
-                return bad_usage(&error.to_string());
-            }
-            eprintln!("runs-gateway: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&*error),
+    }
+}
+
+fn failed(error: &(dyn Error + Send + Sync + 'static)) -> ExitCode {
+    if error.is::<ParseError>() {
+        return bad_usage(&format!("--log: {error}"));
+    }
+    if error.is::<Invalid>() {
+        return bad_usage(&error.to_string());
+    }
+    eprintln!("runs-gateway: {error}");
+    ExitCode::FAILURE
+}
+
+/// Shows a run on the terminal; its end is the exit code.
+fn show(work: impl Future<Output = Result<terminal::Ended, Failure>>) -> ExitCode {
+    match start("error", LogFormat::Auto, Some(1), work) {
+        Ok(ended) => ExitCode::from(ended.exit_code()),
+        Err(error) => failed(&*error),
     }
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// Sets up logs and threads, and runs `work` to its end.
-fn start(
+fn start<T>(
     filter: &str,
     format: LogFormat,
     threads: Option<usize>,
-    work: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     log::init(filter, format)?;
     config::log_old_names();
     let mut builder = match threads {
@@ -140,8 +156,8 @@ fn start(
 }
 
 /// Says that the configuration and the files that it names can be run; nothing listens.
-fn check(config: &Serve) -> Result<(), Failure> {
-    println!("ok: {}", App::new(config)?.describe(config));
+async fn check(config: &Serve) -> Result<(), Failure> {
+    println!("ok: {}", App::new(config).await?.describe(config));
     Ok(())
 }
 
@@ -149,7 +165,7 @@ async fn serve(config: Serve) -> Result<(), Failure> {
     reload_on_hangup()?;
     // From now on a signal to end is heeded, and not only once others can read the address.
     let shutdown = shutdown()?;
-    let app = App::new(&config)?;
+    let app = App::new(&config).await?;
     let described = app.describe(&config);
     let listener = TcpListener::bind(config.listen)
         .await
@@ -160,17 +176,25 @@ async fn serve(config: Serve) -> Result<(), Failure> {
     let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
     say_admin(admin_address)?;
     log_start(listener.local_addr()?, admin_address, &described);
+    if let Some(notice) = config.notice {
+        tracing::warn!("{notice}");
+    }
     app.serve(listener, admin, shutdown).await;
     Ok(())
 }
 
 async fn dev(config: Dev) -> Result<(), Failure> {
     reload_on_hangup()?;
+    let answers = if config.model.is_some() {
+        "answers come from the model at --model-url"
+    } else {
+        "answers come from a built-in model, not from an AI"
+    };
     let dev = dev::Dev::start(config, shutdown()?).await?;
     writeln!(io::stderr(), "grpc listening on {}", dev.grpc)?;
     writeln!(
         io::stderr(),
-        "rest listening on {} (the embedded Runs API: answers come from a built-in model, not from an AI)",
+        "rest listening on {} (the embedded Runs API: {answers})",
         dev.rest
     )?;
     say_admin(dev.admin)?;

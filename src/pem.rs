@@ -54,7 +54,7 @@ impl OwnChain {
 pub(crate) fn own_chain(flag: &str, pem: &[u8]) -> Result<OwnChain, String> {
     let chain = certificates(flag, pem)?;
     let (_, leaf) = X509Certificate::from_der(&chain[0])
-        .map_err(|_| format!("{flag}: its first certificate is damaged"))?;
+        .map_err(|_| format!("{flag}: its first certificate is damaged: it is PEM of no X.509"))?;
     let (begins, ends) = (&leaf.validity().not_before, &leaf.validity().not_after);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));

@@ -1,4 +1,5 @@
-//! What is read from files that may change while the gateway runs: keys, certificates, tokens.
+//! What is read from files that may change while the gateway runs: keys, certificates, tokens; and
+//! what any value that changes needs ([`Setter`], [`Complaint`]).
 //!
 //! Must hold:
 //!
@@ -53,6 +54,11 @@ pub fn reload() {
     RELOADS.send_modify(|reloads| *reloads += 1);
 }
 
+/// Sees each [`reload`] from now on.
+pub(crate) fn reloads() -> watch::Receiver<u64> {
+    RELOADS.subscribe()
+}
+
 /// A file, and the flag that names it.
 #[derive(Debug, Clone)]
 pub struct NamedFile {
@@ -75,6 +81,18 @@ pub struct Source {
     pub renewal: Duration,
     /// 1 while the files cannot be used and what was read before stays.
     pub failing: IntGauge,
+}
+
+impl Source {
+    /// The same error, with the path of the file that it is about.
+    fn with_path(&self, error: String) -> String {
+        let named = self.files.iter().find_map(|NamedFile { flag, path }| {
+            let rest = error.strip_prefix(flag)?;
+            rest.starts_with(':')
+                .then(|| format!("{flag} {}{rest}", path.display()))
+        });
+        named.unwrap_or(error)
+    }
 }
 
 /// What was made of files.
@@ -121,13 +139,13 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
         make: impl Fn(&[Vec<u8>]) -> Result<Loaded<T>, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let contents = read(&source.files)?;
-        let made = make(&contents)?;
+        let made = make(&contents).map_err(|error| source.with_path(error))?;
         let value = Self::fixed(made.value);
         value.0.summary.store(Arc::new(made.summary));
         let keeper = Keeper {
             value: Arc::downgrade(&value.0),
             contents,
-            complained: None,
+            complaint: Complaint::new(source.what, source.failing.clone()),
             made_at: Instant::now(),
             expires: made.expires,
             noticed: false,
@@ -136,8 +154,13 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
             source,
         };
         // From now on, and not from when the task begins: a signal may come before.
-        tokio::spawn(keeper.keep(RELOADS.subscribe()));
+        tokio::spawn(keeper.keep(reloads()));
         Ok(value)
+    }
+
+    /// What changes the value, and does not keep it.
+    pub(crate) fn setter(&self) -> Setter<T> {
+        Setter(Arc::downgrade(&self.0))
     }
 
     /// The value as it is now.
@@ -151,14 +174,67 @@ impl<T: Send + Sync + 'static> Reloadable<T> {
     }
 }
 
+/// Changes a value for those who have it.
+#[derive(Debug)]
+pub(crate) struct Setter<T>(Weak<Shared<T>>);
+
+impl<T> Setter<T> {
+    /// Whether anybody has the value.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// From now on the value is this.
+    pub(crate) fn set(&self, value: T) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.value.store(Arc::new(value));
+        }
+    }
+}
+
+/// What is wrong with something that is read again: said once, and again when the reason is
+/// another. A gauge is 1 meanwhile.
+#[derive(Debug)]
+pub(crate) struct Complaint {
+    what: &'static str,
+    failing: IntGauge,
+    said: Option<String>,
+}
+
+impl Complaint {
+    /// Of `what`, as the log names it.
+    pub(crate) fn new(what: &'static str, failing: IntGauge) -> Self {
+        Self {
+            what,
+            failing,
+            said: None,
+        }
+    }
+
+    /// Nothing is wrong any more.
+    pub(crate) fn fine(&mut self) {
+        self.said = None;
+        self.failing.set(0);
+    }
+
+    /// This is wrong. It is said in any case if somebody `asked`.
+    pub(crate) fn complain(&mut self, error: String, asked: bool) {
+        self.failing.set(1);
+        if asked || self.said.as_ref() != Some(&error) {
+            let what = self.what;
+            tracing::warn!(what, error, "reload: what was read before stays");
+        }
+        self.said = Some(error);
+    }
+}
+
 /// Looks at the files for as long as anybody has the value.
 struct Keeper<T, F> {
     source: Source,
     value: Weak<Shared<T>>,
     /// What the value is made of.
     contents: Vec<Vec<u8>>,
-    /// Why the files cannot be used, as it was logged.
-    complained: Option<String>,
+    complaint: Complaint,
     made_at: Instant,
     /// When the value expires.
     expires: Option<SystemTime>,
@@ -274,12 +350,12 @@ where
                     tracing::info!(what, loaded, "reload: the files are as they were");
                 }
                 if !due && !self.expired {
-                    self.fine();
+                    self.complaint.fine();
                 }
                 None
             }
             Err(error) => {
-                self.complain(error, asked);
+                self.complaint.complain(error, asked);
                 None
             }
         };
@@ -308,7 +384,7 @@ where
                     );
                     self.contents = contents;
                     (self.noticed, self.expired) = (false, false);
-                    self.fine();
+                    self.complaint.fine();
                 }
                 if let Some(shared) = self.value.upgrade() {
                     shared.value.store(Arc::new(made.value));
@@ -317,7 +393,8 @@ where
                 true
             }
             Ok(Err(error)) => {
-                self.complain(error, asked);
+                let error = self.source.with_path(error);
+                self.complaint.complain(error, asked);
                 false
             }
             Err(_) => false,
@@ -343,20 +420,6 @@ where
         // Files may stand on a network.
         let read = spawn_blocking(move || read(&files)).await;
         read.unwrap_or_else(|_| Err("the files could not be read".to_owned()))
-    }
-
-    fn fine(&mut self) {
-        self.complained = None;
-        self.source.failing.set(0);
-    }
-
-    fn complain(&mut self, error: String, asked: bool) {
-        self.source.failing.set(1);
-        if asked || self.complained.as_ref() != Some(&error) {
-            let what = self.source.what;
-            tracing::warn!(what, error, "reload: what was read before stays");
-        }
-        self.complained = Some(error);
     }
 }
 

@@ -10,3 +10,20 @@ pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descript
 
 /// The contract's files: path below the import root, and text.
 pub const FILES: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/protos.rs"));
+
+impl RunStatus {
+    /// The run will not change any more. A status that this contract does not know may be followed
+    /// by any other.
+    pub fn is_terminal(self) -> bool {
+        match self {
+            Self::Cancelled | Self::Failed | Self::Completed | Self::Incomplete | Self::Expired => {
+                true
+            }
+            Self::Unspecified
+            | Self::Queued
+            | Self::InProgress
+            | Self::RequiresAction
+            | Self::Cancelling => false,
+        }
+    }
+}

@@ -61,7 +61,14 @@ fn flags() -> Result<String, fmt::Error> {
     let mut page = FLAGS.to_owned();
     let program = Cli::command();
     let mut listed = BTreeSet::new();
-    for name in ["serve", "dev", "healthcheck", "proto"] {
+    let titles = [
+        ("serve", "`serve`"),
+        ("dev", "`dev`"),
+        ("healthcheck", "`healthcheck`"),
+        ("run", "`run`, and `watch` but for the assistant"),
+        ("proto", "`proto`"),
+    ];
+    for (name, title) in titles {
         let command = program.find_subcommand(name).expect("a command");
         let mut headings: Vec<(String, Vec<&Arg>)> = Vec::new();
         for arg in command.get_arguments() {
@@ -80,7 +87,7 @@ fn flags() -> Result<String, fmt::Error> {
             let heading = if of.is_empty() { "" } else { &heading };
             write!(
                 page,
-                "\n## `{name}`{of}{heading}\n\n| flag | default | meaning |\n|---|---|---|\n"
+                "\n## {title}{of}{heading}\n\n| flag | default | meaning |\n|---|---|---|\n"
             )?;
             for arg in args {
                 add_flag(&mut page, arg)?;

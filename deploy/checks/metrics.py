@@ -1,4 +1,4 @@
-"""Alerts and dashboard, held to what gateways really say at /metrics after calls of many kinds.
+"""Alerts, dashboard and the chart's autoscaler, held to what gateways really say at /metrics after calls of many kinds.
 
 Must hold: a name or label counts as existing only if it was seen, and a matcher only if it matches a value that was seen. A panel that is empty
 for ever looks just like one on which nothing is wrong.
@@ -13,6 +13,7 @@ import re
 import subprocess
 import urllib.request
 
+import chart
 from calls import Runs, code
 from servers import BINARY, Server, Upstream, ending
 
@@ -28,7 +29,7 @@ def exist():
     assert done.returncode == 0, done.stderr
     needs = json.loads(done.stdout)
     seen = asyncio.run(calls())
-    wrong = []
+    wrong = [f"the chart's autoscaler: no metric {name}" for name in chart.scaling_metrics() if name not in seen]
     for need in needs:
         for metric in need["metrics"]:
             if metric not in seen:

@@ -1,4 +1,5 @@
-"""Which calls are repeated: in Envoy, Istio, Linkerd and gRPC's service config the same, and no write.
+"""Which calls are repeated: in Envoy, Istio, Linkerd and gRPC's service config the same, and no write, but
+for creates whose caller says that they have a `request_id`.
 
 Must hold: what is repeated is what the contract says, by `idempotency_level`, of every method
 with a route (the option `rest`). A method that a file treats otherwise is named, with the line
@@ -45,7 +46,27 @@ METHODS = {
 }
 
 
+# How a caller says that a create has a `request_id`.
+HEADER = "x-repeatable-create"
+
+
+def repeatable_by_id(methods):
+    """Creates of what can be looked for: its list has the same path."""
+    routes = {method.route for method in methods.values()}
+    creates = {name: method.route for name, method in methods.items() if re.search("/(Stream)?Create", name)}
+    return {name for name, route in creates.items() if route.replace("POST", "GET") in routes}
+
+
 def agree():
+    by_id = repeatable_by_id(METHODS)
+    assert len(by_id) == 4, by_id
+    unary = {name for name in by_id if not METHODS[name].stream}
+    for file, said, wanted in [
+        ("envoy/envoy.yaml", envoy_by_id(METHODS), by_id),
+        ("istio/routing.yaml", istio_by_id(METHODS), by_id),
+        ("linkerd/routing.yaml", linkerd_by_id(), unary),
+    ]:
+        assert said == wanted, f"{file}: with {HEADER}: {said ^ wanted}"
     wrong = disagreements(METHODS)
     assert not wrong, "\n" + "\n".join(wrong)
     return f"{len(METHODS)} methods"
@@ -164,7 +185,9 @@ def envoy(methods):
     """What is repeated after a connection broke."""
     document = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
     connections = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    writes, others = connections["route_config"]["virtual_hosts"][0]["routes"]
+    by_id, writes, others = connections["route_config"]["virtual_hosts"][0]["routes"]
+    assert by_id["match"]["headers"] == [{"name": HEADER, "string_match": {"exact": "true"}}]
+    assert by_id["route"] == others["route"]
     regex = writes["match"]["safe_regex"]["regex"]
     # Envoy's own errors go by the same names.
     (mapper,) = connections["local_reply_config"]["mappers"]
@@ -175,11 +198,33 @@ def envoy(methods):
     return {name for name in methods if not re.fullmatch(regex, f"/{name}")}
 
 
+def envoy_by_id(methods):
+    document = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())
+    connections = document["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    by_id, *_ = connections["route_config"]["virtual_hosts"][0]["routes"]
+    regex = by_id["match"]["safe_regex"]["regex"]
+    return {name for name in methods if re.fullmatch(regex, f"/{name}")}
+
+
+def istio_by_id(methods):
+    service, _ = yaml.safe_load_all((DEPLOY / "istio/routing.yaml").read_text())
+    matches = [match for match in service["spec"]["http"][0]["match"] if "headers" in match]
+    assert all(match["headers"] == {HEADER: {"exact": "true"}} for match in matches)
+    return {name for name in methods if any(matched(match["uri"], f"/{name}") for match in matches)}
+
+
+def linkerd_by_id():
+    repeated, _ = yaml.safe_load_all((DEPLOY / "linkerd/routing.yaml").read_text())
+    matches = [match for rule in repeated["spec"]["rules"] for match in rule["matches"] if "headers" in match]
+    assert all(match["headers"] == [{"name": HEADER, "value": "true"}] for match in matches)
+    return {f"{match['method']['service']}/{match['method']['method']}" for match in matches}
+
+
 def istio(methods):
     service, _ = yaml.safe_load_all((DEPLOY / "istio/routing.yaml").read_text())
     repeated, others = service["spec"]["http"]
     assert on(others["retries"]["retryOn"]) == {"connect-failure", "refused-stream"} and "match" not in others
-    matches = [match["uri"] for match in repeated["match"]]
+    matches = [match["uri"] for match in repeated["match"] if "headers" not in match]
     return {name for name in methods if any(matched(uri, f"/{name}") for uri in matches)}
 
 
@@ -195,7 +240,7 @@ def linkerd(methods):
     repeated, others = yaml.safe_load_all((DEPLOY / "linkerd/routing.yaml").read_text())
     assert not others["metadata"].get("annotations") and "matches" not in others["spec"]["rules"][0]
     assert repeated["metadata"]["annotations"]["retry.linkerd.io/grpc"] == "unavailable"
-    matches = [match["method"] for rule in repeated["spec"]["rules"] for match in rule["matches"]]
+    matches = [match["method"] for rule in repeated["spec"]["rules"] for match in rule["matches"] if "headers" not in match]
     named = {f"{match['service']}/{match['method']}" for match in matches if "method" in match}
     # What the contract does not have any more is in the set, too.
     return named | {name for name in methods if {"service": name.split("/")[0]} in matches}

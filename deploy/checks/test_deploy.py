@@ -16,6 +16,7 @@ import certificates
 import chart
 import metrics
 import retries
+import scanners
 from servers import BINARY, CERTIFICATES, ENVOY, configuration
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1]
@@ -75,15 +76,19 @@ def test_all_manifests_are_what_kubernetes_istio_and_the_gateway_api_take():
     return chart.schemas()
 
 
+def test_checkov_and_kube_score_find_nothing_that_is_not_argued_away():
+    return scanners.clean()
+
+
 def test_a_pod_of_the_chart_is_confined_and_lives_as_long_as_a_drain():
     chart.pods()
 
 
-def test_the_network_policy_lets_gateways_reach_the_event_log():
+def test_the_network_policy_lets_gateways_reach_what_values_name():
     chart.ports()
 
 
-def test_the_chart_sets_only_variables_that_the_gateway_has():
+def test_the_gateway_takes_the_environment_and_the_files_of_a_pod():
     chart.environment()
 
 

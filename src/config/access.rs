@@ -6,7 +6,7 @@ use clap::Args;
 use humantime::Duration;
 use url::{Host, Url};
 
-use super::Invalid;
+use super::invalid::Invalid;
 use crate::{
     reloadable::{Loaded, NamedFile, Reloadable, Source},
     server::{
@@ -156,7 +156,7 @@ fn client_name(name: &str) -> Result<String, String> {
 /// A URL whose answer can be believed. Not read by clap, which would repeat one that holds a
 /// password.
 fn jwks_url(text: &str) -> Result<Url, Invalid> {
-    let invalid = |what: &str| Invalid(format!("--jwt-jwks-url {what}"));
+    let invalid = |what: &str| Invalid::new(format!("--jwt-jwks-url {what}"));
     let url: Url = text
         .parse()
         .map_err(|error| invalid(&format!("is not a URL: {error}")))?;
@@ -236,7 +236,7 @@ impl AccessArgs {
             ("--jwt-jwks-timeout", self.jwt_jwks_timeout),
         ];
         if let Some((flag, _)) = zero.iter().find(|(_, time)| time.is_zero()) {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{flag} 0s would leave no time to fetch keys in"
             )));
         }
@@ -353,7 +353,7 @@ impl AccessConfig {
                 expires: None,
             })
         });
-        made.map_err(Invalid)
+        made.map_err(Invalid::new)
     }
 }
 

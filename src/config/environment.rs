@@ -56,7 +56,8 @@ fn set(command: &Command, matches: &ArgMatches) -> String {
     };
     let words = command.get_arguments().filter(is_set).filter_map(|arg| {
         let flag = arg.get_long()?;
-        let is_secret = arg.is_hide_env_values_set() || flag.starts_with("upstream-");
+        let is_secret =
+            arg.is_hide_env_values_set() || flag.starts_with("upstream-") || flag == "model-url";
         let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
         let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
         Some(match values.join(",") {
@@ -70,7 +71,7 @@ fn set(command: &Command, matches: &ArgMatches) -> String {
 impl Cli {
     /// Reads the process's arguments and environment.
     pub fn from_process() -> Result<Self, clap::Error> {
-        let command = command();
+        let command = command_line();
         let mut matches: ArgMatches = command.clone().try_get_matches()?;
         if let Some((name, matches)) = matches.subcommand()
             && let Some(command) = command.find_subcommand(name)
@@ -83,7 +84,7 @@ impl Cli {
 }
 
 /// The command line, each flag with its variable and its old name.
-fn command() -> Command {
+pub fn command_line() -> Command {
     Cli::command().mut_subcommands(|command| command.mut_args(with_variable))
 }
 
@@ -114,7 +115,7 @@ pub fn check_environment() -> Result<(), Invalid> {
 }
 
 fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Invalid> {
-    let commands = command();
+    let commands = command_line();
     // What a flag's variable is, clap knows: some flags have one of another name.
     let read = commands
         .get_subcommands()
@@ -138,7 +139,7 @@ fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), In
     let nearest = known
         .iter()
         .min_by_key(|known| strsim::levenshtein(known, &upper));
-    Err(Invalid(format!(
+    Err(Invalid::new(format!(
         "the variable {name} is unknown: did you mean {}? Correct it or unset it",
         nearest.map_or("", String::as_str)
     )))

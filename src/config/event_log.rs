@@ -10,7 +10,7 @@ use clap::Args;
 use humantime::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::Invalid;
+use super::invalid::Invalid;
 use crate::runs::{LogLimits, LogStore, RedisStore};
 
 /// The fewest bytes of a secret.

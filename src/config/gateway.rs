@@ -7,25 +7,14 @@ use http::HeaderName;
 use humantime::Duration;
 
 use super::{
-    access::AccessArgs, address, isolation::IsolationArgs, limits::LimitArgs,
-    requests::RequestArgs, streams::StreamArgs, telemetry::TelemetryArgs,
+    access::AccessArgs,
+    isolation::IsolationArgs,
+    limits::LimitArgs,
+    requests::RequestArgs,
+    streams::StreamArgs,
+    telemetry::TelemetryArgs,
+    values::{FRAMING, address},
 };
-
-/// Headers that say how a message stands on its connection. Whoever sets them from outside makes
-/// another request of it than was meant.
-pub(super) const FRAMING: [&str; 11] = [
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]

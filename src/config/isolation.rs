@@ -77,14 +77,14 @@ impl IsolationArgs {
             ));
         }
         if !has_names {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--isolate-callers needs callers with names: admit them by {WAYS}"
             )));
         }
         let secret = read_secret("--isolation-key-file", file)?;
         let secret = secret.expose_secret().as_bytes();
         if secret.len() < MIN_SECRET {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--isolation-key-file: the secret must have at least {MIN_SECRET} bytes"
             )));
         }

@@ -8,24 +8,23 @@
 //! holds a key.
 
 mod access;
+mod client;
 mod embedded_args;
 mod environment;
 mod event_log;
 mod gateway;
+mod invalid;
 mod isolation;
 mod limits;
 mod memory;
+mod model;
 mod requests;
 mod streams;
 mod telemetry;
 mod upstream;
+mod values;
 
-use std::{
-    fmt,
-    net::{SocketAddr, ToSocketAddrs as _},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
@@ -33,18 +32,23 @@ use secrecy::SecretString;
 use url::Url;
 
 use self::{
-    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, upstream::UpstreamArgs,
+    access::WAYS, embedded_args::EmbeddedArgs, gateway::GatewayArgs, model::ModelArgs,
+    upstream::UpstreamArgs, values::address,
 };
 pub use self::{
     access::{AccessConfig, JwksSource},
-    environment::{check_environment, log_old_names, settings},
-    telemetry::{Admin, LogFormat, OtlpProtocol, TelemetryConfig, Traces},
+    client::{CallerArgs, GatewayAddress, HealthcheckArgs, RunArgs, WatchArgs},
+    environment::{check_environment, command_line, log_old_names, settings},
+    invalid::Invalid,
+    model::ModelConfig,
+    telemetry::TelemetryConfig,
 };
 use crate::{
+    admin::Admin,
     embedded,
     runs::StreamLimits,
     server::Limits,
-    upstream::{AuthStyle, IsolationRules, RENEWAL, Upstream, UpstreamFiles},
+    upstream::{AuthStyle, IsolationRules, KeyCommand, RENEWAL, Upstream, UpstreamFiles},
 };
 
 /// gRPC in front of Runs REST APIs (assistants, threads, runs, run steps).
@@ -62,15 +66,26 @@ pub enum Command {
     /// Run the gateway.
     Serve(Box<ServeArgs>),
     /// Run the gateway on an embedded Runs API: to try out, develop and test without a key. Answers
-    /// come from a built-in model.
+    /// come from a built-in model, or from one behind `--model-url`.
     Dev(Box<DevArgs>),
     /// Show a run with a tool call, from a real gRPC client to the embedded Runs API and back.
-    Demo,
+    Demo(Box<DemoArgs>),
+    /// Ask an assistant a question through a running gateway, and show what goes on.
+    Run(RunArgs),
+    /// Show what goes on in a run that somebody started.
+    Watch(WatchArgs),
     /// Ask a running gateway whether it serves, for container probes: exits with 0 if it does, with
     /// 1 if not.
     Healthcheck(HealthcheckArgs),
     /// Write the contract's .proto files, to generate stubs from.
     Proto {
+        /// The folder to write them to.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Write man pages and shell completions, for packages.
+    #[command(hide = true)]
+    PackageFiles {
         /// The folder to write them to.
         #[arg(long)]
         out: PathBuf,
@@ -107,62 +122,22 @@ pub struct DevArgs {
     #[arg(long, default_value = "127.0.0.1:0", value_parser = address)]
     rest_listen: SocketAddr,
 
+    /// Serve whoever reaches an address that others can reach, with the key of the model.
+    #[arg(long, help_heading = "Access")]
+    allow_anonymous: bool,
+
     #[command(flatten)]
     embedded: EmbeddedArgs,
+
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
-/// The flags of `healthcheck`.
+/// The flags of `demo`.
 #[derive(Debug, Args)]
-pub struct HealthcheckArgs {
-    /// The gateway's address, to be asked by gRPC. By default the one that `serve` would listen on,
-    /// from the same variable.
-    #[arg(long, env = "RUNS_GATEWAY_LISTEN", default_value = "127.0.0.1:50051", value_parser = address)]
-    pub addr: SocketAddr,
-
-    /// The admin port's address, to be asked by HTTP whether the gateway takes calls, whatever the
-    /// listener asks of its callers. By default the one that `serve` was given by the same variable.
-    #[arg(long, env = "RUNS_GATEWAY_ADMIN_LISTEN", value_parser = address)]
-    pub admin_addr: Option<SocketAddr>,
-
-    /// CAs that sign the gateway's certificate, PEM: asks over TLS, by gRPC.
-    #[arg(long, env = "RUNS_GATEWAY_HEALTHCHECK_CA_FILE")]
-    pub tls_ca_file: Option<PathBuf>,
-
-    /// The name in the gateway's certificate.
-    #[arg(
-        long,
-        default_value = "localhost",
-        env = "RUNS_GATEWAY_HEALTHCHECK_TLS_NAME"
-    )]
-    pub tls_name: String,
-}
-
-/// An address to listen on: numbers, or a name that is resolved now.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let resolved = text
-        .parse()
-        .ok()
-        .or_else(|| text.to_socket_addrs().ok()?.next());
-    resolved.ok_or_else(|| "not an address, such as 127.0.0.1:50051 or [::]:50051".to_owned())
-}
-
-/// A configuration that cannot be run: one line that says what to change.
-#[derive(Debug)]
-pub struct Invalid(String);
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Invalid {}
-
-impl Invalid {
-    /// What to change, in one line that holds no key.
-    pub fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
-    }
+pub struct DemoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The configuration of `serve`.
@@ -186,6 +161,10 @@ pub struct Serve {
     pub access: AccessConfig,
     /// How callers are kept from each other, if they are.
     pub isolation: Option<IsolationRules>,
+    /// Who runs the models, for telemetry.
+    pub provider: String,
+    /// What is to be said at start.
+    pub notice: Option<&'static str>,
 }
 
 /// The configuration of `dev`.
@@ -195,6 +174,8 @@ pub struct Dev {
     pub rest_listen: SocketAddr,
     /// What the embedded API holds at most.
     pub embedded: embedded::Limits,
+    /// What answers, if not the built-in model.
+    pub model: Option<ModelConfig>,
     gateway: GatewayArgs,
 }
 
@@ -202,6 +183,7 @@ pub struct Dev {
 struct Credentials {
     auth: AuthStyle,
     key: Option<SecretString>,
+    key_command: Option<KeyCommand>,
     files: UpstreamFiles,
     renewal: Duration,
 }
@@ -216,11 +198,12 @@ impl Serve {
         let Credentials {
             auth,
             key,
+            key_command,
             files,
             renewal,
         } = credentials;
         let (ping_interval, ping_timeout) = gateway.requests.pings();
-        let has_key = key.is_some() || files.key.is_some();
+        let has_key = key.is_some() || key_command.is_some() || files.key.is_some();
         let has_names = gateway.access.is_closed();
         let isolation = gateway.isolation.rules(has_key, has_names)?;
         let serve = Self {
@@ -229,6 +212,7 @@ impl Serve {
                 base,
                 auth,
                 key,
+                key_command,
                 headers,
                 connect_timeout: *gateway.connect_timeout,
                 answer_timeout: *gateway.answer_timeout,
@@ -253,6 +237,8 @@ impl Serve {
             streams: gateway.streams.try_into()?,
             access: gateway.access.try_into()?,
             isolation,
+            provider: "embedded".to_owned(),
+            notice: None,
         };
         serve.check()?;
         Ok(serve)
@@ -281,6 +267,8 @@ impl Serve {
         // A timeout of a ping that is never sent says nothing.
         let ping = limits.ping_interval.map(|_| limits.ping_timeout);
         let upstream_ping = upstream.ping_interval.map(|_| upstream.ping_timeout);
+        let key_command = upstream.key_command.as_ref();
+        let key_command = key_command.map(|command| command.timeout);
         let times = [
             ("--handshake-timeout", Some(limits.handshake)),
             ("--ping-timeout", ping),
@@ -288,6 +276,7 @@ impl Serve {
             ("--connect-timeout", Some(upstream.connect_timeout)),
             ("--answer-timeout", Some(upstream.answer_timeout)),
             ("--upstream-ping-timeout", upstream_ping),
+            ("--upstream-key-command-timeout", key_command),
             ("--stream-idle-timeout", Some(streams.idle)),
             ("--cancel-timeout", Some(streams.cancel_timeout)),
             ("--poll-ceiling", Some(streams.poll.ceiling)),
@@ -306,7 +295,7 @@ impl Serve {
             }))
             .next();
         if let Some((flag, zero)) = zero {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{flag} {zero} could serve nobody: give it more, or leave it out"
             )));
         }
@@ -348,7 +337,7 @@ fn differ(
     let same = address.ip() == other.ip();
     let all = address.ip().is_unspecified() || other.ip().is_unspecified();
     if address.port() != 0 && address.port() == other.port() && (same || all) {
-        return Err(Invalid(format!(
+        return Err(Invalid::new(format!(
             "{flag} {address} and {other_flag} {other} take the same port: give each one of its own"
         )));
     }
@@ -366,7 +355,7 @@ impl TryFrom<ServeArgs> for Serve {
         );
         let open = !args.gateway.access.is_closed() && !listen.ip().is_loopback();
         if has_key && open && !args.allow_anonymous {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "{listen} can be reached by others, and whoever reaches it would use the gateway's own key: admit callers by \
                  {WAYS}, listen on a loopback address, or allow it by --allow-anonymous"
             )));
@@ -376,7 +365,7 @@ impl TryFrom<ServeArgs> for Serve {
             && !args.gateway.access.is_closed()
             && !args.allow_anonymous
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with --web-origins * every page that a browser near the gateway opens would use the gateway's own key: name the \
                  origins, admit callers by {WAYS}, or allow it by --allow-anonymous"
             )));
@@ -384,7 +373,7 @@ impl TryFrom<ServeArgs> for Serve {
         let credential = auth.header();
         let bearer = args.gateway.access.bearer_flag();
         if let Some(flag) = bearer.filter(|_| !has_key && credential == AUTHORIZATION) {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "with {flag} callers' authorization is for this gateway, not a key of the upstream: give the gateway a key of its \
                  own by --upstream-api-key-file"
             )));
@@ -392,7 +381,7 @@ impl TryFrom<ServeArgs> for Serve {
         if let Some(flag) =
             bearer.filter(|_| args.gateway.forward_metadata.contains(&AUTHORIZATION))
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata authorization would give the upstream what {flag} admits callers by"
             )));
         }
@@ -402,33 +391,33 @@ impl TryFrom<ServeArgs> for Serve {
             .iter()
             .find(|name| has_key && **name == credential)
         {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--forward-metadata {name} would replace the gateway's own key by the caller's"
             )));
         }
         let credentials = Credentials {
             auth,
             key: args.upstream.key()?,
+            key_command: args.upstream.key_command()?,
             files: args.upstream.files(),
             renewal: args.upstream.renewal(),
         };
-        Self::new(
+        let (notice, provider) = (args.upstream.notice(), args.upstream.provider());
+        let serve = Self::new(
             args.gateway,
             args.upstream.base()?,
             args.upstream.headers()?,
             credentials,
-        )
+        )?;
+        Ok(Self {
+            provider,
+            notice,
+            ..serve
+        })
     }
 }
 
 impl Dev {
-    /// The same without traces, whatever the environment asks for.
-    #[must_use]
-    pub fn untraced(mut self) -> Self {
-        self.gateway.telemetry.untraced = true;
-        self
-    }
-
     /// Logs, metrics and traces.
     pub fn telemetry(&self) -> Result<TelemetryConfig, Invalid> {
         self.gateway.telemetry.clone().try_into()
@@ -443,11 +432,12 @@ impl Dev {
     pub fn serve(self, rest: SocketAddr) -> Result<Serve, Invalid> {
         let base = format!("http://{rest}/v1")
             .parse()
-            .map_err(|_| Invalid(format!("{rest} is not an address")))?;
+            .map_err(|_| Invalid::new(format!("{rest} is not an address")))?;
         differ(("--listen", self.gateway.listen), ("--rest-listen", rest))?;
         let credentials = Credentials {
             auth: AuthStyle::Bearer,
             key: None,
+            key_command: None,
             files: UpstreamFiles::default(),
             renewal: RENEWAL,
         };
@@ -455,12 +445,61 @@ impl Dev {
     }
 }
 
-impl From<DevArgs> for Dev {
-    fn from(args: DevArgs) -> Self {
-        Self {
+impl TryFrom<DevArgs> for Dev {
+    type Error = Invalid;
+
+    fn try_from(args: DevArgs) -> Result<Self, Invalid> {
+        let model = args.model.model()?;
+        let has_key = model.as_ref().is_some_and(ModelConfig::has_key);
+        let listen = args.gateway.listen;
+        let ways = [
+            // The embedded API asks for no key.
+            ("--rest-listen", args.rest_listen, false),
+            ("--listen", listen, args.gateway.access.is_closed()),
+        ];
+        let open = ways
+            .into_iter()
+            .find(|(_, address, closed)| !closed && !address.ip().is_loopback());
+        if let Some((flag, address, _)) = open.filter(|_| has_key && !args.allow_anonymous) {
+            return Err(Invalid::new(format!(
+                "{flag} {address} can be reached by others, and whoever reaches it would use the key of --model-api-key-file: \
+                 listen on a loopback address, or allow it by --allow-anonymous"
+            )));
+        }
+        let access = &args.gateway.access;
+        let open_to_pages = access.is_open_to_pages() && !access.is_closed();
+        if open_to_pages && has_key && !args.allow_anonymous {
+            return Err(Invalid::new(
+                "with --web-origins * every page that a browser near the gateway opens would use the key of \
+                 --model-api-key-file: name the origins, or allow it by --allow-anonymous",
+            ));
+        }
+        Ok(Self {
             rest_listen: args.rest_listen,
             embedded: args.embedded.into(),
+            model,
             gateway: args.gateway,
+        })
+    }
+}
+
+impl TryFrom<DemoArgs> for Dev {
+    type Error = Invalid;
+
+    /// `dev` on free ports, with the model that `demo` was given, and without traces.
+    fn try_from(args: DemoArgs) -> Result<Self, Invalid> {
+        let free = "127.0.0.1:0";
+        let flags = ["--listen", "--rest-listen", "--admin-listen"];
+        let flags = flags.into_iter().flat_map(|flag| [flag, free]);
+        let cli = Cli::try_parse_from(["runs-gateway", "dev"].into_iter().chain(flags));
+        match cli.map(|cli| cli.command) {
+            Ok(Command::Dev(mut dev)) => {
+                dev.model = args.model;
+                dev.gateway.telemetry.untraced = true;
+                Self::try_from(*dev)
+            }
+            Ok(_) => Err(Invalid::new("the command is dev")),
+            Err(error) => Err(Invalid::new(error.to_string())),
         }
     }
 }
@@ -473,10 +512,59 @@ mod tests {
         let words = ["runs-gateway", "serve"]
             .into_iter()
             .chain(flags.split_whitespace());
-        let cli = Cli::try_parse_from(words).map_err(|error| Invalid(error.to_string()))?;
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid::new(error.to_string()))?;
         match cli.command {
             Command::Serve(args) => Serve::try_from(*args),
             _ => unreachable!("the first word is serve"),
+        }
+    }
+
+    fn dev(flags: &str) -> Result<Dev, Invalid> {
+        let words = ["runs-gateway", "dev"]
+            .into_iter()
+            .chain(flags.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|error| Invalid::new(error.to_string()))?;
+        match cli.command {
+            Command::Dev(args) => Dev::try_from(*args),
+            _ => unreachable!("the first word is dev"),
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_asked_or_whose_key_others_could_use_is_refused() {
+        let refused = [
+            "--model-url nonsense",
+            "--model-url ftp://host",
+            "--model-url https://user:secret@host/v1",
+            "--model-url https://host/v1#part",
+            "--model-url https://host/v1/chat/completions",
+            "--model-url http://host/v1 --model-timeout 0s",
+            "--model-url http://host/v1 --model-max-reply-bytes 0",
+            "--model m",
+            "--model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --rest-listen 0.0.0.0:1",
+            "--model-url http://host/v1 --model-api-key-file k --web-origins *",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --rest-listen 0.0.0.0:1",
+        ];
+        for flags in refused {
+            let line = dev(flags).expect_err(flags).to_string();
+            assert!(!line.contains("secret"), "{line}");
+        }
+        let admitted = [
+            "",
+            "--listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --listen 0.0.0.0:1 --rest-listen 0.0.0.0:2",
+            "--model-url http://host/v1 --model-api-key-file k",
+            "--model-url http://host/v1 --model-api-key-file k --listen 0.0.0.0:1 --allow-anonymous",
+            "--model-url http://host/v1 --model-api-key-file k --tokens-file t --listen 0.0.0.0:1",
+        ];
+        for flags in admitted {
+            assert_eq!(
+                dev(flags).expect(flags).model.is_some(),
+                flags.contains("--model-url"),
+                "{flags}"
+            );
         }
     }
 
@@ -507,6 +595,11 @@ mod tests {
                 AuthStyle::Bearer,
             ),
             (
+                "--upstream-profile foundry --upstream-url https://r.example/api/projects/p",
+                "https://r.example/api/projects/p?api-version=v1",
+                AuthStyle::Bearer,
+            ),
+            (
                 "--upstream-url http://h/v1 --upstream-auth x-key",
                 "http://h/v1",
                 AuthStyle::Header("x-key".parse().expect("a name")),
@@ -517,6 +610,36 @@ mod tests {
             assert_eq!(
                 (upstream.base.as_str(), upstream.auth),
                 (url, auth),
+                "{flags}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_profile_names_its_provider_and_says_whether_its_service_has_ended() {
+        let (url, provider) = ("--upstream-url https://h", "--upstream-provider me");
+        let cases = [
+            (String::new(), "aimlapi", false),
+            (url.to_owned(), "unknown", false),
+            (format!("{url} {provider}"), "me", false),
+            ("--upstream-profile openai".to_owned(), "openai", true),
+            (format!("--upstream-profile openai {url}"), "openai", false),
+            (
+                format!("--upstream-profile azure {url}"),
+                "azure.ai.openai",
+                true,
+            ),
+            (
+                format!("--upstream-profile foundry {url}"),
+                "azure.ai.agents",
+                false,
+            ),
+        ];
+        for (flags, provider, ended) in cases {
+            let serve = serve(&flags).expect(&flags);
+            assert_eq!(
+                (&*serve.provider, serve.notice.is_some()),
+                (provider, ended),
                 "{flags}"
             );
         }
@@ -560,7 +683,13 @@ mod tests {
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer 0.0.0.0/0",
             "--upstream-api-key k --mesh-identity xfcc --mesh-peer name:proxy",
             "--upstream-api-key k --mesh-identity nonsense --mesh-peer loopback",
+            "--upstream-key-command get-token --upstream-api-key k",
+            "--upstream-key-command get-token --upstream-api-key-file k",
+            "--upstream-key-command '",
+            "--upstream-key-command get-token --upstream-key-command-timeout 0s",
+            "--upstream-key-command get-token --listen 0.0.0.0:1",
             "--upstream-profile azure",
+            "--upstream-profile foundry",
             "--upstream-url ftp://host",
             "--upstream-url https://user:secret@host",
             "--upstream-header nonsense",

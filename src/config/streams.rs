@@ -72,7 +72,7 @@ pub(super) struct StreamArgs {
     #[arg(long, default_value_t = CreateLimits::default().look.into())]
     request_id_look: Duration,
 
-    /// Creates with a `request_id` that are remembered, for ten minutes; the oldest are forgotten.
+    /// Creates with a `request_id` that a replica remembers, for ten minutes; the oldest are forgotten.
     #[arg(long, default_value_t = CreateLimits::default().request_ids)]
     max_request_ids: usize,
 

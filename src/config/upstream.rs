@@ -9,8 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
 
-use super::{Invalid, gateway::FRAMING};
-use crate::upstream::{AuthStyle, RENEWAL, UpstreamFiles};
+use super::{
+    invalid::Invalid,
+    values::{FRAMING, base_url},
+};
+use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles, upstream_key};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -34,6 +37,21 @@ pub(super) struct UpstreamArgs {
     #[arg(long)]
     upstream_api_key_file: Option<PathBuf>,
 
+    /// A command that prints the gateway's own key for the upstream and when it expires, as
+    /// Kubernetes' exec credentials do: {"status":{"token":"KEY","expirationTimestamp":"TIME"}}. Run
+    /// at start and before the key expires. The program and its arguments are quoted as for a shell;
+    /// no shell runs.
+    #[arg(
+        long,
+        hide_env_values = true,
+        conflicts_with_all = ["upstream_api_key", "upstream_api_key_file"]
+    )]
+    upstream_key_command: Option<SecretString>,
+
+    /// How long that command may take before it is killed.
+    #[arg(long, default_value = "30s")]
+    upstream_key_command_timeout: humantime::Duration,
+
     /// CAs that sign the upstream's certificate, PEM, in place of the system's.
     #[arg(long)]
     upstream_ca_file: Option<PathBuf>,
@@ -50,6 +68,11 @@ pub(super) struct UpstreamArgs {
     /// changed addresses are followed. 0s: never.
     #[arg(long, default_value_t = RENEWAL.into())]
     upstream_renewal: humantime::Duration,
+
+    /// Who runs the models, as metrics and traces name it (`gen_ai.provider.name`). By default the
+    /// profile's, or `unknown` where --upstream-url replaces the URL of the default profile.
+    #[arg(long)]
+    upstream_provider: Option<String>,
 
     /// How the key is sent: `bearer`, or the name of a header, such as `api-key`. Overrides the
     /// profile's.
@@ -75,10 +98,27 @@ pub(super) struct UpstreamArgs {
 enum Profile {
     /// The AI/ML API: no `/v1` in its paths, bearer key.
     Aimlapi,
-    /// The API of `OpenAI` and what is built after it: `/v1`, bearer key.
+    /// The API of `OpenAI`, which ended it on 2026-08-26, and what is built after it: `/v1`, bearer
+    /// key.
     Openai,
-    /// Azure deployments: `api-key` header and `api-version` query. The URL must be given.
+    /// Deployments of Azure `OpenAI`, whose service ended on 2026-08-26, and servers like it: `api-key`
+    /// header and `api-version` query. The URL must be given.
     Azure,
+    /// Azure AI Foundry's agents (classic, until 2027-03-31): a bearer token, which expires (see
+    /// --upstream-key-command), and `api-version=v1`. The URL must be given:
+    /// <https://RESOURCE.services.ai.azure.com/api/projects/PROJECT>.
+    Foundry,
+}
+
+impl Profile {
+    /// The `api-version` of requests that name none.
+    fn api_version(self) -> Option<&'static str> {
+        match self {
+            Self::Azure => Some("2024-05-01-preview"),
+            Self::Foundry => Some("v1"),
+            Self::Aimlapi | Self::Openai => None,
+        }
+    }
 }
 
 impl UpstreamArgs {
@@ -87,40 +127,25 @@ impl UpstreamArgs {
         let known = match self.upstream_profile {
             Profile::Aimlapi => Some("https://api.aimlapi.com"),
             Profile::Openai => Some("https://api.openai.com/v1"),
-            Profile::Azure => None,
+            Profile::Azure | Profile::Foundry => None,
         };
         let base = self.upstream_url.as_deref().or(known);
-        let base = base
-            .ok_or_else(|| Invalid("--upstream-url must be given with this profile".to_owned()))?;
-        // Not by clap, which would repeat a URL that may hold a key.
-        let mut base: Url = base
-            .parse()
-            .map_err(|error| Invalid(format!("--upstream-url is not a URL: {error}")))?;
-        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(Invalid(
-                "--upstream-url must begin with http:// or https:// and name a host".to_owned(),
-            ));
-        }
-        if !base.username().is_empty() || base.password().is_some() {
-            return Err(Invalid(
-                "--upstream-url must not hold a user or password: give the key by --upstream-api-key-file".to_owned(),
-            ));
-        }
-        if base.fragment().is_some() {
-            return Err(Invalid(
-                "--upstream-url must not hold a fragment (#…): no server sees it".to_owned(),
-            ));
-        }
+        let base = base.ok_or_else(|| {
+            Invalid::new("--upstream-url must be given with this profile".to_owned())
+        })?;
+        let mut base = base_url("--upstream-url", base)?;
         let last = base.path().trim_end_matches('/').rsplit('/').next();
         if let Some(last @ ("threads" | "assistants" | "runs")) = last {
-            return Err(Invalid(format!(
+            return Err(Invalid::new(format!(
                 "--upstream-url is the URL before /threads and /assistants: leave out /{last}"
             )));
         }
         let pair = |pair: &'_ String| match pair.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
             // It may be a key.
-            _ => Err(Invalid("--upstream-query must be `name=value`".to_owned())),
+            _ => Err(Invalid::new(
+                "--upstream-query must be `name=value`".to_owned(),
+            )),
         };
         let pairs: Vec<(String, String)> = self
             .upstream_query
@@ -129,9 +154,8 @@ impl UpstreamArgs {
             .collect::<Result<_, _>>()?;
         let has_version = base.query_pairs().any(|(name, _)| name == "api-version")
             || pairs.iter().any(|(name, _)| name == "api-version");
-        if self.upstream_profile == Profile::Azure && !has_version {
-            base.query_pairs_mut()
-                .append_pair("api-version", "2024-05-01-preview");
+        if let Some(version) = self.upstream_profile.api_version().filter(|_| !has_version) {
+            base.query_pairs_mut().append_pair("api-version", version);
         }
         if !pairs.is_empty() {
             base.query_pairs_mut().extend_pairs(pairs);
@@ -145,7 +169,7 @@ impl UpstreamArgs {
             (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
             (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
             (Some(name), _) => name.parse().map(AuthStyle::Header).map_err(|_| {
-                Invalid(format!(
+                Invalid::new(format!(
                     "--upstream-auth must be `bearer` or a header's name, not {name:?}"
                 ))
             }),
@@ -157,18 +181,48 @@ impl UpstreamArgs {
         let Some(key) = &self.upstream_api_key else {
             return Ok(None);
         };
-        let trimmed = key.expose_secret().trim();
-        if trimmed.is_empty() || HeaderValue::from_str(trimmed).is_err() {
-            return Err(Invalid(
-                "--upstream-api-key: empty, or not a key that a header can hold".to_owned(),
-            ));
-        }
-        Ok(Some(SecretString::from(trimmed)))
+        let key = upstream_key("--upstream-api-key", key.expose_secret(), &self.auth()?);
+        key.map(Some).map_err(Invalid::new)
+    }
+
+    /// The command that prints it, if it expires.
+    pub(super) fn key_command(&self) -> Result<Option<KeyCommand>, Invalid> {
+        let Some(line) = &self.upstream_key_command else {
+            return Ok(None);
+        };
+        let mut words = shlex::split(line.expose_secret())
+            .unwrap_or_default()
+            .into_iter();
+        let program = words.next().ok_or_else(|| {
+            Invalid::new("--upstream-key-command: empty, or quotes that do not end".to_owned())
+        })?;
+        Ok(Some(KeyCommand {
+            program,
+            arguments: words.collect(),
+            timeout: *self.upstream_key_command_timeout,
+        }))
     }
 
     /// Whether the gateway has a key of its own.
     pub(super) fn has_key(&self) -> bool {
-        self.upstream_api_key.is_some() || self.upstream_api_key_file.is_some()
+        self.upstream_api_key.is_some()
+            || self.upstream_api_key_file.is_some()
+            || self.upstream_key_command.is_some()
+    }
+
+    /// What whoever runs the gateway has to know of the upstream, if it is one that ended.
+    pub(super) fn notice(&self) -> Option<&'static str> {
+        match self.upstream_profile {
+            Profile::Azure => Some(
+                "--upstream-profile azure: the service of Azure OpenAI behind this profile ended on \
+                 2026-08-26; for the agents of Azure AI Foundry use --upstream-profile foundry",
+            ),
+            Profile::Openai if self.upstream_url.is_none() => Some(
+                "--upstream-profile openai: OpenAI ended this API on 2026-08-26; name a server that \
+                 has it by --upstream-url",
+            ),
+            Profile::Aimlapi | Profile::Openai | Profile::Foundry => None,
+        }
     }
 
     /// Files that may change while the gateway runs.
@@ -188,6 +242,22 @@ impl UpstreamArgs {
         *self.upstream_renewal
     }
 
+    /// Who runs the models, for telemetry.
+    pub(super) fn provider(&self) -> String {
+        let known = match self.upstream_profile {
+            // The default: its name says nothing of another URL.
+            Profile::Aimlapi if self.upstream_url.is_some() => "unknown",
+            Profile::Aimlapi => "aimlapi",
+            Profile::Openai => "openai",
+            Profile::Azure => "azure.ai.openai",
+            Profile::Foundry => "azure.ai.agents",
+        };
+        self.upstream_provider
+            .as_deref()
+            .unwrap_or(known)
+            .to_owned()
+    }
+
     /// The headers of every upstream request. Values may be secrets.
     pub(super) fn headers(&self) -> Result<HeaderMap, Invalid> {
         let mut headers = HeaderMap::new();
@@ -202,16 +272,17 @@ impl UpstreamArgs {
                         HeaderValue::from_str(value.trim()).ok()?,
                     ))
                 });
-            let (name, mut value) = parsed
-                .ok_or_else(|| Invalid("--upstream-header must be `Name: value`".to_owned()))?;
+            let (name, mut value) = parsed.ok_or_else(|| {
+                Invalid::new("--upstream-header must be `Name: value`".to_owned())
+            })?;
             if name == self.auth()?.header() || name == header::AUTHORIZATION {
                 // Only of a key that is known to be one it is asked who may use it.
-                return Err(Invalid(format!(
+                return Err(Invalid::new(format!(
                     "--upstream-header {name}: give the key by --upstream-api-key-file"
                 )));
             }
             if FRAMING.contains(&name.as_str()) {
-                return Err(Invalid(format!(
+                return Err(Invalid::new(format!(
                     "--upstream-header {name}: the gateway sets it"
                 )));
             }

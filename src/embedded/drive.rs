@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 
 use super::{
     Api,
-    model::{self, ModelChunk},
+    model::ModelChunk,
     prompt,
     run::{Ending, Run},
 };
-use crate::v1::{RunError, RunStatus, ThreadMessage};
+use crate::v1::{RunStatus, ThreadMessage};
 
 /// Starts the task for a run that is queued or being cancelled.
 pub(super) fn start(api: &Arc<Api>, thread_id: String, run_id: String) {
@@ -50,7 +50,7 @@ impl Drive {
             prompt::of(run, messages)
         })?;
         self.until_due().await?;
-        let mut reply = model::reply(&prompt);
+        let mut reply = self.api.model.reply(prompt);
         loop {
             let (wake, expiry) = self.interruptions()?;
             let piece = tokio::select! {
@@ -59,7 +59,7 @@ impl Drive {
                 () = self.api.clock.sleep_until(expiry) => continue,
             };
             self.until_due().await?;
-            let last = matches!(piece, ModelChunk::End(..) | ModelChunk::Failed(_));
+            let last = piece.is_last();
             self.at_work(|run, messages, now| run.take(piece, messages, now))?;
             if last {
                 let now = self.api.clock.now();
@@ -132,10 +132,5 @@ impl Drive {
 
 /// What a run fails with when its model stops in the middle.
 fn broken_off() -> ModelChunk {
-    let message = Some("The model broke off.".to_owned());
-    ModelChunk::Failed(RunError {
-        code: "server_error".to_owned(),
-        message,
-        ..RunError::default()
-    })
+    ModelChunk::failed("server_error", "The model broke off.")
 }

@@ -10,7 +10,8 @@
 //! | `assistants`, `threads`, `messages`, `runs`, `steps` | the routes |
 //! | `store` | what is remembered, within [`Limits`] |
 //! | `run`, `drive` | a run's states and events, and the task that moves it on |
-//! | `model`, `prompt`, `sample`, `steering` | what answers |
+//! | `model`, `prompt` | what answers, as a run sees it, and what it is told |
+//! | `builtin`, `sample`, `steering` | the model that is always there |
 //! | `stream` | event streams |
 //! | `body`, `tables`, `shape`, `page`, `error` | bodies, their validation, lists, errors |
 //! | `clock`, `id` | time and ids |
@@ -21,13 +22,15 @@
 
 mod assistants;
 mod body;
+mod builtin;
 mod clock;
+mod codec;
 mod drive;
 mod error;
 mod id;
 mod limits;
 mod messages;
-mod model;
+pub(crate) mod model;
 mod page;
 mod prompt;
 mod run;
@@ -56,9 +59,11 @@ use axum::{
     response::{IntoResponse, Response},
     serve::ListenerExt,
 };
+use builtin::BuiltIn;
 pub use clock::{Clock, ManualClock};
 use error::Error;
 pub use limits::Limits;
+use model::Model;
 pub use store::ASSISTANT;
 use store::Store;
 use tokio::net::TcpListener;
@@ -68,6 +73,7 @@ use tokio_util::sync::CancellationToken;
 struct Api {
     store: Mutex<Store>,
     clock: Clock,
+    model: Arc<dyn Model>,
     shutdown: CancellationToken,
 }
 
@@ -79,7 +85,8 @@ impl Api {
     }
 }
 
-/// Serves the API on `listener` until `shutdown`, at the root and under `/v1`.
+/// Serves the API on `listener` until `shutdown`, at the root and under `/v1`. Answers come from the
+/// built-in model.
 ///
 /// At shutdown everything is forgotten: runs stop, their streams end with an `error` event, and
 /// requests that were begun are finished.
@@ -89,11 +96,28 @@ pub async fn serve(
     clock: Clock,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    serve_model(listener, limits, clock, built_in(), shutdown).await
+}
+
+/// The model that is always there.
+pub(crate) fn built_in() -> Arc<dyn Model> {
+    Arc::new(BuiltIn)
+}
+
+/// The same, with answers from `model`.
+pub(crate) async fn serve_model(
+    listener: TcpListener,
+    limits: Limits,
+    clock: Clock,
+    model: Arc<dyn Model>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let body = DefaultBodyLimit::max(limits.body);
-    let store = Mutex::new(Store::new(limits, clock.now()));
+    let store = Mutex::new(Store::new(limits, model.description(), clock.now()));
     let api = Arc::new(Api {
         store,
         clock,
+        model,
         shutdown: shutdown.clone(),
     });
     let routes = Router::new()

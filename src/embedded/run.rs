@@ -11,10 +11,12 @@
 //! there are no events until somebody asks for more. No clock and no model in here: the time and
 //! the pieces of the answer are handed in.
 
+mod call_order;
 mod output;
 
 use std::{sync::Arc, time::Duration};
 
+use call_order::CallOrder;
 use output::usage;
 use prost::Message as _;
 use tokio::sync::Notify;
@@ -42,16 +44,27 @@ pub(super) struct Run {
     /// Wakes the task that drives the run, when it has been cancelled.
     pub(super) wake: Arc<Notify>,
     events: Events,
+    /// The calls of this round.
+    calls: CallOrder,
     /// The cost of the last reply, until its step is completed.
     reply: Tokens,
-    spent: Tokens,
+    /// The cost of all replies.
+    pub(super) spent: Tokens,
+}
+
+impl Drop for Run {
+    /// Nobody can see it any more: whoever drives it is to stop.
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
 }
 
 /// How a run ends.
 #[derive(Debug)]
 pub(super) enum Ending {
     Completed,
-    Incomplete,
+    /// What the model wrote is not whole, for this reason.
+    Incomplete(End),
     Failed(RunError),
     Cancelled,
     Expired,
@@ -85,6 +98,7 @@ impl Run {
             steering,
             wake: Arc::default(),
             events,
+            calls: CallOrder::default(),
             reply: Tokens::default(),
             spent: Tokens::default(),
         };
@@ -128,22 +142,37 @@ impl Run {
         now: Duration,
     ) {
         self.due = now + self.steering.piece;
+        let held = if piece.is_last() {
+            self.calls.end()
+        } else {
+            Vec::new()
+        };
+        for piece in held.into_iter().chain(self.calls.take(piece)) {
+            self.take_in_order(piece, messages, now);
+        }
+    }
+
+    fn take_in_order(
+        &mut self,
+        piece: ModelChunk,
+        messages: &mut Vec<ThreadMessage>,
+        now: Duration,
+    ) {
         match piece {
             ModelChunk::Text(text) => self.write(ContentPartType::Text, text, messages, now),
             ModelChunk::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),
-            ModelChunk::Call(name) => self.call(name, messages, now),
-            ModelChunk::Arguments(text) => self.arguments(text),
+            ModelChunk::Call { id, name } => self.call(id, name, messages, now),
+            ModelChunk::Arguments { call, text } => self.arguments(call, text),
             ModelChunk::End(end, cost) => {
                 self.reply = cost;
-                self.spent.prompt += cost.prompt;
-                self.spent.completion += cost.completion;
+                self.spent.add(cost);
                 let calls = self
                     .open_step()
                     .is_some_and(|step| step.r#type() == RunStepType::ToolCalls);
                 match end {
-                    End::Truncated => self.end(Ending::Incomplete, messages, now),
                     End::Whole if calls => self.require_action(),
                     End::Whole => self.end(Ending::Completed, messages, now),
+                    end => self.end(Ending::Incomplete(end), messages, now),
                 }
             }
             ModelChunk::Failed(error) => self.end(Ending::Failed(error), messages, now),
@@ -236,7 +265,8 @@ impl Run {
         let at = Some(stamp(now));
         let (step, cut) = match &ending {
             Ending::Completed => (RunStepStatus::Completed, None),
-            Ending::Incomplete => (RunStepStatus::Completed, Some("max_tokens")),
+            Ending::Incomplete(End::Filtered) => (RunStepStatus::Completed, Some("content_filter")),
+            Ending::Incomplete(_) => (RunStepStatus::Completed, Some("max_tokens")),
             Ending::Failed(_) => (RunStepStatus::Failed, Some("run_failed")),
             Ending::Cancelled => (RunStepStatus::Cancelled, Some("run_cancelled")),
             Ending::Expired => (RunStepStatus::Expired, Some("run_expired")),
@@ -260,10 +290,15 @@ impl Run {
                 run.completed_at = at;
                 (RunStatus::Completed, "completed")
             }
-            Ending::Incomplete => {
-                let reason = "max_completion_tokens".to_owned();
+            Ending::Incomplete(end) => {
+                let reason = match end {
+                    End::PromptTokens => "max_prompt_tokens",
+                    // The schema has no word for it here, and has one on the message.
+                    End::Filtered => "",
+                    End::CompletionTokens | End::Whole => "max_completion_tokens",
+                };
                 run.incomplete_details = Some(RunIncompleteDetails {
-                    reason,
+                    reason: reason.to_owned(),
                     ..RunIncompleteDetails::default()
                 });
                 (RunStatus::Incomplete, "incomplete")

@@ -18,6 +18,7 @@ use super::{
     drive,
     error::Error,
     id,
+    model::Unsupported,
     page::Query,
     run::{Run, is_active, status_name},
     steering::Steering,
@@ -58,7 +59,7 @@ async fn create(
     store.thread(&thread_id, now)?;
     let assistant = store.assistant(&body.message.assistant_id)?.clone();
     let run = store.write(&thread_id, now, |thread| {
-        add_run(thread, &assistant, body.message, None, events, now)
+        add_run(&api, thread, &assistant, body.message, None, events, now)
     })?;
     drop(store);
     drive::start(&api, thread_id, run.id.clone());
@@ -91,6 +92,7 @@ async fn create_with_thread(State(api): State<Arc<Api>>, bytes: Bytes) -> Result
     let mut thread = Thread::new(spec.thread.unwrap_or_default(), now);
     events.send("thread.created", &thread.resource);
     let run = add_run(
+        &api,
         &mut thread,
         &assistant,
         run_spec,
@@ -201,6 +203,7 @@ async fn cancel(
 
 /// Adds a run to a thread that has no active one.
 fn add_run(
+    api: &Api,
     thread: &mut Thread,
     assistant: &Assistant,
     spec: RunSpec,
@@ -240,6 +243,7 @@ fn add_run(
             "Run creation requires a Thread with a user message or an assistant with instructions.";
         return Err(Error::conflict(message).with_code("invalid_thread"));
     }
+    let messages = thread.messages.len();
     for message in spec.additional_messages {
         thread.add_message(message, now);
     }
@@ -295,6 +299,10 @@ fn add_run(
         },
         ..v1::Run::default()
     };
+    if let Some(Unsupported { param, message }) = api.model.unsupported(&run, &thread.messages) {
+        thread.messages.truncate(messages);
+        return Err(Error::parameter(&param, "unsupported_parameter", message));
+    }
     let run = Run::new(run, steering, events, now);
     let created = run.resource.clone();
     thread.runs.push(run);

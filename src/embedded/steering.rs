@@ -29,7 +29,7 @@ pub(super) enum Scenario {
 }
 
 /// What a run's metadata asks for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Steering {
     pub(super) scenario: Option<Scenario>,
     /// The pause before each step.

@@ -54,13 +54,14 @@ pub(super) struct Thread {
 }
 
 impl Store {
-    pub(super) fn new(limits: Limits, now: Duration) -> Self {
+    /// A store with one assistant, which is described so.
+    pub(super) fn new(limits: Limits, description: &str, now: Duration) -> Self {
         let assistant = Assistant {
             id: ASSISTANT.to_owned(),
             object: "assistant".to_owned(),
             created_at: Some(stamp(now)),
             name: Some("Embedded".to_owned()),
-            description: Some("Repeats what it reads. It is always there.".to_owned()),
+            description: Some(description.to_owned()),
             model: "embedded".to_owned(),
             ..Assistant::default()
         };

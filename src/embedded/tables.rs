@@ -32,8 +32,8 @@ const EFFORT: Shape = Shape::OneOf(&["none", "minimal", "low", "medium", "high",
 const DETAIL: Shape = Shape::OneOf(&["auto", "low", "high"]);
 
 const RANKING: Shape = Shape::Object(&[
-    optional("ranker", &ID),
-    optional("score_threshold", &TOP_P),
+    optional("ranker", &Shape::OneOf(&["auto", "default_2024_08_21"])),
+    required("score_threshold", &TOP_P),
     optional(
         "hybrid_search",
         &Shape::Object(&[

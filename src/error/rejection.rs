@@ -1,14 +1,14 @@
 //! Answers of the upstream with an error status, and the part of the table that is about them.
 //!
-//! Must hold: what a status means is decided here alone; which words of a body mean more than the
-//! status is, too, as services give some errors no code of their own.
+//! Must hold: what a status means is decided here alone, and where a body's words mean more than the
+//! status, what [`words`] says of them.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::Code;
 
-use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_WORD, Retry, Verdict, cut};
+use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_MESSAGE, MAX_WORD, Retry, Verdict, cut, words};
 use crate::v1::ErrorReason;
 
 /// An answer of the upstream's with an error status.
@@ -45,6 +45,18 @@ pub struct ErrorBody {
     pub r#type: String,
     /// The parameter to blame; empty if not given.
     pub param: String,
+    /// Each parameter to blame, where the body says of each what is wrong. A few of them, where
+    /// there are many.
+    pub fields: Vec<FieldError>,
+}
+
+/// What an upstream says of one field of the request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// Such as `tools[0].type`.
+    pub field: String,
+    /// What is wrong with it, in words.
+    pub message: String,
 }
 
 impl Rejection {
@@ -68,16 +80,55 @@ impl Rejection {
         self.body.as_ref().and_then(ErrorBody::named_run)
     }
 
-    pub(super) fn param(&self) -> Option<String> {
-        self.body
-            .as_ref()
-            .map(|body| cut(&body.param, MAX_WORD))
-            .filter(|param| !param.is_empty())
+    /// Whether it is the credential that the upstream does not accept.
+    pub(crate) fn refuses_key(&self) -> bool {
+        match self.status {
+            401 => true,
+            // Callers have no other rights than the gateway's key.
+            403 if self.own_key => true,
+            400 | 403 => self.body.as_ref().is_some_and(ErrorBody::is_about_key),
+            _ => false,
+        }
+    }
+
+    /// Whether it is the gateway's own key that the upstream does not accept. The words may hold a
+    /// part of it, and callers can do nothing about it.
+    pub(crate) fn is_about_own_key(&self) -> bool {
+        self.own_key && self.refuses_key()
+    }
+
+    /// The fields to blame, each with what is wrong: of all together, as many as one `message` is
+    /// long.
+    pub(super) fn blamed(&self, message: &str) -> Vec<(String, String)> {
+        let Some(body) = &self.body else {
+            return Vec::new();
+        };
+        if body.fields.is_empty() {
+            let param = Some(cut(&body.param, MAX_WORD)).filter(|param| !param.is_empty());
+            return param
+                .map(|param| (param, message.to_owned()))
+                .into_iter()
+                .collect();
+        }
+        let mut left = MAX_MESSAGE;
+        let mut blamed = Vec::new();
+        for FieldError { field, message } in &body.fields {
+            let field = cut(field, MAX_WORD);
+            left = left.saturating_sub(field.len());
+            if left == 0 {
+                break;
+            }
+            let words = cut(message, left);
+            left = left.saturating_sub(words.len());
+            blamed.push((field, words));
+        }
+        blamed
     }
 
     /// The part of an `ErrorInfo` that says what the upstream said.
     pub(super) fn info(&self) -> impl Iterator<Item = (String, String)> {
-        let body = self.body.iter().flat_map(|body| {
+        let told = self.body.iter().filter(|_| !self.is_about_own_key());
+        let body = told.flat_map(|body| {
             [
                 ("upstream_code", &body.code),
                 ("upstream_type", &body.r#type),
@@ -103,15 +154,18 @@ impl Rejection {
             body.message.clone()
         };
         let wait = Retry::After(self.retry_after.unwrap_or(DEFAULT_RETRY_DELAY));
+        let asked = match self.retry_after {
+            Some(delay) if self.idempotency == Idempotency::Idempotent => Retry::After(delay),
+            _ => Retry::Unsaid,
+        };
         let new = |code, reason| Verdict::new(code, reason, said.clone());
         match self.status {
-            // The message may hold a part of the key.
-            401 if self.own_key => Verdict::new(
+            _ if self.is_about_own_key() => Verdict::new(
                 Code::Internal,
                 R::GatewayKeyRejected,
                 "the upstream does not accept the gateway's own key".to_owned(),
             ),
-            401 => new(Code::Unauthenticated, R::InvalidApiKey),
+            _ if self.refuses_key() => new(Code::Unauthenticated, R::InvalidApiKey),
             400 | 422 if self.is_state_conflict() => {
                 new(Code::FailedPrecondition, R::StateConflict)
             }
@@ -126,145 +180,46 @@ impl Rejection {
             }
             429 => new(Code::ResourceExhausted, R::RateLimitExceeded).retry(wait),
             499 => new(Code::Cancelled, R::Cancelled),
-            500 => new(Code::Internal, R::ServerError),
+            500 => new(Code::Internal, R::ServerError).retry(asked),
             501 => new(Code::Unimplemented, R::Unsupported),
             408 | 502 | 503 | 504 | 520..=530 if self.idempotency == Idempotency::NonIdempotent => {
                 Verdict::unknown(&said)
             }
             // From 520 on: an edge gave the request on, and has no answer.
-            408 | 502 | 520..=530 => new(Code::Unavailable, R::UpstreamUnavailable),
+            408 | 502 | 520..=530 => new(Code::Unavailable, R::UpstreamUnavailable).retry(asked),
             503 => new(Code::Unavailable, R::UpstreamUnavailable).retry(wait),
-            504 => new(Code::DeadlineExceeded, R::UpstreamTimeout),
+            504 => new(Code::DeadlineExceeded, R::UpstreamTimeout).retry(asked),
             _ => new(Code::Internal, R::UnexpectedStatus),
         }
     }
 }
 
 impl ErrorBody {
-    /// The state of the thread or run is to blame, not the request. Services give these no code of
-    /// their own, only words.
     fn is_state_conflict(&self) -> bool {
-        // All words of one row are there, in any order.
-        const ROWS: [&[&str]; 18] = [
-            &["active run"],
-            &["run", "is active"],
-            &["while a run"],
-            &["while run"],
-            &["not accept tool outputs"],
-            &["cannot submit", "output"],
-            &["can't submit", "output"],
-            &["unable to submit", "output"],
-            &["not waiting for", "output"],
-            &["not require", "action"],
-            &["not in", "requires_action"],
-            &["cannot update run"],
-            &["cannot modify run"],
-            &["run", "cannot cancel"],
-            &["cannot cancel", "run"],
-            &["can't cancel"],
-            &["run", "cannot be"],
-            &["run", "already"],
-        ];
-        // What only speaks of a value of the request.
-        const VALUES: [&str; 4] = ["invalid value", "one of", "expected a", "must be"];
-        let message = self.message.to_ascii_lowercase();
-        ROWS.iter()
-            .any(|row| row.iter().all(|words| message.contains(words)))
-            && !VALUES.iter().any(|words| message.contains(words))
+        words::is_state_conflict([&self.code, &self.r#type], &self.message)
     }
 
-    /// The words for a thread that is busy, of creates of runs and of messages.
+    fn is_about_key(&self) -> bool {
+        // Words about a parameter are not about the credential of the request.
+        let message = if self.param.is_empty() {
+            &*self.message
+        } else {
+            ""
+        };
+        words::is_about_key([&self.code, &self.r#type], message)
+    }
+
     fn is_active_run(&self) -> bool {
-        const ROWS: [&[&str]; 4] = [
-            &["active run"],
-            &["run", "is active"],
-            &["while a run"],
-            &["while run"],
-        ];
-        let message = self.message.to_ascii_lowercase();
-        let has = |row: &&[&str]| row.iter().all(|words| message.contains(words));
-        ROWS.iter().any(has)
+        words::is_active_run([&self.code, &self.r#type], &self.message)
     }
 
-    /// The first word that has the form of a run's id.
     fn named_run(&self) -> Option<&str> {
-        let is_part = |letter: char| letter.is_ascii_alphanumeric() || "_-".contains(letter);
-        let words = self.message.split(|letter| !is_part(letter));
-        let mut words = words.filter(|word| word.len() > 4 && word.starts_with("run_"));
-        words.next()
+        words::named_run(&self.message)
     }
 
     fn is_quota(&self) -> bool {
         [&self.code, &self.r#type]
             .into_iter()
             .any(|word| word == "insufficient_quota")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_active_run_is_told_by_its_words_and_named_by_them() {
-        for (message, run) in [
-            (
-                "Thread thread_1 already has an active run run_1.",
-                Some("run_1"),
-            ),
-            (
-                "Can't add messages to thread_1 while a run run_aB-2 is active.",
-                Some("run_aB-2"),
-            ),
-            ("Thread has an active run", None),
-            ("A run 'run_x' is active", Some("run_x")),
-        ] {
-            let body = ErrorBody {
-                message: message.to_owned(),
-                ..ErrorBody::default()
-            };
-            assert!(body.is_active_run(), "{message}");
-            assert_eq!(body.named_run(), run, "{message}");
-        }
-        let other = ErrorBody {
-            message: "Run run_1 is not waiting for outputs".to_owned(),
-            ..ErrorBody::default()
-        };
-        assert!(!other.is_active_run());
-    }
-
-    #[test]
-    fn a_state_conflict_is_told_by_its_words() {
-        let said = |message: &str| ErrorBody {
-            message: message.to_owned(),
-            ..ErrorBody::default()
-        };
-        for conflict in [
-            "Thread thread_1 already has an active run run_1.",
-            "Runs in status \"queued\" do not accept tool outputs.",
-            "Can't add messages to thread_1 while a run run_1 is active.",
-            "Cannot update run with status 'in_progress'.",
-            "Cannot cancel run with status 'completed'.",
-            "run run_1 cannot cancel",
-            "Run status is \"completed\", cannot submit tool outputs",
-            "Run is already cancelled",
-            "The run was already completed.",
-            "run_1 is not in status requires_action: cannot submit outputs",
-            "Run run_1 is not in requires_action state",
-            "This run does not require action",
-            "Run cannot be cancelled in status failed",
-        ] {
-            assert!(said(conflict).is_state_conflict(), "{conflict}");
-        }
-        for other in [
-            "Invalid 'status'.",
-            "Invalid value: 'requires_action'. Supported values are: 'auto'.",
-            "tool_outputs is required",
-            "No run found with id 'run_1'.",
-            "Invalid assistant_id did you create this assistant beforehand?",
-            "The run's metadata must be an object that has not already more than 16 keys.",
-        ] {
-            assert!(!said(other).is_state_conflict(), "{other}");
-        }
     }
 }

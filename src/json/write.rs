@@ -16,7 +16,7 @@ use super::{Cursor, Names, Object, Value, cursor, decimal, names, one_value, rea
 /// A field that cannot be written:
 ///
 /// - `extra_json` that is not exactly one JSON object, names a member that is also set as a field,
-///   or one that the gateway sets itself;
+///   or one that the gateway sets itself, in whatever case of letters;
 /// - `…_json` that is not one JSON value;
 /// - an enum number without a name; NaN or an infinity; a time with a fraction or out of range;
 /// - a bare form together with other fields.
@@ -128,16 +128,11 @@ impl<'a> Writer<'a> {
                 violation(format!("must be empty or one JSON object ({error})"))
             })?;
         }
-        if let Some(name) = self
-            .request
-            .unwrap_or_default()
-            .iter()
-            // In any case of letters: some services do not tell them apart.
-            .find(|name| {
-                let is = |other: &Vec<u8>| other.eq_ignore_ascii_case(name.as_bytes());
-                added.iter().any(is)
-            })
-        {
+        if self.request.is_some() {
+            added = added.iter().map(|name| folded(name)).collect();
+        }
+        let owned = self.request.unwrap_or_default();
+        if let Some(name) = owned.iter().find(|name| added.contains(name.as_bytes())) {
             return Err(violation(format!(
                 "must not name {name:?}: the gateway sets it"
             )));
@@ -152,7 +147,7 @@ impl<'a> Writer<'a> {
         message.write(&mut members)?;
         if let Some(name) = members.twice {
             return Err(violation(format!(
-                "names {name:?}, which is also set as a field"
+                "names {name:?}, which is also set as a field (in whatever case)"
             )));
         }
         if !added.is_empty() {
@@ -166,11 +161,22 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// A name as services read it that do not tell cases of letters apart: all letters that are one
+/// letter in upper case are one here, such as `S`, `s` and `\u{17f}`.
+fn folded(name: &[u8]) -> Vec<u8> {
+    let name = String::from_utf8_lossy(name);
+    let folded = name.chars().flat_map(char::to_uppercase);
+    folded
+        .flat_map(char::to_lowercase)
+        .collect::<String>()
+        .into()
+}
+
 /// Where the members of one object go.
 pub(crate) struct ObjectWriter<'a> {
     out: &'a mut Vec<u8>,
     request: bool,
-    /// The members that `extra_json` adds.
+    /// The members that `extra_json` adds, on a request [`folded`].
     added: &'a HashSet<Vec<u8>>,
     /// On a request, a member that stands in a field and in `extra_json`.
     twice: Option<String>,

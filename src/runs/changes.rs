@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     fetch::{Messages, Snapshot, message_id},
-    is_terminal,
     progress::{gap_event, message_event, run_event, step_event},
 };
 use crate::v1::{Gap, RunEvent};
@@ -50,7 +49,7 @@ impl Changes {
         }
         self.tell(messages, |_| true, &mut events);
         if self.run.replace(snapshot.run_mark()) != Some(snapshot.run_mark()) {
-            if is_terminal(snapshot.run.status()) {
+            if snapshot.run.status().is_terminal() {
                 let lost_steps = include_steps && matches!(snapshot.steps, Some(Err(_)));
                 events.extend(unread(messages, lost_steps).map(gap_event));
             }

@@ -26,7 +26,7 @@ use super::{
     delivery::Delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
-    inbox::{ToolOutputInbox, calls},
+    inbox::ToolOutputInbox,
     live::{Recorded, cut, follow, next, watch},
     polls::Interest,
     progress::{Progress, SharedResume},
@@ -39,7 +39,7 @@ use crate::{
     v1::{
         ConverseAttach, ConverseRunRequest, ConverseStart, RunEvent, RunEventType, RunStatus,
         StreamCreateRunRequest, StreamCreateThreadAndRunRequest, StreamSubmitToolOutputsRequest,
-        ToolOutputs, converse_run_request::Message, run_event::Payload,
+        converse_run_request::Message, run_event::Payload,
     },
 };
 
@@ -422,7 +422,7 @@ impl Conversation {
             match followed {
                 Followed::On(events) => self.send_all(events).await?,
                 Followed::Settled(mut events, run) => {
-                    let calls = calls(&run);
+                    let calls = run.wanted();
                     // Told again, it would look like another round, and tools would be run twice:
                     // its outputs are here, to be submitted again.
                     let again = run.status() == RunStatus::RequiresAction
@@ -465,7 +465,7 @@ impl Conversation {
                     // What came instead is told by a look at its steps, too.
                     let run = &snapshot?.run;
                     if run.status() != RunStatus::RequiresAction
-                        || !self.inbox.is_round(&calls(run))
+                        || !self.inbox.is_round(&run.wanted())
                     {
                         let follow = follow(&self.reader)?;
                         return Ok(Some(Phase::Following(Box::new((follow, None)))));
@@ -498,10 +498,7 @@ impl Conversation {
         let request = StreamSubmitToolOutputsRequest {
             thread_id: resume.thread_id,
             run_id: resume.run_id,
-            tool_outputs: Some(ToolOutputs {
-                tool_outputs: self.inbox.submit(),
-                extra_json: String::new(),
-            }),
+            tool_outputs: Some(self.inbox.submit()),
             options: None,
         };
         let opened = self
@@ -559,7 +556,7 @@ impl Conversation {
         self.reader.progress.sent(&event);
         let asked = match &event.payload {
             Some(Payload::Run(run)) if run.status() == RunStatus::RequiresAction => {
-                Some(calls(run))
+                Some(run.wanted())
             }
             Some(Payload::Run(_)) if self.reader.progress.is_terminal() => {
                 self.inbox.close();

@@ -12,6 +12,7 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
+    mem,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -22,7 +23,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{is_settled, is_terminal};
+use super::is_settled;
 use crate::{
     error::Error,
     shares::{HeldBytes, HeldPart},
@@ -227,7 +228,10 @@ pub(super) struct Fetch {
     max_bytes: usize,
     /// The messages that were read.
     read: HashMap<String, Arc<ThreadMessage>>,
-    /// Its pages do not advance, which was logged.
+    /// Why not all of its steps, or messages, can be read, which was told. A run has never less of
+    /// them.
+    unread: HashMap<&'static str, String>,
+    /// Its pages do not advance, which was told.
     is_stuck: bool,
 }
 
@@ -247,6 +251,7 @@ impl Fetch {
             run_id,
             max_bytes,
             read: HashMap::new(),
+            unread: HashMap::new(),
             is_stuck: false,
         }
     }
@@ -301,7 +306,7 @@ impl Fetch {
     /// The run's messages: those that its steps made; where there are no steps, those that the
     /// thread has of it once it is settled.
     async fn messages(&mut self, run: &Run, steps: &[RunStep], pace: &Pace) -> Messages {
-        let is_over = is_terminal(run.status());
+        let is_over = run.status().is_terminal();
         let none_made = steps.iter().all(|step| message_id(step).is_none());
         if steps.is_empty() || (none_made && is_over) {
             if !is_settled(run.status()) {
@@ -353,7 +358,7 @@ impl Fetch {
         let message = Arc::new(*message.message);
         let held: usize = self.read.values().map(|it| it.encoded_len()).sum();
         if held + message.encoded_len() > self.max_bytes {
-            return Err(self.too_large("messages"));
+            return Err(self.too_many("messages", self.bytes()));
         }
         self.read.insert(id.to_owned(), Arc::clone(&message));
         Ok(Some(message))
@@ -383,13 +388,17 @@ impl Fetch {
         })
     }
 
-    /// All entries of a list, each once. The turn of the first page has come.
+    /// All entries of a list, each once. The turn of the first page has come. A list that is too
+    /// long is not read a second time.
     async fn all<L: List>(
         &mut self,
-        what: &str,
+        what: &'static str,
         list: &L,
         pace: &Pace,
     ) -> Result<Vec<L::Entry>, Error> {
+        if let Some(limit) = self.unread.get(what) {
+            return Err(self.unread(what, limit));
+        }
         let mut entries = Vec::new();
         let (mut seen, mut bytes, mut after) = (HashSet::new(), 0, String::new());
         for number in 0..MAX_PAGES {
@@ -414,40 +423,47 @@ impl Fetch {
                 .map(L::Entry::encoded_len)
                 .sum::<usize>();
             if bytes > self.max_bytes {
-                return Err(self.too_large(what));
+                return Err(self.too_many(what, self.bytes()));
             }
             if !has_more {
                 return Ok(entries);
             }
             if entries.len() == before {
-                self.warn_stuck(what, &after);
+                self.tell_stuck(what);
                 return Ok(entries);
             }
         }
-        Err(too_much(what, &format!("{MAX_PAGES} pages")))
+        Err(self.too_many(what, format!("{MAX_PAGES} pages")))
     }
 
-    fn too_large(&self, what: &str) -> Error {
-        let limit = self.max_bytes;
-        too_much(what, &format!("{limit} bytes (--max-polled-step-bytes)"))
+    fn bytes(&self) -> String {
+        format!("{} bytes (--max-polled-step-bytes)", self.max_bytes)
     }
 
-    fn warn_stuck(&mut self, what: &str, after: &str) {
-        if !std::mem::replace(&mut self.is_stuck, true) {
-            tracing::warn!(
-                thread_id = self.thread_id,
-                run_id = self.run_id,
-                after,
-                "the upstream's pages of {what} do not advance: what is behind them is not read"
-            );
+    /// Gives up a list that has more than this.
+    fn too_many(&mut self, what: &'static str, limit: String) -> Error {
+        let error = self.unread(what, &limit);
+        if self.unread.insert(what, limit).is_none() {
+            self.client.telemetry().failed(&error);
+        }
+        error
+    }
+
+    fn unread(&self, what: &str, limit: &str) -> Error {
+        let run_id = &self.run_id;
+        Error::ListUnread {
+            what: format!("the run {run_id} has {what} of more than {limit}"),
         }
     }
-}
 
-fn too_much(what: &str, limit: &str) -> Error {
-    Error::Unusable {
-        what: format!("the run has {what} of more than {limit}"),
-        request_id: None,
+    /// Tells once that pages do not advance: what they gave is what is known.
+    fn tell_stuck(&mut self, what: &str) {
+        if !mem::replace(&mut self.is_stuck, true) {
+            let run_id = &self.run_id;
+            self.client.telemetry().failed(&Error::ListUnread {
+                what: format!("the pages of {what} of the run {run_id} do not advance"),
+            });
+        }
     }
 }
 

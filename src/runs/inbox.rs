@@ -1,5 +1,5 @@
-//! What a conversation's caller says: tool outputs, held until the run asks for them, and the wish
-//! to cancel, passed on at once.
+//! What a conversation's caller says: tool outputs and approvals, held until the run asks for them,
+//! and the wish to cancel, passed on at once. What is said of outputs here is true of approvals.
 //!
 //! Must hold: the caller is heard, whatever the conversation waits for
 //! ([`ToolOutputInbox::attend`]), as soon as the run has a name: before, a mistake would lose the
@@ -8,7 +8,7 @@
 //! All futures here may be dropped while they wait: nothing is lost.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher as _, RandomState},
     pin::pin,
 };
@@ -20,11 +20,19 @@ use super::{Inbound, reader::CancelOnDisconnect};
 use crate::{
     error::Error,
     shares::HeldPart,
-    v1::{Run, ToolOutput, converse_run_request::Message},
+    upstream::Wanted,
+    v1::{ToolApproval, ToolOutput, ToolOutputs, converse_run_request::Message},
 };
 
 /// What an output takes besides its text, in bytes: many empty ones must not get past the limit.
 const OVERHEAD: usize = 256;
+
+/// What the caller gives to a call.
+#[derive(Debug, Clone, PartialEq)]
+enum Given {
+    Output(ToolOutput),
+    Approval(ToolApproval),
+}
 
 /// The caller's side of a conversation.
 pub(super) struct ToolOutputInbox {
@@ -32,18 +40,18 @@ pub(super) struct ToolOutputInbox {
     /// The caller will say no more.
     closed: bool,
     /// Outputs of this round and of the next one, with where each stood in its message.
-    held: HashMap<String, (ToolOutput, usize)>,
+    held: HashMap<Wanted, (Given, usize)>,
     held_bytes: usize,
     max_bytes: usize,
     /// What they take of what may be held for all callers.
     part: HeldPart,
     /// The calls of the rounds that are over, with the hash of what this caller said to each, if it
     /// did: a repeat must be told from a change.
-    past: HashMap<String, Option<u64>>,
+    past: HashMap<Wanted, Option<u64>>,
     hasher: RandomState,
     /// The calls that the run waits for, in its order, until it is seen to go on: it may turn out
     /// not to have had their outputs.
-    round: Vec<String>,
+    round: Vec<Wanted>,
     /// The run waits for them, and they are not being submitted.
     open: bool,
     /// The last cancellation, which may be under way.
@@ -111,11 +119,14 @@ impl ToolOutputInbox {
             Some(Message::ToolOutputs(outputs)) if !outputs.extra_json.is_empty() => Err(
                 Error::invalid("tool_outputs.extra_json", "must be empty in a conversation"),
             ),
-            Some(Message::ToolOutputs(outputs)) => outputs
-                .tool_outputs
-                .into_iter()
-                .enumerate()
-                .try_for_each(|(at, output)| self.hold(output, at)),
+            Some(Message::ToolOutputs(outputs)) => {
+                let given = outputs.tool_outputs.into_iter().map(Given::Output);
+                let approvals = outputs.tool_approvals.into_iter().map(Given::Approval);
+                given
+                    .enumerate()
+                    .chain(approvals.enumerate())
+                    .try_for_each(|(at, given)| self.hold(given, at))
+            }
             Some(Message::Cancel(_)) => {
                 // One at a time is enough, however often it is said.
                 if self
@@ -139,47 +150,47 @@ impl ToolOutputInbox {
         }
     }
 
-    fn hold(&mut self, output: ToolOutput, at: usize) -> Result<(), Error> {
-        let id = &output.tool_call_id;
-        if id.is_empty() {
-            return Err(Error::invalid(path(at), "must be set"));
+    fn hold(&mut self, given: Given, at: usize) -> Result<(), Error> {
+        let call = given.call();
+        if call.id().is_empty() {
+            return Err(Error::invalid(path(&call, at), "must be set"));
         }
-        if let Some(given) = self.past.get(id) {
-            return if given.is_none_or(|given| given == self.hash(&output)) {
+        if let Some(before) = self.past.get(&call) {
+            return if before.is_none_or(|before| before == given.hash(&self.hasher)) {
                 Ok(())
             } else {
-                Err(differs(at))
+                Err(differs(&call, at))
             };
         }
-        if let Some((held, _)) = self.held.get(id) {
-            return if *held == output {
+        if let Some((held, _)) = self.held.get(&call) {
+            return if *held == given {
                 Ok(())
             } else {
-                Err(differs(at))
+                Err(differs(&call, at))
             };
         }
-        if self.open && !self.round.contains(id) {
-            return Err(unknown(at));
+        if self.open && !self.round.contains(&call) {
+            return Err(unknown(&call, at));
         }
-        self.held_bytes += size(&output);
+        self.held_bytes += given.size();
         if self.held_bytes > self.max_bytes {
             return Err(Error::OutputsTooLarge {
                 limit: self.max_bytes,
             });
         }
         self.part.resize(self.held_bytes)?;
-        self.held.insert(id.clone(), (output, at));
+        self.held.insert(call, (given, at));
         Ok(())
     }
 
     /// The run asks for outputs. Whether it is for others than the last time.
-    pub(super) fn open_round(&mut self, calls: Vec<String>) -> Result<bool, Error> {
+    pub(super) fn open_round(&mut self, calls: Vec<Wanted>) -> Result<bool, Error> {
         let new = !self.is_round(&calls);
         if new {
             self.end_round();
-            for id in &calls {
+            for call in &calls {
                 // Some services count their calls anew in each round.
-                self.past.remove(id);
+                self.past.remove(call);
             }
             self.round = calls;
         }
@@ -189,44 +200,48 @@ impl ToolOutputInbox {
         let unasked = self
             .held
             .iter()
-            .filter(|(id, _)| self.open && !self.round.contains(id));
-        if let Some(at) = unasked.map(|(_, (_, at))| *at).min() {
-            return Err(unknown(at));
+            .filter(|(call, _)| self.open && !self.round.contains(call));
+        if let Some((call, (_, at))) = unasked.min_by_key(|(_, (_, at))| *at) {
+            return Err(unknown(call, *at));
         }
         self.check_closed()?;
         Ok(new)
     }
 
     /// Whether these are the calls that the run waits for, as far as is known.
-    pub(super) fn is_round(&self, calls: &[String]) -> bool {
+    pub(super) fn is_round(&self, calls: &[Wanted]) -> bool {
         self.round == calls
     }
 
     /// All outputs of the round are there.
     pub(super) fn is_complete(&self) -> bool {
-        self.open && self.round.iter().all(|id| self.held.contains_key(id))
+        self.open && self.round.iter().all(|it| self.held.contains_key(it))
     }
 
     /// The outputs of the round, to be submitted now. They are held on: the run may turn out not to
     /// have had them.
-    pub(super) fn submit(&mut self) -> Vec<ToolOutput> {
+    pub(super) fn submit(&mut self) -> ToolOutputs {
         self.open = false;
-        self.round
-            .iter()
-            .filter_map(|id| Some(self.held.get(id)?.0.clone()))
-            .collect()
+        let mut submitted = ToolOutputs::default();
+        for (given, _) in self.round.iter().filter_map(|it| self.held.get(it)) {
+            match given.clone() {
+                Given::Output(output) => submitted.tool_outputs.push(output),
+                Given::Approval(approval) => submitted.tool_approvals.push(approval),
+            }
+        }
+        submitted
     }
 
     /// The run has gone on. Of what it was given only enough is kept to tell a repeat from a
     /// change.
     pub(super) fn end_round(&mut self) {
         self.open = false;
-        for id in std::mem::take(&mut self.round) {
-            let given = self.held.remove(&id).map(|(output, _)| {
-                self.held_bytes -= size(&output);
-                self.hash(&output)
+        for call in std::mem::take(&mut self.round) {
+            let given = self.held.remove(&call).map(|(given, _)| {
+                self.held_bytes -= given.size();
+                given.hash(&self.hasher)
             });
-            self.past.insert(id, given);
+            self.past.insert(call, given);
         }
         // Less is always to be had.
         _ = self.part.resize(self.held_bytes);
@@ -241,8 +256,8 @@ impl ToolOutputInbox {
     fn check_closed(&self) -> Result<(), Error> {
         let round = self.round.iter().filter(|_| self.open);
         let missing: Vec<_> = round
-            .filter(|id| !self.held.contains_key(*id))
-            .cloned()
+            .filter(|call| !self.held.contains_key(*call))
+            .map(|call| call.id().to_owned())
             .collect();
         if self.closed && !missing.is_empty() {
             Err(Error::OutputsMissing { ids: missing })
@@ -250,44 +265,63 @@ impl ToolOutputInbox {
             Ok(())
         }
     }
+}
 
-    fn hash(&self, output: &ToolOutput) -> u64 {
-        self.hasher.hash_one((&output.output, &output.extra_json))
+impl Given {
+    fn call(&self) -> Wanted {
+        match self {
+            Self::Output(output) => Wanted::Output(output.tool_call_id.clone()),
+            Self::Approval(approval) => Wanted::Approval(approval.tool_call_id.clone()),
+        }
+    }
+
+    /// What holding it takes, in bytes.
+    fn size(&self) -> usize {
+        OVERHEAD
+            + match self {
+                Self::Output(output) => {
+                    output.tool_call_id.len()
+                        + output.output.as_ref().map_or(0, String::len)
+                        + output.extra_json.len()
+                }
+                Self::Approval(approval) => {
+                    let headers = approval.headers.iter();
+                    approval.tool_call_id.len()
+                        + headers
+                            .map(|it| OVERHEAD + it.0.len() + it.1.len())
+                            .sum::<usize>()
+                        + approval.extra_json.len()
+                }
+            }
+    }
+
+    fn hash(&self, hasher: &RandomState) -> u64 {
+        match self {
+            Self::Output(output) => hasher.hash_one((&output.output, &output.extra_json)),
+            Self::Approval(approval) => {
+                let headers: BTreeMap<_, _> = approval.headers.iter().collect();
+                hasher.hash_one((approval.approve, headers, &approval.extra_json))
+            }
+        }
     }
 }
 
-/// The ids of the calls that a run waits for, each once: services may name one twice, and it takes
-/// one output.
-pub(super) fn calls(run: &Run) -> Vec<String> {
-    let calls = run
-        .required_action
-        .iter()
-        .filter_map(|action| action.submit_tool_outputs.as_ref())
-        .flat_map(|it| &it.tool_calls);
-    let mut seen = HashSet::new();
-    calls
-        .map(|call| &call.id)
-        .filter(|id| !id.is_empty() && seen.insert(*id))
-        .cloned()
-        .collect()
+fn path(call: &Wanted, at: usize) -> String {
+    let field = match call {
+        Wanted::Output(_) => "tool_outputs",
+        Wanted::Approval(_) => "tool_approvals",
+    };
+    format!("tool_outputs.{field}[{at}].tool_call_id")
 }
 
-/// What holding an output takes, in bytes.
-fn size(output: &ToolOutput) -> usize {
-    OVERHEAD
-        + output.tool_call_id.len()
-        + output.output.as_ref().map_or(0, String::len)
-        + output.extra_json.len()
+fn unknown(call: &Wanted, at: usize) -> Error {
+    Error::invalid(path(call, at), "is not a call that the run waits for")
 }
 
-fn path(at: usize) -> String {
-    format!("tool_outputs.tool_outputs[{at}].tool_call_id")
-}
-
-fn unknown(at: usize) -> Error {
-    Error::invalid(path(at), "is not a call that the run waits for")
-}
-
-fn differs(at: usize) -> Error {
-    Error::invalid(path(at), "was given before, with another output")
+fn differs(call: &Wanted, at: usize) -> Error {
+    let what = match call {
+        Wanted::Output(_) => "was given before, with another output",
+        Wanted::Approval(_) => "was given before, with another approval",
+    };
+    Error::invalid(path(call, at), what)
 }

@@ -19,7 +19,7 @@ use super::{
     delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
-    log::EventLog,
+    log::{EventLog, Position},
     polls::Interest,
     progress::{Progress, SharedResume},
     reader::Reader,
@@ -27,7 +27,7 @@ use super::{
     watch::Subscription,
 };
 use crate::{
-    error::{Delivery, Error, Idempotency},
+    error::{Delivery, Error, Idempotency, Resume},
     shares::Permit,
     upstream::Caller,
     v1::{
@@ -185,12 +185,17 @@ impl Streams {
     ) -> Result<Started, Error> {
         reader.keeps_run();
         let progress = Progress::new(call, &ids.thread_id, &ids.id);
+        // By the call that made it, which asks for the same.
+        let is_recorded = options.resumable;
         let options = Options {
             cancel_on_disconnect: false,
             resumable: false,
             ..options
         };
         let caller = reader.caller.clone();
+        if is_recorded {
+            self.wait_for_log(&caller, ids).await;
+        }
         let from_the_beginning = ("after_position", "");
         let delivery =
             delivery::Delivery::after(self, caller, progress, options, from_the_beginning).await?;
@@ -198,6 +203,26 @@ impl Streams {
             delivery.events(leave),
             options.heartbeat,
         )))
+    }
+
+    /// Waits until there is a log of a run that another call has made just now. There is none if the
+    /// run was not recorded, or is forgotten.
+    async fn wait_for_log(&self, caller: &Caller, ids: &Ids) {
+        let Some((log, keys)) = &self.log else {
+            return;
+        };
+        let key = keys.key(caller, &ids.thread_id, &ids.id);
+        let mut following = log.follow(&key);
+        let is_there = async {
+            loop {
+                following.begin_to_read();
+                if !matches!(log.read(&key, Position::START).await, Ok(None)) {
+                    break;
+                }
+                following.more().await;
+            }
+        };
+        _ = timeout(self.log_limits().timeout, is_there).await;
     }
 
     /// Does work to its end, whoever waits for it.
@@ -336,7 +361,7 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
         Err(cut) => {
-            let super::Resume {
+            let Resume {
                 thread_id, run_id, ..
             } = reader.progress.resume();
             tracing::warn!(

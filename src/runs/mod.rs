@@ -62,12 +62,12 @@ pub use converse::Inbound;
 pub use creates::CreateLimits;
 pub use log::{LogLimits, RedisStore};
 pub use polls::PollLimits;
-pub use progress::{Resume, SharedResume};
+pub use progress::SharedResume;
 
 use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     shares::{Limit, Permit, Shares},
     telemetry::{EventLogMetrics, OncePerSecond},
     upstream::{Caller, Client},
@@ -184,7 +184,7 @@ impl Streams {
         let poll = limits.poll.clone();
         Ok(Self {
             watches: watch::PollerRegistry::new(client.clone(), poll, log.clone()),
-            remembered: creates::Remembered::new(limits.creates.request_ids),
+            remembered: creates::Remembered::new(limits.creates.request_ids, log.as_ref()),
             queues: creates::Queues::default(),
             client,
             live: Shares::new(Limit {
@@ -278,19 +278,9 @@ fn open_log(limits: &StreamLimits, metrics: &EventLogMetrics) -> Result<Option<L
     })
 }
 
-/// The run will not change any more.
-fn is_terminal(status: RunStatus) -> bool {
-    use RunStatus as S;
-    match status {
-        S::Cancelled | S::Failed | S::Completed | S::Incomplete | S::Expired => true,
-        // A status that this contract does not know may be followed by any other.
-        S::Unspecified | S::Queued | S::InProgress | S::RequiresAction | S::Cancelling => false,
-    }
-}
-
 /// The run will not change unless somebody acts.
 fn is_settled(status: RunStatus) -> bool {
-    status == RunStatus::RequiresAction || is_terminal(status)
+    status == RunStatus::RequiresAction || status.is_terminal()
 }
 
 /// The options of a stream, checked.

@@ -7,20 +7,20 @@ use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Options, Resume, Started, Streams,
+    Options, Started, Streams,
     changes::Changes,
     duration,
     fetch::Parts,
     heartbeat::with_heartbeat,
-    is_settled, is_terminal,
+    is_settled,
     polls::Interest,
     progress::{Progress, SharedResume},
     reader::Reader,
 };
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     upstream::Caller,
-    v1::{Run, WaitRunRequest, WatchRunRequest},
+    v1::{Run, RunStatus, WaitRunRequest, WatchRunRequest},
 };
 
 impl Streams {
@@ -70,7 +70,7 @@ impl Streams {
                     reader.progress.sent(&event);
                     yield event;
                 }
-                if is_terminal(snapshot.run.status()) {
+                if snapshot.run.status().is_terminal() {
                     break;
                 }
                 let next = tokio::select! {
@@ -95,7 +95,7 @@ impl Streams {
         let enough = if request.return_on_requires_action {
             is_settled
         } else {
-            is_terminal
+            RunStatus::is_terminal
         };
         let mut watch = self.watches.join(
             caller,

@@ -14,7 +14,6 @@ use tokio::{
 
 use super::{
     fetch::{Fetch, Parts, Snapshot},
-    is_terminal,
     log::{Board, STAY, Turn},
     polls::{Key, Published, Shared, lock},
 };
@@ -224,7 +223,7 @@ impl Poller {
         asked: Option<Duration>,
     ) -> Option<Duration> {
         let failed = snapshot.failed().cloned();
-        let borne = failed.and_then(|error| self.bear(number, &error));
+        let borne = failed.and_then(|error| self.bear(&error));
         if borne.is_some() {
             snapshot.forget_failed();
         } else {
@@ -240,7 +239,7 @@ impl Poller {
             number,
             result: Ok(Arc::new(snapshot)),
         }));
-        if borne.is_some() || is_terminal(status) {
+        if borne.is_some() || status.is_terminal() {
             return borne;
         }
         let limits = &self.shared.limits;
@@ -252,14 +251,14 @@ impl Poller {
         };
         self.interval = self.interval.clamp(limits.floor, limits.ceiling);
         Some(asked.map_or_else(
-            || self.jittered(number),
+            || self.jittered(),
             |asked| asked.clamp(limits.floor, limits.ceiling),
         ))
     }
 
     /// Bears a failure or publishes it, and says how long to rest.
     fn failed(&mut self, number: u64, error: Error) -> Option<Duration> {
-        let borne = self.bear(number, &error);
+        let borne = self.bear(&error);
         if borne.is_none() {
             // Who joins from here on finds a poller as patient as a new one.
             self.failing_since = None;
@@ -273,7 +272,7 @@ impl Poller {
 
     /// How long to rest before what failed is tried again; `None` if it is not to be borne any
     /// longer.
-    fn bear(&mut self, number: u64, error: &Error) -> Option<Duration> {
+    fn bear(&mut self, error: &Error) -> Option<Duration> {
         let limits = &self.shared.limits;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         // What does not pass ends these watches, and is no reason to keep others waiting.
@@ -288,15 +287,14 @@ impl Poller {
         }
         tracing::debug!(error = %error.log(), "a poll failed; trying again");
         self.interval = (self.interval * 2).clamp(limits.floor, limits.ceiling);
-        Some(self.jittered(number))
+        Some(self.jittered())
     }
 
     /// The interval, up to a quarter shorter, so that pollers that began together do not stay
     /// together.
-    fn jittered(&self, number: u64) -> Duration {
-        let random = self.shared.hasher.hash_one((&self.key, number)) % 256;
-        let parts = 1024 - u32::try_from(random).unwrap_or_default();
-        (self.interval * parts / 1024).max(self.shared.limits.floor)
+    fn jittered(&self) -> Duration {
+        let interval = self.interval.mul_f64(1.0 - fastrand::f64() / 4.0);
+        interval.max(self.shared.limits.floor)
     }
 
     /// Waits for `pause` (for ever if `None`), or until a fetch is wanted that has not begun. Those

@@ -11,25 +11,13 @@ use std::{
 
 use super::{
     fetch::{Messages, Snapshot, has_ended, message_id},
-    is_settled, is_terminal,
+    is_settled,
 };
+use crate::error::Resume;
 use crate::v1::{
     Gap, MessageStatus, Run, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus,
     ThreadMessage, run_event::Payload,
 };
-
-/// How to resume a stream: watch this run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Resume {
-    /// The thread; empty if not known.
-    pub thread_id: String,
-    /// The run; empty if not known.
-    pub run_id: String,
-    /// The type of the last event that was sent; `Unspecified` if none was.
-    pub last_event: RunEventType,
-    /// The position of the last event that was sent and recorded; empty if none was.
-    pub position: String,
-}
 
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]
@@ -166,7 +154,7 @@ impl Progress {
 
     /// The run's last state was sent.
     pub(super) fn is_terminal(&self) -> bool {
-        is_terminal(self.status)
+        self.status.is_terminal()
     }
 
     /// The run goes on: its last state that was sent is not its state any more.
@@ -246,7 +234,7 @@ impl Progress {
     pub(super) fn missed(&self, snapshot: &Snapshot) -> Gap {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
         let ended: Vec<_> = snapshot.steps().iter().filter(|it| has_ended(it)).collect();
-        let is_over = is_terminal(snapshot.run.status());
+        let is_over = snapshot.run.status().is_terminal();
         let run_step_ids = ended.iter().map(|step| step.id.clone());
         let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
         let message_ids = ended.iter().filter_map(|step| message_id(step));
@@ -267,7 +255,7 @@ impl Progress {
     /// is open while the run waits for outputs is not missing.
     pub(super) fn gap(&self, snapshot: &Snapshot) -> Option<Gap> {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
-        let is_over = is_terminal(snapshot.run.status());
+        let is_over = snapshot.run.status().is_terminal();
         let steps = snapshot.steps();
         let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
         let run_step_ids = steps.iter().filter(|step| has_ended(step));

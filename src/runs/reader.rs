@@ -16,13 +16,13 @@ use tokio::{
 };
 
 use super::{
-    Options, Resume, Streams,
+    Options, Streams,
     fetch::Parts,
     progress::{Progress, SharedResume, run_event},
     received::{Received, received},
 };
 use crate::{
-    error::Error,
+    error::{Error, Resume},
     shares::Permit,
     upstream::{Answer, Caller, EventStream, IDEMPOTENCY_KEY, UpstreamReply},
     v1::{CancelRunRequest, RunEvent},

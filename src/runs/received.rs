@@ -4,16 +4,18 @@
 //! promises, is an [`UnknownEvent`] with name and data verbatim. Two dialects are read: `event:`
 //! and `data:` lines, and (`LiteLLM`'s) the event's name inside of the data:
 //! `{"event":"thread.run.created","data":{…}}`. `event: message` is no name: it is the one that an
-//! event without any has (WHATWG HTML, 9.2.6).
+//! event without any has (WHATWG HTML, 9.2.6). Without a name, a run is its state, and an error is
+//! one.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 
+use super::progress::run_event;
 use crate::{
     json::{self, Names as _},
-    upstream::sse::Frame,
-    v1::{RunEvent, RunEventType, UnknownEvent, run_event::Payload},
+    upstream::{self, sse::Frame},
+    v1::{Run, RunEvent, RunEventType, UnknownEvent, run_event::Payload},
 };
 
 /// What a frame says.
@@ -34,8 +36,14 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
         b"error" => return Received::Error(Bytes::copy_from_slice(data)),
         b"" if frame.is_done() => return Received::Done,
         // Proxies report their own failures so.
-        b"" if is_error(data) => {
+        b"" if upstream::is_error(data) => {
             return Received::Error(Bytes::copy_from_slice(data));
+        }
+        // An upstream that does not stream, and says that it does.
+        b"" => {
+            if let Some(event) = run_alone(data) {
+                return Received::Event(event);
+            }
         }
         _ => {}
     }
@@ -54,6 +62,15 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
     })
 }
 
+/// The event of a run that stands where an event should.
+fn run_alone(data: &[u8]) -> Option<RunEvent> {
+    if json::text_member(data, "object")? != "thread.run" {
+        return None;
+    }
+    let run: Box<Run> = json::decode_boxed(data).ok()?;
+    (!run.id.is_empty()).then(|| run_event(run))
+}
+
 /// The event's name and data, wherever they stand.
 fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
     let Frame { event, data, .. } = frame;
@@ -65,15 +82,6 @@ fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
         Some((name, data)) => (Cow::Owned(name.into_bytes()), data.as_bytes()),
         None => (Cow::Borrowed(b""), data),
     }
-}
-
-/// Whether data without an event's name are an error's: in an `error` member, or marked as one.
-fn is_error(data: &[u8]) -> bool {
-    let is = |name: &str, value: &str| json::member(data, name) == Some(value);
-    json::member(data, "error").is_some_and(|error| error != "null")
-        || is("object", "\"error\"")
-        || is("type", "\"error\"")
-        || json::member(data, "statusCode").is_some() && json::member(data, "message").is_some()
 }
 
 /// The type of an event of the REST API: `thread.run.created` is `THREAD_RUN_CREATED`.

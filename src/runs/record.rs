@@ -23,7 +23,7 @@ use tokio_stream::StreamExt as _;
 use tokio_util::future::FutureExt as _;
 
 use super::{
-    Events, Streams, is_settled, is_terminal,
+    Events, Streams, is_settled,
     log::{EventLog, Key, LogError, Position, within},
     progress::SharedResume,
 };
@@ -365,7 +365,7 @@ async fn ready(events: &mut Events) -> Option<Option<Result<RunEvent, Error>>> {
 
 /// After this event the run's log is over.
 pub(super) fn ends_log(event: &RunEvent) -> bool {
-    matches!(&event.payload, Some(Payload::Run(run)) if is_terminal(run.status()))
+    matches!(&event.payload, Some(Payload::Run(run)) if run.status().is_terminal())
 }
 
 /// A delivery ends with this event: the run is over, or somebody else has to act.

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use async_stream::try_stream;
 
 use super::{
-    Events, Resume,
+    Events,
     follow::{Follow, Followed},
     log::Position,
     progress::{Progress, SharedResume},
     record::{ends_delivery, ends_log},
 };
-use crate::{error::Error, v1::RunEvent};
+use crate::{
+    error::{Error, Resume},
+    v1::RunEvent,
+};
 
 /// Begins a conversation: given what was told, and the run by polling, its further events.
 type Begin = Box<dyn FnOnce(Progress, Follow) -> Events + Send>;

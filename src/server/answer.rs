@@ -26,7 +26,7 @@ use tokio::{
 use tonic::{Code, Status, body::Body};
 
 use super::{
-    call::{Call, Termination, TerminationStatus, code, trailers},
+    call::{Call, Termination, TerminationStatus, add_reason, code, trailers},
     message,
 };
 use crate::shares::{GivesWay, HeldBytes, HeldPart};
@@ -258,8 +258,11 @@ impl http_body::Body for CallBody {
                     let status = answer.termination_status.end(Termination::GaveWay);
                     (status.code(), Some(Frame::trailers(trailers(status))))
                 }
-                Err(frame) => {
-                    let code = frame.trailers_ref().map_or(Code::Unknown, code);
+                Err(mut frame) => {
+                    let code = frame.trailers_mut().map_or(Code::Unknown, |trailers| {
+                        add_reason(trailers);
+                        code(trailers)
+                    });
                     (code, Some(frame))
                 }
             },

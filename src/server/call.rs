@@ -38,15 +38,14 @@ use tower::BoxError;
 use super::{
     access::{Access, Account, Peer, Tenant},
     answer::{CallBody, EncodedBody, Reaper},
-    connection::jittered,
     deadline,
     drain::Drain,
+    jitter::jittered,
     message::{self, Messages, Rules},
-    routes::{Routes, is_asking_health, is_infra},
-    web::is_grpc,
+    routes::{Routes, is_asking_health, is_grpc, is_infra},
 };
 use crate::{
-    error::Error,
+    error::{Error, with_reason},
     registered_waker::RegisteredWaker,
     shares::{GivesWay, HeldBytes, HeldPart, Owner, Permit, Shares},
     telemetry::{self, Telemetry},
@@ -230,7 +229,8 @@ impl Calls {
         );
         // First of all: proxies repeat other methods, which may be writes here.
         if request.method() != Method::POST {
-            let mut answer = call.refuse(Status::invalid_argument("the HTTP method must be POST"));
+            let mut answer =
+                call.refuse(Error::invalid("the HTTP method", "must be POST").status());
             *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             let post = HeaderValue::from_static("POST");
             answer.headers_mut().insert(ALLOW, post);
@@ -239,9 +239,8 @@ impl Calls {
         if !is_grpc(request.headers().get(CONTENT_TYPE)) {
             // A browser sends other types to any server without asking first. The status is what
             // the specification of gRPC over HTTP/2 asks for.
-            let mut answer = call.refuse(Status::invalid_argument(
-                "content-type: must be application/grpc",
-            ));
+            let refused = Error::invalid("content-type", "must be application/grpc");
+            let mut answer = call.refuse(refused.status());
             *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(ready(Ok(answer)));
         }
@@ -258,13 +257,12 @@ impl Calls {
                 call.held = self.held(&call, path, account.owner)?;
                 Ok((account, packed))
             });
-        let admitted = admitted.map_err(|error| {
-            call.record.failed(&error);
-            error.status()
-        });
         let (account, packed) = match admitted.and_then(|admitted| timeout.map(|_| admitted)) {
             Ok(admitted) => admitted,
-            Err(status) => return Box::pin(ready(Ok(call.refuse(status)))),
+            Err(error) => {
+                call.record.failed(&error);
+                return Box::pin(ready(Ok(call.refuse(error.status()))));
+            }
         };
         let (termination_status, record, drain) = (
             call.termination_status.clone(),
@@ -500,6 +498,7 @@ impl Call {
                 let body = encoded.and_then(|body| body.take()).unwrap_or(body);
                 if body.is_end_stream() {
                     call.code = Some(code(&head.headers));
+                    add_reason(&mut head.headers);
                     return Ok(Response::from_parts(head, CallBody::default()));
                 }
                 if call.pack_above.is_some() {
@@ -602,7 +601,7 @@ impl Call {
     /// The call is over before there was a response head.
     fn refuse(mut self, status: Status) -> Response<CallBody> {
         self.code = Some(status.code());
-        status.into_http()
+        with_reason(status).into_http()
     }
 }
 
@@ -691,8 +690,18 @@ pub(super) fn code(headers: &HeaderMap) -> Code {
         .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()))
 }
 
+/// Adds the reason to a status that has none: one that the library made.
+pub(super) fn add_reason(trailers: &mut HeaderMap) {
+    let bare = code(trailers) != Code::Ok && !trailers.contains_key(Status::GRPC_STATUS_DETAILS);
+    if let Some(status) = bare.then(|| Status::from_header_map(trailers)).flatten() {
+        let reasoned = with_reason(status).into_http::<()>().into_parts().0.headers;
+        let details = reasoned.get(Status::GRPC_STATUS_DETAILS).cloned();
+        trailers.extend(details.map(|details| (Status::GRPC_STATUS_DETAILS, details)));
+    }
+}
+
 pub(super) fn trailers(status: Status) -> HeaderMap {
-    let mut trailers = status.into_http::<()>().into_parts().0.headers;
+    let mut trailers = with_reason(status).into_http::<()>().into_parts().0.headers;
     trailers.remove(CONTENT_TYPE);
     trailers
 }

@@ -6,7 +6,6 @@
 //! GOAWAY first, then time to finish, then a status for what is left, then the cut.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     io::{self, Cursor},
     net::IpAddr,
     pin::pin,
@@ -31,6 +30,7 @@ use super::{
     access::Peer,
     call::{Calls, Open},
     handshake::{Failed, Reason},
+    jitter::jittered,
     writes::{Writes, gathered},
 };
 use crate::shares::{GivesWay, Permit};
@@ -340,34 +340,5 @@ async fn after(limit: Option<Duration>) {
     match limit {
         Some(limit) => sleep(limit).await,
         None => std::future::pending().await,
-    }
-}
-
-/// `time` ±10%. The hasher's keys are random enough for that.
-pub(super) fn jittered(time: Duration) -> Duration {
-    let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
-    time.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn jitter_stays_within_ten_percent_and_differs() {
-        let times: Vec<_> = (0..100)
-            .map(|_| jittered(Duration::from_secs(100)))
-            .collect();
-        assert!(
-            times
-                .iter()
-                .all(|time| (90..=110).contains(&time.as_secs())),
-            "{times:?}"
-        );
-        let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
-        assert!(
-            most.saturating_sub(*least) > Duration::from_secs(10),
-            "{times:?}"
-        );
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use tonic::Status;
+
+use crate::error::Error;
 
 /// Takes the time that the caller gives the call, counted from now; `None` if it sets none.
 ///
@@ -11,14 +12,15 @@ use tonic::Status;
 /// would turn a call with a bound into one without; `INTERNAL`, as others answer, would count a
 /// caller's mistake as ours. Zero is no positive integer, but callers whose deadline has just
 /// passed do send it.
-pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Duration>, Status> {
+pub(super) fn take(headers: &mut HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.remove("grpc-timeout") else {
         return Ok(None);
     };
     match parse(value.as_bytes()) {
         Some(timeout) => Ok(Some(timeout)),
-        None => Err(Status::invalid_argument(
-            "grpc-timeout must be one to eight digits and one of H, M, S, m, u, n",
+        None => Err(Error::invalid(
+            "grpc-timeout",
+            "must be one to eight digits and one of H, M, S, m, u, n",
         )),
     }
 }

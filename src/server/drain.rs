@@ -3,10 +3,7 @@
 //! Must hold: they leave one by one, spread over the first half of the drain timeout. Together they
 //! would all come back together, to the servers that are left.
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +20,6 @@ impl Drain {
     /// Waits until it is this stream's turn to leave; for ever if the server does not drain.
     pub async fn turn(self) {
         self.begun.cancelled().await;
-        let random = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
-        tokio::time::sleep(self.within.mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
+        tokio::time::sleep(self.within.mul_f64(fastrand::f64())).await;
     }
 }

@@ -177,7 +177,7 @@ impl<B> Messages<B> {
                     }
                     if self.rules.one && self.count > 0 {
                         return Err(Error::Malformed {
-                            what: "more than one message, where the method takes one",
+                            what: "more than one message, where the method takes one".into(),
                         });
                     }
                     let more = data.len().min(PREFIX - *came);
@@ -252,12 +252,12 @@ impl<B> Messages<B> {
             }
             1 => {
                 return Err(Error::Malformed {
-                    what: "a message is packed, and grpc-encoding does not say how",
+                    what: "a message is packed, and grpc-encoding does not say how".into(),
                 });
             }
             _ => {
                 return Err(Error::Malformed {
-                    what: "a message's first byte is neither 0 nor 1",
+                    what: "a message's first byte is neither 0 nor 1".into(),
                 });
             }
         };
@@ -273,7 +273,7 @@ impl<B> Messages<B> {
         } else {
             return Ok(());
         };
-        Err(Error::Malformed { what })
+        Err(Error::Malformed { what: what.into() })
     }
 }
 
@@ -290,7 +290,7 @@ impl Rules {
             return self.too_large();
         }
         Error::Malformed {
-            what: "a message is not what gzip gives",
+            what: "a message is not what gzip gives".into(),
         }
     }
 }

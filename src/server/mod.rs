@@ -31,6 +31,7 @@ mod deadline;
 mod drain;
 mod handshake;
 mod health;
+mod jitter;
 mod limits;
 mod message;
 mod reflection;
@@ -230,11 +231,13 @@ where
     }
 }
 
-/// As much metadata as the libraries take, so that a call with more than its limit is answered by
-/// gRPC's means. They answer by HTTP 431 themselves, which clients of gRPC read as UNKNOWN.
-fn taken(limits: &Limits) -> u32 {
-    limits.metadata.saturating_mul(4)
-}
+/// As much metadata as the libraries take, in shares of what a call may have, so that a call with
+/// more is answered by gRPC's means. Beyond that they answer by HTTP 431 themselves, which clients
+/// of gRPC read as UNKNOWN; and h2 ends the whole connection where one block of headers comes in
+/// more frames than its limit takes (`too_many_continuations`). So there it is larger. Not without
+/// bound: what of a block has come is held for a caller that nobody knows yet.
+const TAKEN_HTTP1: u32 = 4;
+const TAKEN_HTTP2: u32 = 16;
 
 /// The largest piece of an answer that the HTTP library is given.
 fn piece(limits: &Limits) -> usize {
@@ -243,7 +246,7 @@ fn piece(limits: &Limits) -> usize {
 
 fn http1(limits: &Limits) -> http1::Builder {
     let mut http1 = http1::Builder::new();
-    let metadata = taken(limits) as usize;
+    let metadata = limits.metadata.saturating_mul(TAKEN_HTTP1) as usize;
     http1
         .timer(TokioTimer::new())
         // It runs between two requests, too: a browser that comes back connects again.
@@ -273,7 +276,7 @@ fn http2(limits: &Limits, tasks: Tasks) -> http2::Builder<Tasks> {
                 .saturating_sub(2 * piece(limits))
                 .max(1),
         )
-        .max_header_list_size(taken(limits))
+        .max_header_list_size(limits.metadata.saturating_mul(TAKEN_HTTP2))
         .keep_alive_interval(limits.ping_interval)
         .keep_alive_timeout(limits.ping_timeout)
         .max_local_error_reset_streams(limits.error_resets)

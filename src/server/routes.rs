@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tonic::{
     Status,
     body::Body,
@@ -129,4 +129,14 @@ pub fn routes(services: Routes) -> (Routes, Health) {
         .with(reflection::v1::service(Arc::clone(&index)))
         .with(reflection::v1alpha::service(index));
     (services, health)
+}
+
+/// Whether a request of this type is one of gRPC.
+pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let parts = content_type.and_then(|it| it.as_bytes().trim_ascii().split_at_checked(GRPC.len()));
+    parts.is_some_and(|(grpc, more)| {
+        let ends = matches!(more.first(), None | Some(b'+' | b';' | b' ' | b'\t'));
+        grpc.eq_ignore_ascii_case(GRPC) && ends
+    })
 }

@@ -41,7 +41,7 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, Service as _, service_fn};
 use url::Url;
 
-use super::call::Calls;
+use super::{call::Calls, routes::is_grpc};
 
 /// What a request needs beside the metadata that the gateway passes on.
 const REQUEST_HEADERS: [&str; 5] = [
@@ -319,15 +319,6 @@ fn names_host<B>(request: &Request<B>) -> bool {
         (None, _) => request.version() < Version::HTTP_11,
         (Some(_), Some(_)) => false,
     }
-}
-
-pub(super) fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let parts = content_type.and_then(|it| it.as_bytes().trim_ascii().split_at_checked(GRPC.len()));
-    parts.is_some_and(|(grpc, more)| {
-        let ends = matches!(more.first(), None | Some(b'+' | b';' | b' ' | b'\t'));
-        grpc.eq_ignore_ascii_case(GRPC) && ends
-    })
 }
 
 fn empty(status: StatusCode) -> Response<Body> {

@@ -6,6 +6,6 @@
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Gateway, RunEvents, answer, is_of_run, run};
-use crate::{server::Routes, v1::*};
+use crate::{error::Idempotency, server::Routes, v1::*};
 
 include!(concat!(env!("OUT_DIR"), "/services.rs"));

@@ -112,7 +112,10 @@ fn decode<U: Message + Default>(buf: impl Buf, steps: u32) -> Result<U, Status> 
         };
         return Err(error.status());
     }
-    decoded.map_err(|error| Status::internal(error.to_string()))
+    decoded.map_err(|error| {
+        let what = error.to_string().into();
+        Error::Malformed { what }.status()
+    })
 }
 
 /// Bytes that come to an end after so many steps.

@@ -21,10 +21,11 @@ use crate::{
 pub(super) async fn stream_create_run(
     gateway: &Gateway,
     request: Request<StreamCreateRunRequest>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     // A repeat looks for what the first call has made.
     let idempotency = if request.get_ref().request_id.is_empty() {
-        Idempotency::NonIdempotent
+        idempotency
     } else {
         Idempotency::Idempotent
     };
@@ -43,8 +44,8 @@ pub(super) async fn stream_create_run(
 pub(super) async fn stream_create_thread_and_run(
     gateway: &Gateway,
     request: Request<StreamCreateThreadAndRunRequest>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::NonIdempotent;
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,
@@ -62,8 +63,8 @@ pub(super) async fn stream_create_thread_and_run(
 pub(super) async fn stream_submit_tool_outputs(
     gateway: &Gateway,
     request: Request<StreamSubmitToolOutputsRequest>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::NonIdempotent;
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,
@@ -81,8 +82,8 @@ pub(super) async fn stream_submit_tool_outputs(
 pub(super) async fn converse_run(
     gateway: &Gateway,
     request: Request<Streaming<ConverseRunRequest>>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::NonIdempotent;
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,
@@ -100,8 +101,8 @@ pub(super) async fn converse_run(
 pub(super) async fn watch_run(
     gateway: &Gateway,
     request: Request<WatchRunRequest>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::Idempotent;
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,
@@ -117,8 +118,8 @@ pub(super) async fn watch_run(
 pub(super) async fn resume_run(
     gateway: &Gateway,
     request: Request<ResumeRunRequest>,
+    idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
-    let idempotency = Idempotency::Idempotent;
     streaming(gateway, request, idempotency, |streams, call| async move {
         let Begun {
             caller,

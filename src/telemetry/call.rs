@@ -19,7 +19,7 @@ use tonic::Code;
 
 use super::{
     Telemetry,
-    metrics::{Method, code_name},
+    methods::{Method, code_name},
     trace,
     usage::CallerUsage,
 };
@@ -78,8 +78,8 @@ struct Ids {
 impl Telemetry {
     /// A call begins: `path` is what was asked for, `headers` may have a trace context.
     pub fn call(&self, path: &str, headers: &HeaderMap) -> Call {
-        let method = self.metrics().method(path);
-        let unknown = method.is_err().then(|| {
+        let method = self.metrics().methods.at(path);
+        let unknown: Option<String> = method.is_err().then(|| {
             path.trim_start_matches('/')
                 .chars()
                 .take(MAX_PATH)
@@ -87,7 +87,7 @@ impl Telemetry {
         });
         let method = Arc::clone(method.unwrap_or_else(|other| other));
         method.active.inc();
-        let span = self.0.tracer.server(&method, headers);
+        let span = self.0.tracer.server(&method, unknown.as_deref(), headers);
         Call(Some(Arc::new(Open {
             telemetry: self.clone(),
             method,
@@ -109,7 +109,11 @@ impl Call {
 
     /// Notes what `names` gives, if lines of calls say it.
     fn note_ids(&self, names: impl FnOnce(&mut Ids)) {
-        if let Some(open) = self.0.as_ref().filter(|open| open.telemetry.0.log_ids) {
+        if let Some(open) = self
+            .0
+            .as_ref()
+            .filter(|open| open.telemetry.0.settings.log_ids)
+        {
             names(&mut open.notes().ids);
         }
     }
@@ -177,7 +181,7 @@ impl Call {
         let before = open.events.load(Ordering::Relaxed);
         open.events.store(before + 1, Ordering::Relaxed);
         if before == 0 {
-            metrics.first_event(&open.method.name, open.began.elapsed().as_secs_f64());
+            metrics.first_event(&open.method.label, open.began.elapsed().as_secs_f64());
         }
         if let Some(Payload::Run(run)) = &event.payload {
             open.telemetry.saw(run);
@@ -188,7 +192,7 @@ impl Call {
     /// The run that it is about, as it is now.
     pub fn saw(&self, run: &Run) {
         if let Some(open) = &self.0 {
-            open.span.saw(run);
+            open.span.saw(run, &open.telemetry.0.settings.provider);
             if let Some(usage) = open.usage.get() {
                 let Telemetry(inner) = &open.telemetry;
                 inner.outcomes.shown(run, &usage.label, &inner.metrics);
@@ -206,16 +210,12 @@ impl Call {
             usage.live_streams.dec();
         }
         open.method.duration(code).observe(duration.as_secs_f64());
-        let (service, method) = match &open.unknown {
-            Some(path) => path.split_once('/').unwrap_or((path, "")),
-            None => (&*open.method.service, &*open.method.name),
-        };
+        let method = open.unknown.as_ref().unwrap_or(&open.method.name);
         let notes = open.notes();
         let ids = &notes.ids;
         let events = open.events.load(Ordering::Relaxed);
         open.span.ended(code, notes.error.as_deref());
         tracing::info!(
-            rpc.service = service,
             rpc.method = method,
             code = code_name(code),
             duration_ms = duration.as_secs_f64() * 1000.0,

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use clap::ValueEnum;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -34,7 +35,17 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::config::LogFormat;
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// As text on a terminal, as JSON elsewhere.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
 
 /// How long a line waits for others.
 const DELAY: Duration = Duration::from_millis(50);

@@ -1,54 +1,33 @@
 //! Every metric: its name, its labels, its buckets.
 //!
-//! Names and labels are those of OpenTelemetry's semantic conventions (rpc, http, `gen_ai`),
-//! written as Prometheus writes them, where there are such; the gateway's own begin with
-//! `runs_gateway_`. The dashboard and the alerts in `deploy/` are held to them by a check.
+//! Names and labels are those of OpenTelemetry's semantic conventions (rpc and http of 1.45,
+//! `gen_ai` of 0.1.0), written as Prometheus writes them, where there are such; the gateway's own
+//! begin with `runs_gateway_`. A test holds them to a list; the dashboard and the alerts in
+//! `deploy/` are held to them by a check.
 //!
 //! Must hold: label values come from sets that are known beforehand (the contract's methods, gRPC
 //! codes, REST routes, HTTP statuses) or are bounded here ([`bounded`], [`Models`]).
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
 };
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Encoder as _, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
-use tonic::Code;
 
-use super::Callers;
-use crate::v1::{DESCRIPTOR, RunEventType};
+use super::{
+    Callers, Settings,
+    make::{Make, OTHER, SECONDS},
+    methods::Methods,
+    tokens::TokenMetrics,
+};
+use crate::v1::{Run, RunEventType};
 
 /// The content type of [`Metrics::render`].
 pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Upper bounds of durations, in seconds: those that the conventions advise, and longer ones for
-/// streams, which last as long as runs.
-const SECONDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
-];
-
-/// Upper bounds of numbers of tokens: those of `gen_ai.client.token.usage`.
-const TOKENS: &[f64] = &[
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-    1024.0,
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-];
 
 /// As many models as have a label of their own. Upstreams own their names; there are rarely more
 /// than some dozens.
@@ -61,36 +40,19 @@ const RUN_ERRORS: [&str; 3] = ["server_error", "rate_limit_exceeded", "invalid_p
 const EVENT_TYPES: i32 = 128;
 
 /// What somebody has to mend (`trouble.rs`).
-pub(super) const TROUBLES: [&str; 4] = [
+pub(super) const TROUBLES: [&str; 5] = [
     "gateway_key_rejected",
+    "list_unread",
     "quota_used_up",
     "upstream_unreachable",
     "upstream_unusable",
 ];
 
-/// What stands for all that is not known.
-pub(super) const OTHER: &str = "other";
-
-/// What is served beside the contract.
-const STANDARD: [(&str, &str); 5] = [
-    ("grpc.health.v1.Health", "Check"),
-    ("grpc.health.v1.Health", "Watch"),
-    ("grpc.health.v1.Health", "List"),
-    (
-        "grpc.reflection.v1.ServerReflection",
-        "ServerReflectionInfo",
-    ),
-    (
-        "grpc.reflection.v1alpha.ServerReflection",
-        "ServerReflectionInfo",
-    ),
-];
-
 /// The metrics of one gateway.
 pub struct Metrics {
     registry: Registry,
-    methods: HashMap<String, Arc<Method>>,
-    other: Arc<Method>,
+    /// The methods that are served.
+    pub(super) methods: Methods,
     pub(super) requests: HistogramVec,
     /// Upstream requests under way.
     pub(super) requests_active: IntGauge,
@@ -113,6 +75,8 @@ pub struct Metrics {
     pub watchers: IntGauge,
     /// The event log.
     pub event_log: EventLogMetrics,
+    /// Creates that may be repeated, and creates that wait.
+    pub creates: CreateMetrics,
     /// Troubles that somebody has to mend, by what they are.
     pub(super) troubles: IntCounterVec,
     /// Calls of which headers were taken off that only a mesh's proxies may set.
@@ -120,8 +84,10 @@ pub struct Metrics {
     handshakes_failed: IntCounterVec,
     reload_failing: IntGaugeVec,
     certificate_expiry: IntGaugeVec,
+    /// When the upstream key that a command printed expires, in Unix seconds.
+    pub upstream_key_expiry: IntGauge,
     runs_ended: IntCounterVec,
-    tokens: HistogramVec,
+    tokens: TokenMetrics,
     models: Models,
     /// What each caller used.
     pub callers: Callers,
@@ -195,26 +161,52 @@ impl Default for EventLogMetrics {
     }
 }
 
-/// One method, with its metrics.
-#[derive(Debug)]
-pub(super) struct Method {
-    pub(super) service: String,
-    pub(super) name: String,
-    /// Its answer is a stream. What is not in the contract counts as one.
-    pub(super) streams: bool,
-    pub(super) active: IntGauge,
-    durations: HistogramVec,
-    by_code: [OnceLock<Histogram>; 17],
+/// Creates with a `request_id`, and creates on busy threads. Cheap to clone: clones count together.
+#[derive(Debug, Clone)]
+pub struct CreateMetrics {
+    /// Calls that joined a create that was under way.
+    pub joined: IntCounter,
+    /// Calls whose create was made before.
+    pub repeated: IntCounter,
+    /// Creates whose outcome was not known, and that were found.
+    pub found: IntCounter,
+    /// Creates whose outcome is not known: they were looked for in vain.
+    pub unsettled: IntCounter,
+    /// Times that the store did not say what other replicas do.
+    pub store_failed: IntCounter,
+    /// Creates that wait for a thread's active run.
+    pub waiting: IntGauge,
+    /// Creates that have waited for a thread's active run, those that still do among them.
+    pub waited: IntCounter,
 }
 
-impl Method {
-    /// The durations of calls that ended with `code`.
-    pub(super) fn duration(&self, code: Code) -> &Histogram {
-        let index = usize::try_from(i32::from(code)).unwrap_or_default();
-        self.by_code[index].get_or_init(|| {
-            self.durations
-                .with_label_values(&[&*self.service, &*self.name, code_name(code)])
-        })
+impl CreateMetrics {
+    fn new(new: &Make<'_>) -> Self {
+        let outcomes = new.counters(
+            "runs_gateway_request_ids_total",
+            "Calls with a request_id that made nothing: they joined a create, repeated one, found what \
+             was made when the answer was lost, or found nothing and left it open (unsettled).",
+            &["outcome"],
+        );
+        let outcome = |name: &str| outcomes.with_label_values(&[name]);
+        Self {
+            joined: outcome("joined"),
+            repeated: outcome("repeated"),
+            found: outcome("found"),
+            unsettled: outcome("unsettled"),
+            store_failed: new.counter(
+                "runs_gateway_request_id_store_failures_total",
+                "Times that a create with a request_id went on without knowing of other replicas.",
+            ),
+            waiting: new.gauge(
+                "runs_gateway_waiting_creates",
+                "Creates that wait for a thread's active run.",
+            ),
+            waited: new.counter(
+                "runs_gateway_waited_creates_total",
+                "Creates that have waited for a thread's active run, those that still do among them.",
+            ),
+        }
     }
 }
 
@@ -224,39 +216,10 @@ impl Metrics {
     /// # Panics
     ///
     /// If two metrics have one name, or the contract that this program was built with is malformed.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         let registry = Registry::new();
         let new = Make(&registry);
-        let durations = new.histograms(
-            "rpc_server_call_duration_seconds",
-            "Time from a call's headers to the last byte of its answer.",
-            &["rpc_service", "rpc_method", "rpc_response_status_code"],
-            SECONDS,
-        );
-        let active = new.gauges(
-            "rpc_server_active_calls",
-            "Calls that are open, streams among them.",
-            &["rpc_service", "rpc_method"],
-        );
-        let method = |service: &str, method: &str, streams| {
-            Arc::new(Method {
-                service: service.to_owned(),
-                name: method.to_owned(),
-                streams,
-                active: active.with_label_values(&[service, method]),
-                durations: durations.clone(),
-                by_code: [const { OnceLock::new() }; 17],
-            })
-        };
-        let served = served().into_iter();
-        let methods = served
-            .map(|(service, name, streams)| {
-                (
-                    format!("/{service}/{name}"),
-                    method(&service, &name, streams),
-                )
-            })
-            .collect();
+        let methods = Methods::new(&new, settings.legacy_metrics);
         let events = new.counters(
             "runs_gateway_events_total",
             "Events sent to callers.",
@@ -274,7 +237,6 @@ impl Metrics {
         }
         Self {
             methods,
-            other: method(OTHER, OTHER, true),
             requests: new.histograms(
                 "http_client_request_duration_seconds",
                 "Time of an upstream request, to its answer's last byte; of an event stream, to its head.",
@@ -305,6 +267,7 @@ impl Metrics {
             watchers: new
                 .gauge("runs_gateway_watchers", "Callers that watch or wait for runs, or follow one whose stream was cut."),
             event_log: EventLogMetrics::new(&new),
+            creates: CreateMetrics::new(&new),
             troubles,
             mesh_headers_stripped: new.counter(
                 "runs_gateway_mesh_headers_stripped_total",
@@ -326,17 +289,20 @@ impl Metrics {
                 "When a certificate of the gateway's own expires, in Unix seconds.",
                 &["certificate"],
             ),
+            upstream_key_expiry: new.gauge(
+                "runs_gateway_upstream_key_expiry_timestamp_seconds",
+                "When the upstream key that --upstream-key-command printed expires, in Unix seconds; 0 if it does not.",
+            ),
             runs_ended: new.counters(
                 "runs_gateway_runs_ended_total",
                 "Runs that the gateway saw end, each once.",
                 &["status", "error_code"],
             ),
-            tokens: new.histograms(
-                "gen_ai_client_token_usage",
-                "Tokens that a run used, counted when it was seen to have ended.",
-                &["gen_ai_operation_name", "gen_ai_token_type", "gen_ai_request_model"],
-                TOKENS,
-            ),
+            tokens: if settings.legacy_metrics {
+                TokenMetrics::legacy(&new)
+            } else {
+                TokenMetrics::new(&new, &settings.provider)
+            },
             models: Models::default(),
             callers: Callers::new(
                 new.counters("runs_gateway_caller_calls_total", "Calls, by the name of their caller.", &["caller"]),
@@ -390,12 +356,6 @@ impl Metrics {
         String::from_utf8(text).expect("names and labels are text")
     }
 
-    /// The method at `path`; if it is not served, the one that stands for all of those: callers may
-    /// ask for anything.
-    pub(super) fn method(&self, path: &str) -> Result<&Arc<Method>, &Arc<Method>> {
-        self.methods.get(path).ok_or(&self.other)
-    }
-
     /// An event was sent.
     pub(super) fn sent(&self, kind: RunEventType) {
         let counter = usize::try_from(i32::from(kind))
@@ -421,10 +381,9 @@ impl Metrics {
             .inc();
     }
 
-    pub(super) fn tokens(&self, kind: &str, model: &str, tokens: f64) {
-        self.tokens
-            .with_label_values(&["invoke_agent", kind, self.models.label(model)])
-            .observe(tokens);
+    /// A run that has ended used its tokens.
+    pub(super) fn tokens(&self, run: &Run) {
+        self.tokens.count(run, self.models.label(&run.model));
     }
 }
 
@@ -469,28 +428,6 @@ fn bounded<'a>(value: &'a str, known: &[&'a str]) -> &'a str {
     if known.contains(&value) { value } else { OTHER }
 }
 
-/// Services and methods that are served, and whether their answers are streams.
-fn served() -> Vec<(String, String, bool)> {
-    let contract = FileDescriptorSet::decode(DESCRIPTOR).expect("the embedded descriptor is valid");
-    let mut served: Vec<_> = STANDARD
-        .map(|(service, method)| (service.to_owned(), method.to_owned(), true))
-        .into();
-    for file in &contract.file {
-        for service in &file.service {
-            let name = format!("{}.{}", file.package(), service.name());
-            let methods = service.method.iter();
-            served.extend(methods.map(|method| {
-                (
-                    name.clone(),
-                    method.name().to_owned(),
-                    method.server_streaming(),
-                )
-            }));
-        }
-    }
-    served
-}
-
 /// The name of a type of events as a label: `thread_run_created`.
 fn event_type(number: i32) -> Option<String> {
     let kind = RunEventType::try_from(number).ok()?;
@@ -503,84 +440,4 @@ fn event_type(number: i32) -> Option<String> {
     } else {
         name
     })
-}
-
-/// The name of a code as gRPC writes it, such as `NOT_FOUND`.
-pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
-/// Makes metrics and registers them.
-struct Make<'a>(&'a Registry);
-
-impl Make<'_> {
-    fn register<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let made = made.expect("names and labels are valid");
-        self.0
-            .register(Box::new(made.clone()))
-            .expect("every metric has a name of its own");
-        made
-    }
-
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        self.register(HistogramVec::new(
-            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
-            labels,
-        ))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        self.register(Histogram::with_opts(options))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.register(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(IntCounter::new(name, help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.register(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.register(IntGauge::new(name, help))
-    }
-
-    /// What is constant, and what the operating system counts.
-    fn process(&self) {
-        let info = self.gauges(
-            "runs_gateway_build_info",
-            "Always 1; the label says which version runs.",
-            &["version"],
-        );
-        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        #[cfg(target_os = "linux")]
-        self.0
-            .register(Box::new(
-                prometheus::process_collector::ProcessCollector::for_self(),
-            ))
-            .expect("every metric has a name of its own");
-    }
 }

@@ -3,6 +3,8 @@
 //! | file | idea |
 //! |---|---|
 //! | `metrics.rs` | every metric: its name, its labels, its buckets |
+//! | `methods.rs` | the methods that are served, each with its metrics |
+//! | `tokens.rs` | the tokens that runs used |
 //! | `call.rs` | one call, as its log line, its metrics and its span see it |
 //! | `upstream_request.rs` | one upstream request, likewise |
 //! | `trouble.rs` | what whoever runs the gateway has to mend |
@@ -23,9 +25,12 @@
 
 mod call;
 pub mod log;
+mod make;
+mod methods;
 mod metrics;
 mod once;
 mod run_metrics;
+mod tokens;
 mod trace;
 mod trouble;
 mod upstream_request;
@@ -33,11 +38,13 @@ mod usage;
 
 use std::{fmt, sync::Arc};
 
+pub(crate) use self::trouble::in_words_of_the_model;
 pub use self::{
     call::Call,
-    metrics::{EventLogMetrics, Metrics, PROMETHEUS_TEXT},
+    log::LogFormat,
+    metrics::{CreateMetrics, EventLogMetrics, Metrics, PROMETHEUS_TEXT},
     once::OncePerSecond,
-    trace::Tracer,
+    trace::{OtlpProtocol, Tracer, Traces},
     upstream_request::UpstreamRequest,
     usage::{Callers, MAX_NAMED_CALLERS},
 };
@@ -52,20 +59,42 @@ struct Inner {
     tracer: Tracer,
     outcomes: run_metrics::RunMetrics,
     troubles: trouble::Troubles,
-    /// Lines of calls have ids and names.
-    log_ids: bool,
+    /// The upstream is the model behind the embedded API.
+    is_model: bool,
+    settings: Settings,
+}
+
+/// What is told, and under which names.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Lines of calls have the ids of threads and runs and the callers' names.
+    pub log_ids: bool,
+    /// Metrics have the names and labels of the release before.
+    pub legacy_metrics: bool,
+    /// Whose models run: `gen_ai.provider.name`.
+    pub provider: String,
 }
 
 impl Telemetry {
-    /// Counts from zero, and traces by `tracer`. With `log_ids`, lines of calls have the ids of
-    /// threads and runs and the callers' names.
-    pub fn new(tracer: Tracer, log_ids: bool) -> Self {
+    /// Counts from zero, and traces by `tracer`.
+    pub fn new(tracer: Tracer, settings: Settings) -> Self {
+        Self::about(false, tracer, settings)
+    }
+
+    /// For requests to the model behind the embedded API: what has to be mended is said in its
+    /// words. Nothing is traced, and no ids are logged.
+    pub(crate) fn of_model() -> Self {
+        Self::about(true, Tracer::off(), Settings::default())
+    }
+
+    fn about(is_model: bool, tracer: Tracer, settings: Settings) -> Self {
         Self(Arc::new(Inner {
-            metrics: Metrics::new(),
+            metrics: Metrics::new(&settings),
             tracer,
             outcomes: run_metrics::RunMetrics::default(),
             troubles: trouble::Troubles::default(),
-            log_ids,
+            is_model,
+            settings,
         }))
     }
 
@@ -89,7 +118,7 @@ impl Telemetry {
 impl Default for Telemetry {
     /// Counts from zero, does not trace, and logs no ids.
     fn default() -> Self {
-        Self::new(Tracer::off(), false)
+        Self::new(Tracer::off(), Settings::default())
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::Metrics;
+use super::{Metrics, tokens::kinds};
 use crate::v1::{Run, RunStatus};
 
 /// As many runs as are remembered to have been counted; 16 bytes each.
@@ -56,16 +56,14 @@ impl RunMetrics {
             return;
         };
         metrics.run_ended(status, run.last_error.as_ref().map(|error| &*error.code));
-        for (kind, tokens) in tokens(run) {
-            metrics.tokens(kind, &run.model, f64::from(tokens));
-        }
+        metrics.tokens(run);
     }
 
     /// Counts the tokens of a run that has ended to the caller of this label, if nobody was shown
     /// its end before.
     pub(super) fn shown(&self, run: &Run, caller: &str, metrics: &Metrics) {
         if self.counts(run, &self.attributed).is_some() {
-            for (kind, tokens) in tokens(run) {
+            for (kind, tokens) in kinds(run) {
                 metrics.caller_tokens(caller, kind, &run.model, tokens);
             }
         }
@@ -106,18 +104,6 @@ impl RunMetrics {
     }
 }
 
-/// The tokens that a run used, by their kind.
-fn tokens(run: &Run) -> impl Iterator<Item = (&'static str, u32)> {
-    let usage = run.usage.iter();
-    let kinds = usage.flat_map(|usage| {
-        [
-            ("input", usage.prompt_tokens),
-            ("output", usage.completion_tokens),
-        ]
-    });
-    kinds.filter_map(|(kind, tokens)| Some((kind, u32::try_from(tokens?).ok()?)))
-}
-
 /// Seconds since 1970.
 fn now() -> i64 {
     let now = SystemTime::now()
@@ -150,10 +136,11 @@ mod tests {
     use prost_types::Timestamp;
 
     use super::*;
+    use crate::telemetry::Settings;
 
     #[test]
     fn a_run_is_counted_once_even_if_it_is_read_again_after_more_others_than_are_remembered() {
-        let (outcomes, metrics) = (RunMetrics::default(), Metrics::new());
+        let (outcomes, metrics) = (RunMetrics::default(), Metrics::new(&Settings::default()));
         // One ends every second.
         let see = |number: usize| {
             let seconds = outcomes.since + i64::try_from(number).expect("few");

@@ -1,8 +1,8 @@
 //! Spans, and their export by OTLP.
 //!
 //! A call is a server span to its last byte, each upstream request a client span below it.
-//! Attributes are those of OpenTelemetry's semantic conventions for rpc, http and generative AI:
-//! ids, models and counts, never what was said. The context comes in and goes on as W3C
+//! Attributes are those of OpenTelemetry's semantic conventions for rpc and http (1.45) and for
+//! generative AI (0.1.0): ids, models and counts, never what was said. The context comes in and goes on as W3C
 //! `traceparent` and `tracestate`; that it goes on is the configuration's to allow, like all
 //! metadata.
 //!
@@ -31,11 +31,30 @@ use opentelemetry_sdk::{
 };
 use tonic::Code;
 
-use super::metrics::{Method, code_name};
-use crate::{
-    config::{OtlpProtocol, Traces},
-    v1::Run,
+use super::{
+    methods::{Method, UNKNOWN, code_name, error_type},
+    tokens::OPERATION,
 };
+use crate::v1::Run;
+
+/// How traces are exported, as far as the exporter does not read it from the standard variables by
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traces {
+    /// The protocol.
+    pub protocol: OtlpProtocol,
+    /// The variables name the service.
+    pub is_named: bool,
+}
+
+/// The protocols of OTLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// Protobuf over gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
+}
 
 /// Makes spans, or does not.
 pub struct Tracer(Option<Exporting>);
@@ -98,8 +117,13 @@ impl Tracer {
         })))
     }
 
-    /// A call begins.
-    pub(super) fn server(&self, method: &Method, headers: &HeaderMap) -> Server {
+    /// A call of `method` begins; `unknown` is what was asked for, if it is not served.
+    pub(super) fn server(
+        &self,
+        method: &Method,
+        unknown: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Server {
         let traced = headers.contains_key("traceparent");
         if self.0.is_none() && !traced {
             return Server::of(Context::new());
@@ -109,12 +133,16 @@ impl Tracer {
         let Some(Exporting { tracer, .. }) = &self.0 else {
             return Server::of(parent);
         };
-        let attributes = vec![
-            KeyValue::new("rpc.system", "grpc"),
-            KeyValue::new("rpc.service", method.service.clone()),
+        let mut attributes = vec![
+            KeyValue::new("rpc.system.name", "grpc"),
             KeyValue::new("rpc.method", method.name.clone()),
         ];
-        let name = format!("{}/{}", method.service, method.name);
+        if let Some(path) = unknown {
+            attributes.push(KeyValue::new("rpc.method_original", path.to_owned()));
+        }
+        // A name has to be one of few.
+        let is_unknown = method.name == UNKNOWN;
+        let name = if is_unknown { "grpc" } else { &method.name }.to_owned();
         let span = SpanBuilder::from_name(name)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
@@ -202,12 +230,13 @@ impl Server {
     }
 
     /// The run that the call is about.
-    pub(super) fn saw(&self, run: &Run) {
+    pub(super) fn saw(&self, run: &Run, provider: &str) {
         if !self.context.span().is_recording() {
             return;
         }
         let texts = [
-            ("gen_ai.operation.name", "invoke_agent"),
+            ("gen_ai.operation.name", OPERATION),
+            ("gen_ai.provider.name", provider),
             ("gen_ai.conversation.id", &*run.thread_id),
             ("gen_ai.agent.id", &*run.assistant_id),
             ("gen_ai.response.id", &*run.id),
@@ -241,23 +270,9 @@ impl Server {
         span.set_attributes(mem::take(
             &mut *self.run.lock().unwrap_or_else(PoisonError::into_inner),
         ));
-        span.set_attribute(KeyValue::new(
-            "rpc.grpc.status_code",
-            i64::from(i32::from(code)),
-        ));
-        span.set_attribute(KeyValue::new("rpc.response.status_code", code_name(code)));
-        // Those that the conventions count as the server's own.
-        let own = matches!(
-            code,
-            Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::Unimplemented
-                | Code::Internal
-                | Code::Unavailable
-                | Code::DataLoss
-        );
-        if own {
-            span.set_attribute(KeyValue::new("error.type", code_name(code)));
+        span.set_attribute(KeyValue::new("rpc.status_code", code_name(code)));
+        if let Some(kind) = error_type(code) {
+            span.set_attribute(KeyValue::new("error.type", kind));
             span.set_status(Status::error(error.unwrap_or_default().to_owned()));
         }
         span.end();

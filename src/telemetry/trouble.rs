@@ -1,6 +1,8 @@
 //! What whoever runs the gateway has to mend: said as a warning, in words that say what to do, once
 //! a second at most, and counted each time.
 
+use std::borrow::Cow;
+
 use super::{OncePerSecond, Telemetry};
 use crate::error::{Delivery, Error};
 
@@ -11,6 +13,7 @@ pub(super) struct Troubles {
     quota: OncePerSecond,
     unreachable: OncePerSecond,
     unusable: OncePerSecond,
+    unread: OncePerSecond,
 }
 
 impl Telemetry {
@@ -18,10 +21,11 @@ impl Telemetry {
     pub fn failed(&self, error: &Error) {
         let troubles = &self.0.troubles;
         let (what, line, advice) = match error {
-            Error::Rejected(it) if it.own_key && matches!(it.status, 401 | 403) => (
+            Error::Rejected(it) if it.is_about_own_key() => (
                 "gateway_key_rejected",
                 &troubles.key,
-                "the upstream rejects the gateway's own key: mend --upstream-api-key-file",
+                "the upstream rejects the gateway's own key: mend --upstream-api-key-file, or what \
+                 --upstream-key-command prints",
             ),
             Error::Rejected(it) if it.own_key && (it.is_quota() || it.status == 402) => (
                 "quota_used_up",
@@ -40,6 +44,11 @@ impl Telemetry {
                 &troubles.unusable,
                 "the upstream gives no answer of its API: is --upstream-url the base of that?",
             ),
+            Error::ListUnread { .. } => (
+                "list_unread",
+                &troubles.unread,
+                "the upstream's list has no end, or more than is read: callers are told of a gap",
+            ),
             Error::Rejected(it) if matches!(it.status, 300..400) => (
                 "upstream_unusable",
                 &troubles.unusable,
@@ -55,7 +64,19 @@ impl Telemetry {
         };
         self.metrics().troubles.with_label_values(&[what]).inc();
         if let Some(suppressed) = line.due() {
+            let advice = if self.0.is_model {
+                Cow::from(in_words_of_the_model(advice))
+            } else {
+                advice.into()
+            };
             tracing::warn!(what, error = %error.log(), suppressed, "{advice}");
         }
     }
+}
+
+/// What is said of the upstream, said of the model behind the embedded API.
+pub(crate) fn in_words_of_the_model(text: &str) -> String {
+    text.replace("--upstream-", "--model-")
+        .replace("the upstream", "the model's service")
+        .replace("the gateway's own key", "the key")
 }

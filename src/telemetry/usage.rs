@@ -13,7 +13,7 @@ use std::{
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::metrics::OTHER;
+use super::make::OTHER;
 
 /// As many callers as have a label of their own, unless another number is set.
 pub const MAX_NAMED_CALLERS: usize = 100;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    answerable::Answerable,
     delay,
     error_body::{self, Said},
     failure, marks,
@@ -19,7 +20,6 @@ use crate::{
     error::{ANOTHER_RESOURCE, Delivery, Error, Idempotency, Rejection},
     json,
     shares::{HeldBytes, HeldPart, Limit},
-    v1::Run,
 };
 
 /// Headers of the upstream's answers that callers see as metadata.
@@ -57,22 +57,6 @@ pub struct Answer<M> {
     pub headers: HeaderMap,
 }
 
-/// A message that the upstream answers with. Generated from the contract.
-pub(super) trait Answerable: json::Document {
-    /// The resource's own id, behind the name that it has in routes; of a list nothing.
-    fn id(&self) -> Option<(&'static str, &str)> {
-        None
-    }
-
-    /// Whether a document that was read is such a resource at all. `text` is the document.
-    fn is_whole(&self, text: &[u8]) -> bool;
-
-    /// The run, if that is what it is.
-    fn run(&self) -> Option<&Run> {
-        None
-    }
-}
-
 /// How an answer is read.
 pub(super) struct Reading<'a> {
     /// What was asked for.
@@ -97,18 +81,8 @@ pub(super) async fn read<M: Answerable>(
     reading: &Reading<'_>,
 ) -> Result<Answer<M>, Error> {
     let headers = shown(response.headers());
-    if !response.status().is_success() {
-        return Err(Box::pin(rejection(response, reading, headers)).await);
-    }
-    check_encoding(response)?;
-    let limit = reading.limit;
     let mut held = reading.held.part();
-    let text = match body(response, begun, limit, &mut held).await {
-        Ok(text) => text,
-        Err(Unread::TooLarge) => return Err(unusable(format!("more than {limit} bytes"))),
-        Err(Unread::NoRoom(room)) => return Err(no_room(room, reading.idempotency)),
-        Err(Unread::Cut(error)) => return Err(failure::cut(&error, reading.idempotency)),
-    };
+    let text = read_text(response, begun, reading, &mut held).await?;
     let text = error_body::without_mark(&text);
     let unmarked;
     let text = if reading.shows_marks || !marks::may_be_in(text) {
@@ -117,7 +91,15 @@ pub(super) async fn read<M: Answerable>(
         unmarked = marks::hidden(text);
         &unmarked
     };
-    let message: Box<M> = json::decode_boxed(text).map_err(|error| {
+    let decoded = json::decode_boxed(text);
+    let is_whole = |message: &M| message.is_whole(text);
+    // Some services say what went wrong with status 200.
+    if !decoded.as_deref().is_ok_and(is_whole) && error_body::is_error(text) {
+        let said = error_body::read(text, "");
+        let status = error_body::status_of(&said);
+        return Err(rejected(response.headers(), reading, headers, status, said));
+    }
+    let message: Box<M> = decoded.map_err(|error| {
         unusable(if error_body::is_page(text, content_type(response)) {
             "a page (HTML): is --upstream-url the base of its API?".to_owned()
         } else {
@@ -126,14 +108,32 @@ pub(super) async fn read<M: Answerable>(
     })?;
     if !message.is_whole(text) {
         Err(unusable("JSON of another shape".to_owned()))
-    } else if message
-        .id()
-        .is_some_and(|(name, id)| !reading.target.names(name, id))
-    {
+    } else if !message.is_of(reading.target) {
         Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
         reading.held.keep(held);
         Ok(Answer { message, headers })
+    }
+}
+
+/// Reads the body of an answer that is no error.
+pub(super) async fn read_text(
+    response: &mut reqwest::Response,
+    begun: Bytes,
+    reading: &Reading<'_>,
+    held: &mut HeldPart,
+) -> Result<Bytes, Error> {
+    if !response.status().is_success() {
+        let headers = shown(response.headers());
+        return Err(Box::pin(rejection(response, reading, headers)).await);
+    }
+    check_encoding(response)?;
+    let limit = reading.limit;
+    match body(response, begun, limit, held).await {
+        Ok(text) => Ok(text),
+        Err(Unread::TooLarge) => Err(unusable(format!("more than {limit} bytes"))),
+        Err(Unread::NoRoom(room)) => Err(no_room(room, reading.idempotency)),
+        Err(Unread::Cut(error)) => Err(failure::cut(&error, reading.idempotency)),
     }
 }
 
@@ -231,48 +231,62 @@ fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
 async fn rejection(
     response: &mut reqwest::Response,
     reading: &Reading<'_>,
-    headers: HeaderMap,
+    shown: HeaderMap,
 ) -> Error {
-    let status = response.status().as_u16();
-    let should_retry = match response
-        .headers()
-        .get("x-should-retry")
-        .map(HeaderValue::as_bytes)
-    {
-        Some(b"true") => Some(true),
-        Some(b"false") => Some(false),
-        _ => None,
-    };
     // The status is known whatever becomes of the body: one that is cut, too large or too slow says
     // less, not nothing, and not that there is no such route.
     let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
     let mut held = reading.held.part();
     let body = body(response, Bytes::new(), MAX_ERROR_BYTES, &mut held);
-    let mut said = match timeout_at(until, body).await {
+    let said = match timeout_at(until, body).await {
         Ok(Ok(text)) => error_body::read(&text, content_type(response)),
         Ok(Err(_)) | Err(_) => Said::default(),
     };
+    if said.wants_tls {
+        return failure::wants_tls(reading.idempotency);
+    }
+    let status = response.status().as_u16();
+    rejected(response.headers(), reading, shown, status, said)
+}
+
+/// The error that an answer with these headers, of which callers see those that are `shown`, says.
+fn rejected(
+    headers: &HeaderMap,
+    reading: &Reading<'_>,
+    shown: HeaderMap,
+    status: u16,
+    mut said: Said,
+) -> Error {
     if !reading.shows_marks
         && let Some(error) = &mut said.error
     {
         marks::hide(error);
     }
-    // Messages of other errors repeat what the caller wrote.
-    let in_words = || match status {
-        429 | 503 => delay::from_words(&said.error.as_ref()?.message),
+    let should_retry = match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
+        Some(b"true") => Some(true),
+        Some(b"false") => Some(false),
         _ => None,
     };
     Error::Rejected(Box::new(Rejection {
         status,
-        retry_after: delay::from_headers(response.headers()).or_else(in_words),
+        retry_after: delay::from_headers(headers).or_else(|| delay_in_words(status, &said)),
         should_retry,
-        request_id: request_id(&headers).map(str::to_owned).or(said.request_id),
+        request_id: request_id(&shown).map(str::to_owned).or(said.request_id),
         missing_route: said.missing_route,
         body: said.error,
         idempotency: reading.idempotency,
         own_key: reading.own_key,
-        headers,
+        headers: shown,
     }))
+}
+
+/// How long an error's words ask to wait, where waiting may help. Words of other errors repeat what
+/// the caller wrote.
+fn delay_in_words(status: u16, said: &Said) -> Option<Duration> {
+    match status {
+        408 | 425 | 429 | 500.. => delay::from_words(&said.error.as_ref()?.message),
+        _ => None,
+    }
 }
 
 /// The error that an `error` event stands for. It ends a stream that began with a write, which may
@@ -280,11 +294,10 @@ async fn rejection(
 /// part.
 pub fn error_event(data: &[u8], own_key: bool) -> Error {
     let said = error_body::read(data, "");
-    let status = error_body::event_status(&said);
-    let in_words = || delay::from_words(&said.error.as_ref()?.message);
+    let status = error_body::status_of(&said);
     Error::Rejected(Box::new(Rejection {
         status,
-        retry_after: in_words().filter(|_| matches!(status, 429 | 503)),
+        retry_after: delay_in_words(status, &said),
         should_retry: None,
         request_id: said.request_id,
         missing_route: false,

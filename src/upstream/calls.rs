@@ -8,11 +8,14 @@
 use http::Method;
 
 use super::{
-    Answer, Caller, Client, Request, UpstreamReply,
-    answer::Answerable,
-    endpoints::{RestCall, body, body_or_empty},
+    answer::Answer,
+    answerable::Answerable,
+    caller::Caller,
+    client::Client,
     reconcile::Deletion,
-    target::Query,
+    request::{Request, RestCall, body, body_or_empty},
+    stream::UpstreamReply,
+    target::{Query, Target},
 };
 use crate::{
     error::{Error, Idempotency},

@@ -9,7 +9,7 @@ use std::fmt;
 
 use ring::digest::{Context, SHA256};
 
-use super::{Caller, Request};
+use super::{caller::Caller, request::Request};
 use crate::error::Error;
 
 /// The longest `request_id`, in characters.

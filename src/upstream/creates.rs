@@ -14,15 +14,18 @@ use http::{HeaderMap, Method};
 use prost_types::Timestamp;
 
 use super::{
-    Answer, Caller, Client, Request, UpstreamReply,
-    answer::Answerable,
+    answer::Answer,
+    answerable::Answerable,
+    caller::Caller,
+    client::Client,
     create_mark::CreateMark,
-    endpoints::RestCall,
     marks::{self, Marked},
+    request::{Request, RestCall},
+    stream::UpstreamReply,
     target::Query,
 };
 use crate::{
-    error::{Error, Idempotency},
+    error::{Error, Idempotency, Resume},
     v1::{
         Assistant, CreateAssistantRequest, CreateMessageRequest, CreateRunRequest,
         CreateThreadAndRunRequest, CreateThreadRequest, ListAssistantsResponse,
@@ -155,7 +158,7 @@ impl Client {
             let opened = self.open_once(caller, request, number).await;
             opened.map_err(Error::never_repeated)
         };
-        self.retry.run(caller, attempt).await
+        self.retry.run(caller, attempt).await.map(Into::into)
     }
 
     /// Creates a thread that may be created twice: nobody but this call will use it, and of a
@@ -277,7 +280,7 @@ impl Error {
     pub fn shared(error: Arc<Self>) -> Self {
         Self::Interrupted {
             error,
-            resume: crate::runs::Resume::default(),
+            resume: Resume::default(),
         }
     }
 }

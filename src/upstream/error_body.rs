@@ -6,26 +6,29 @@
 //! | `OpenAI`, Azure | `{"error":{"message","type","param","code"}}`; `code` may be the status |
 //! | AI/ML API, Nest | `{"message","statusCode",…}`; `message` may embed another service's JSON |
 //! | `FastAPI` | `{"detail":"words"}`, `{"detail":[{"loc","msg","type"}]}` |
-//! | RFC 9457 | `{"title","detail","status"}` |
+//! | RFC 9457 | `{"title","detail","status"}`, with `errors`: a map or a list of fields |
+//! | Django | `{"field":["words"]}`, `{"detail":"words"}` |
 //! | Google | `{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message"}}`, also in a list |
+//! | Apigee | `{"fault":{"faultstring","detail":{"errorcode"}}}` |
 //! | others | `{"error":"words"}`, `{"error","error_description"}`, `{"errors":[…]}`, `"words"` |
+//! | others | `{"error_msg","error_code"}` |
 //! | no JSON | plain text |
 //!
 //! Must hold: pure; what comes out is bounded. A page (HTML) is for people: none of its words are
 //! passed on. That a *route* is missing is said only of a body that was read whole.
 
+mod fields;
+
 use serde_json::Value;
 
-use crate::{error::ErrorBody, json};
+use self::fields::{MAX_DEPTH, MAX_LISTED};
+use crate::{
+    error::{ErrorBody, FieldError},
+    json,
+};
 
 /// The longest plain text that is passed on, in bytes.
 const MAX_TEXT: usize = 2 << 10;
-
-/// How deep errors embed other errors.
-const MAX_DEPTH: u8 = 4;
-
-/// How many errors of a list are told.
-const MAX_LISTED: usize = 5;
 
 /// What a body says.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,13 +41,15 @@ pub(super) struct Said {
     pub(super) request_id: Option<String>,
     /// What answered is a server that has no such route, not the service: of a 404.
     pub(super) missing_route: bool,
+    /// What answered is a server's TLS port, to a request in the clear.
+    pub(super) wants_tls: bool,
 }
 
 /// Reads a body that is there as a whole.
 pub(super) fn read(text: &[u8], content_type: &str) -> Said {
     let text = without_mark(text).trim_ascii();
     let said = match serde_json::from_slice::<Value>(text) {
-        Ok(document) => from_json(&document, 0),
+        Ok(document) => from_document(&document),
         Err(_) => Said {
             error: plain(text, content_type),
             ..Said::default()
@@ -58,12 +63,70 @@ pub(super) fn read(text: &[u8], content_type: &str) -> Said {
     };
     Said {
         missing_route,
+        wants_tls: wants_tls(text, content_type),
         ..said
     }
 }
 
-/// The status that an `error` event stands for: the one in its body, else by its words.
-pub(super) fn event_status(said: &Said) -> u16 {
+/// Whether a TLS port says that it was spoken to in the clear. Only a server's own words: a service
+/// may repeat those of a request.
+fn wants_tls(text: &[u8], content_type: &str) -> bool {
+    const PAGES: [&[u8]; 2] = [
+        b"The plain HTTP request was sent to HTTPS port",
+        b"speaking plain HTTP to an SSL-enabled server port",
+    ];
+    const TEXTS: [&[u8]; 2] = [
+        b"Client sent an HTTP request to an HTTPS server.",
+        b"This combination of host and port requires TLS.",
+    ];
+    let has = |words: &&[u8]| memchr::memmem::find(text, words).is_some();
+    TEXTS.contains(&text) || is_page(text, content_type) && PAGES.iter().any(has)
+}
+
+/// Whether JSON that is no resource is an error: some upstreams answer so with status 200, and
+/// proxies report their own failures so, in an event without a name.
+pub(crate) fn is_error(text: &[u8]) -> bool {
+    serde_json::from_slice(without_mark(text)).is_ok_and(|document| says_error(&document))
+}
+
+fn says_error(document: &Value) -> bool {
+    // What no resource has.
+    const NAMES: [&str; 8] = [
+        "detail",
+        "errors",
+        "fault",
+        "error_msg",
+        "error_message",
+        "errorMessage",
+        "error_code",
+        "errorCode",
+    ];
+    let has = |name: &str| {
+        let value = document.get(name);
+        value.is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+    };
+    let is_marked = ["object", "type"]
+        .iter()
+        .any(|name| document.get(*name).and_then(Value::as_str) == Some("error"));
+    let has_code =
+        || has("statusCode") || status(document).is_some() || is_word(document.get("code"));
+    let has_words = || NAMES.into_iter().any(has) || has("message") && has_code();
+    match document {
+        Value::Array(all) => all.first().is_some_and(says_error),
+        Value::Object(_) => is_marked || has("error") || !has("id") && has_words(),
+        _ => false,
+    }
+}
+
+/// A name, and not a number in digits.
+fn is_word(value: Option<&Value>) -> bool {
+    let word = value.and_then(Value::as_str);
+    word.is_some_and(|word| word.contains(|letter: char| letter.is_ascii_alphabetic()))
+}
+
+/// The status that an error stands for whose answer has none, such as an `error` event: the one in
+/// its body, else by its words.
+pub(super) fn status_of(said: &Said) -> u16 {
     const WORDS: [(&str, u16); 20] = [
         ("rate_limit", 429),
         ("ratelimit", 429),
@@ -139,6 +202,24 @@ fn plain(text: &[u8], content_type: &str) -> Option<ErrorBody> {
     })
 }
 
+/// The error of a whole body. One that has no words where errors have them may have them by field.
+fn from_document(document: &Value) -> Said {
+    let said = from_json(document, 0);
+    if said.error.is_some() {
+        return said;
+    }
+    let nested = document
+        .get("error")
+        .map(|error| fields::of_map(error, false));
+    let named = nested
+        .filter(|named| !named.is_empty())
+        .unwrap_or_else(|| fields::of_map(document, false));
+    Said {
+        error: by_field(named),
+        ..said
+    }
+}
+
 fn from_json(value: &Value, depth: u8) -> Said {
     if depth > MAX_DEPTH {
         return Said::default();
@@ -167,40 +248,91 @@ fn from_words(words: &str, depth: u8) -> Said {
     })
 }
 
-/// Several errors: the first one's code and field, and the words of all, each with its field.
+/// Several errors: the first one's code and type, and the words of all, each with its field.
 fn from_list(all: &[Value], depth: u8) -> Said {
     let mut said: Option<Said> = None;
-    let mut words = Vec::new();
-    for one in all.iter().take(MAX_LISTED) {
-        let one = from_json(one, depth + 1);
-        let Some(error) = &one.error else { continue };
-        words.push(
-            if error.param.is_empty() || error.message.contains(&error.param) {
-                error.message.clone()
-            } else {
-                format!("{}: {}", error.param, error.message)
-            },
-        );
-        said.get_or_insert(one);
+    let mut named = Vec::new();
+    for one in all {
+        let mut read = from_json(one, depth + 1);
+        // RFC 7807's own example has a reason instead of words.
+        let reason = one.get("reason").and_then(Value::as_str);
+        if read.error.is_none() && one.get("name").is_some() {
+            read.error = reason.and_then(|words| from_words(words, depth).error);
+        }
+        let Some(error) = &mut read.error else {
+            continue;
+        };
+        if error.fields.is_empty() {
+            let is_named = !error.param.is_empty();
+            named.push(FieldError {
+                field: if is_named {
+                    error.param.clone()
+                } else {
+                    fields::named_by(one)
+                },
+                message: error.message.clone(),
+            });
+        } else {
+            named.append(&mut error.fields);
+        }
+        said.get_or_insert(read);
+        if named.len() > MAX_LISTED {
+            break;
+        }
     }
     let mut said = said.unwrap_or_default();
-    if let Some(error) = &mut said.error {
-        error.message = words.join("; ");
+    if let Some(first) = said.error.take() {
+        said.error = by_field(named).map(|error| ErrorBody {
+            code: first.code,
+            r#type: first.r#type,
+            ..error
+        });
     }
     said
 }
 
+/// One error of several, each of a field or of none.
+fn by_field(mut named: Vec<FieldError>) -> Option<ErrorBody> {
+    let is_cut = named.len() > MAX_LISTED;
+    named.truncate(MAX_LISTED);
+    let tell = |FieldError { field, message }: &FieldError| {
+        if field.is_empty() || message.contains(field) {
+            message.clone()
+        } else {
+            format!("{field}: {message}")
+        }
+    };
+    let mut words: Vec<_> = named.iter().map(tell).collect();
+    words.extend(is_cut.then(|| "and more".to_owned()));
+    named.retain(|one| !one.field.is_empty());
+    (!words.is_empty()).then(|| ErrorBody {
+        message: words.join("; "),
+        param: named
+            .first()
+            .map(|first| first.field.clone())
+            .unwrap_or_default(),
+        fields: named,
+        ..ErrorBody::default()
+    })
+}
+
 fn from_object(object: &Value, depth: u8) -> Said {
+    // Where an error is an object in an object.
+    const NESTED: [&str; 3] = ["error", "fault", "Error"];
     // Where each shape has its words, the most particular first. `error` beside other words is the
     // status in words, and `title` the kind of the problem.
-    const WORDS: [&str; 12] = [
+    const WORDS: [&str; 16] = [
         "errors",
+        "violations",
+        "invalid-params",
+        "faultstring",
         "detail",
         "details",
         "message",
         "msg",
         "error_description",
         "error_message",
+        "error_msg",
         "errorMessage",
         "Message",
         "error",
@@ -213,43 +345,79 @@ fn from_object(object: &Value, depth: u8) -> Said {
         request_id: ["requestId", "request_id", "requestID"]
             .iter()
             .find_map(|name| Some(object.get(name)?.as_str()?.to_owned())),
-        missing_route: false,
+        ..Said::default()
     };
-    let nested = object.get("error").filter(|error| error.is_object());
-    let found = nested
-        .map(|error| from_json(error, depth + 1))
-        .filter(|said| said.error.is_some())
-        .or_else(|| {
-            let each = |name: &&str| from_json(object.get(name)?, depth + 1).into();
-            let has_words = |said: &Said| said.error.is_some();
-            WORDS.iter().filter_map(each).find(has_words)
-        });
+    let has_words = |said: &Said| said.error.is_some();
+    let nested = || {
+        let errors = NESTED.iter().filter_map(|name| object.get(*name));
+        let mut read = errors
+            .filter(|it| it.is_object())
+            .map(|it| from_json(it, depth + 1));
+        read.find(has_words)
+    };
+    let found = nested().or_else(|| {
+        let each = WORDS.iter();
+        let mut read = each.filter_map(|name| from_member(object, name, depth));
+        read.find(has_words)
+    });
     let Some(mut inner) = found else {
         return outer;
     };
     if let Some(error) = &mut inner.error {
-        let from_here = |value: &mut String, name: &str| {
-            if value.is_empty() {
-                *value = word(object, name);
-            }
-        };
-        from_here(&mut error.code, "code");
-        from_here(&mut error.r#type, "type");
-        from_here(&mut error.param, "param");
-        if error.param.is_empty() {
-            error.param = location(object.get("loc"));
-        }
-        // Google's own word says more than its number.
-        if object.get("code").is_some_and(Value::is_number)
-            && let Some(named) = object.get("status").and_then(Value::as_str)
-        {
-            named.clone_into(&mut error.code);
-        }
+        add_names(error, object);
     }
     Said {
         status: inner.status.or(outer.status),
         request_id: outer.request_id.or(inner.request_id),
         ..inner
+    }
+}
+
+/// What a member says. One that has an error for each field stands beside words for all of them.
+fn from_member(object: &Value, name: &str, depth: u8) -> Option<Said> {
+    let value = object.get(name)?;
+    let mut said = from_json(value, depth + 1);
+    if said.error.is_none() && matches!(name, "errors" | "detail") {
+        said.error = by_field(fields::of_map(value, true));
+    }
+    if matches!(name, "errors" | "violations" | "invalid-params")
+        && let Some(error) = &mut said.error
+        && let Some(words) = ["detail", "message", "title"]
+            .iter()
+            .find_map(|name| object.get(name)?.as_str())
+    {
+        error.message = format!("{}; {}", words.trim_end_matches('.'), error.message);
+    }
+    Some(said)
+}
+
+/// Adds an object's own names of its error, where the error has none.
+fn add_names(error: &mut ErrorBody, object: &Value) {
+    let first = |value: &mut String, names: &[&str]| {
+        if value.is_empty() {
+            let mut words = names.iter().map(|name| word(object, name));
+            *value = words.find(|word| !word.is_empty()).unwrap_or_default();
+        }
+    };
+    first(
+        &mut error.code,
+        &["code", "error_code", "errorCode", "errorcode"],
+    );
+    first(&mut error.r#type, &["type"]);
+    first(&mut error.param, &["param"]);
+    if error.code.is_empty()
+        && let Some(detail) = object.get("detail")
+    {
+        error.code = word(detail, "errorcode");
+    }
+    if error.param.is_empty() {
+        error.param = fields::location(object.get("loc"));
+    }
+    // Google's own word says more than its number.
+    if object.get("code").is_some_and(Value::is_number)
+        && let Some(named) = object.get("status").and_then(Value::as_str)
+    {
+        named.clone_into(&mut error.code);
     }
 }
 
@@ -275,31 +443,6 @@ fn status(object: &Value) -> Option<u16> {
     let each = |name: &&str| word(object, name).parse::<u16>().ok();
     let is_error = |status: &u16| (400..600).contains(status);
     NAMES.iter().filter_map(each).find(is_error)
-}
-
-/// Where in a request something is wrong: `["body","tools",0,"type"]` is `tools[0].type`.
-fn location(loc: Option<&Value>) -> String {
-    let mut path = String::new();
-    for (at, part) in loc
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        match part {
-            Value::Number(index) => path.extend(["[", &index.to_string(), "]"]),
-            Value::String(name)
-                if at == 0 && matches!(&**name, "body" | "query" | "path" | "header") => {}
-            Value::String(name) => {
-                if !path.is_empty() {
-                    path.push('.');
-                }
-                path.push_str(name);
-            }
-            _ => {}
-        }
-    }
-    path
 }
 
 /// Whether these words are a framework's or an edge's own for a route that it does not have.
@@ -336,6 +479,10 @@ fn is_missing_route(message: &str) -> bool {
         "invalid url (",
         "the requested url was not found",
     ];
+    // Django's words for a resource that is not there; for a route it has a page.
+    if message == "Not found." {
+        return false;
+    }
     let message = message
         .trim()
         .trim_end_matches(['.', '!'])
@@ -565,6 +712,7 @@ mod tests {
         }
         let runs = [
             r#"{"detail":"Run run_1 not found"}"#,
+            r#"{"detail":"Not found."}"#,
             r#"{"error":{"message":"No run found with id 'run_1'."}}"#,
             "No thread found with id thread_1",
             r#"{"error":{"message":"cut"#,
@@ -598,7 +746,7 @@ mod tests {
             ("", 500),
         ];
         for (text, status) in table {
-            assert_eq!(event_status(&read(text.as_bytes(), "")), status, "{text}");
+            assert_eq!(status_of(&read(text.as_bytes(), "")), status, "{text}");
         }
     }
 }

@@ -53,6 +53,21 @@ pub(super) fn lost(error: &reqwest::Error, idempotency: Idempotency) -> Error {
     }
 }
 
+/// The error for a request in the clear to a TLS port.
+pub(super) fn wants_tls(idempotency: Idempotency) -> Error {
+    Error::Lost {
+        delivery: Delivery::Refused,
+        idempotency,
+        cause:
+            "the upstream cannot be reached: its port speaks TLS: is http in --upstream-url, or \
+                its port, wrong?"
+                .to_owned(),
+        timed_out: false,
+        mendable: true,
+        request_id: None,
+    }
+}
+
 /// The error for an answer whose body did not end. Whatever the upstream says now, of a request
 /// that it answered: it processed it.
 pub(super) fn cut(error: &reqwest::Error, idempotency: Idempotency) -> Error {

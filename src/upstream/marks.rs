@@ -13,7 +13,7 @@
 
 use memchr::{memchr_iter, memmem};
 
-use super::answer::Answerable;
+use super::answerable::Answerable;
 use crate::{
     error::{Error, ErrorBody},
     json,
@@ -104,7 +104,9 @@ pub(super) fn hidden(text: &[u8]) -> Vec<u8> {
 
 /// Takes marks out of what an upstream says of an error.
 pub(super) fn hide(error: &mut ErrorBody) {
-    for text in [&mut error.message, &mut error.param] {
+    let fields = error.fields.iter_mut();
+    let fields = fields.flat_map(|it| [&mut it.field, &mut it.message]);
+    for text in fields.chain([&mut error.message, &mut error.param]) {
         if may_be_in(text.as_bytes()) {
             "metadata".clone_into(text);
         }

@@ -21,10 +21,16 @@ use tokio::time::sleep;
 
 use http::HeaderMap;
 
-use super::{Answer, Caller, Client, Request, answer::Answerable, endpoints::RestCall};
+use super::{
+    answer::Answer,
+    answerable::Answerable,
+    caller::Caller,
+    client::Client,
+    request::{Request, RestCall},
+};
 use crate::{
     error::Error,
-    v1::{CancelRunRequest, GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest},
+    v1::{CancelRunRequest, GetRunRequest, Run, RunStatus, SubmitToolOutputsRequest, ToolOutputs},
 };
 
 /// A request that deletes something. Generated from the RPC's route.
@@ -158,20 +164,10 @@ fn is_cancelled(run: &Run) -> bool {
 
 /// Whether a run still waits for outputs that the request has.
 fn waits_for(run: &Run, request: &SubmitToolOutputsRequest) -> bool {
-    let required = run
-        .required_action
-        .as_ref()
-        .and_then(|action| action.submit_tool_outputs.as_ref());
-    let calls = required
-        .map(|required| &*required.tool_calls)
-        .unwrap_or_default();
-    let outputs = request
-        .tool_outputs
-        .as_ref()
-        .map(|outputs| &*outputs.tool_outputs)
-        .unwrap_or_default();
-    let is_given = |id: &str| outputs.iter().any(|output| output.tool_call_id == id);
+    let wanted = run.wanted();
+    let given = request.tool_outputs.as_ref().map(ToolOutputs::given);
+    let given = given.unwrap_or_default();
     // Without ids to go by it is not known that it went on.
     run.status() == RunStatus::RequiresAction
-        && (outputs.is_empty() || calls.is_empty() || calls.iter().any(|call| is_given(&call.id)))
+        && (given.is_empty() || wanted.is_empty() || wanted.iter().any(|it| given.contains(it)))
 }

@@ -18,15 +18,15 @@
 //! the deadline nor what the upstream asks for.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use http::HeaderValue;
 use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
-use super::Caller;
+use super::caller::Caller;
 use crate::error::{Delivery, Error, Idempotency, Rejection};
 
 /// When retries are made. [`Default`] is what the official clients of such services do, with a
@@ -172,8 +172,7 @@ impl Retry {
             .pause
             .saturating_mul(1 << number.min(20))
             .min(self.limits.max_pause);
-        let random = u32::try_from(random() % 256).unwrap_or_default();
-        pause.saturating_sub(pause / 1024 * random)
+        pause.saturating_sub(pause.mul_f64(fastrand::f64() / 4.0))
     }
 
     fn full(&self) -> u64 {
@@ -244,24 +243,9 @@ fn asked(error: &Error) -> Option<Duration> {
     }
 }
 
-/// A new idempotency key. It has the form of a random UUID, which every service takes.
+/// A new idempotency key: a random UUID, which every service takes.
 pub(super) fn idempotency_key() -> Option<HeaderValue> {
-    let (a, b) = (random(), random());
-    let key = format!(
-        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-        a >> 32,
-        a >> 16 & 0xffff,
-        a & 0xfff,
-        b >> 48 & 0x3fff | 0x8000,
-        b & 0xffff_ffff_ffff
-    );
-    HeaderValue::try_from(key).ok()
-}
-
-/// 64 random bits, for what need not be secret: every `RandomState` is keyed anew, from keys that
-/// the system gave.
-fn random() -> u64 {
-    RandomState::new().hash_one(())
+    HeaderValue::try_from(Uuid::new_v4().to_string()).ok()
 }
 
 #[cfg(test)]

@@ -14,13 +14,20 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Allowed, Answer, Caller, Client, Request, answer, failure, marks,
-    sse::{self, Frame, Parser},
+    answer::{self, Answer, Reading},
+    caller::Caller,
+    client::Client,
+    error_body::without_mark,
+    failure,
+    isolation::Allowed,
+    marks,
+    request::Request,
+    sse::{self, Frame, Parser, TooLong},
 };
 use crate::{
     error::Error,
@@ -44,6 +51,12 @@ pub enum UpstreamReply {
 pub struct EventStream {
     response: reqwest::Response,
     parser: Parser,
+    /// Nothing but white space was read.
+    is_blank: bool,
+    /// What was read of a body that is no event stream, but JSON: a run, or an error.
+    document: Option<BytesMut>,
+    /// The most bytes of an event, or of that.
+    max_event_bytes: usize,
     /// The body came to its end.
     over: bool,
     /// The data of an event that showed one.
@@ -65,10 +78,45 @@ struct IdleTimer {
     noted: RegisteredWaker,
 }
 
+/// What a request for a stream gave.
+pub(super) enum Opened<W> {
+    Stream(Box<EventStream>, HeaderMap),
+    Whole(W),
+}
+
+impl From<Opened<Box<Answer<Run>>>> for UpstreamReply {
+    fn from(opened: Opened<Box<Answer<Run>>>) -> Self {
+        match opened {
+            Opened::Stream(stream, headers) => Self::Stream(stream, headers),
+            Opened::Whole(run) => Self::Run(run),
+        }
+    }
+}
+
+/// What a request for a stream gives where the upstream does not stream.
+pub(super) trait WholeAnswer: Sized {
+    /// Reads an answer to its end. What was read of its body before is `begun`.
+    fn read(
+        response: &mut reqwest::Response,
+        begun: Bytes,
+        reading: &Reading<'_>,
+    ) -> impl Future<Output = Result<Self, Error>> + Send;
+}
+
+impl WholeAnswer for Box<Answer<Run>> {
+    async fn read(
+        response: &mut reqwest::Response,
+        begun: Bytes,
+        reading: &Reading<'_>,
+    ) -> Result<Self, Error> {
+        answer::read(response, begun, reading).await.map(Box::new)
+    }
+}
+
 /// What is there once the head is: of a stream the head, and what was read of its body to know it.
-enum Head {
+enum Head<W> {
     Stream(reqwest::Response, Bytes),
-    Run(Box<Answer<Run>>),
+    Whole(W),
 }
 
 impl fmt::Debug for EventStream {
@@ -89,18 +137,30 @@ impl Client {
         caller: &Caller,
         request: Request,
     ) -> Result<UpstreamReply, Error> {
+        // Boxed, since it would make every call that streams large.
+        Box::pin(self.open_any(caller, request))
+            .await
+            .map(Into::into)
+    }
+
+    /// The same, of whatever the upstream answers with in place of a stream.
+    pub(super) async fn open_any<W: WholeAnswer>(
+        &self,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<Opened<W>, Error> {
         let request = self.allow(caller, request).await?;
         self.retry
             .run(caller, |attempt| self.open_once(caller, &request, attempt))
             .await
     }
 
-    pub(super) async fn open_once(
+    pub(super) async fn open_once<W: WholeAnswer>(
         &self,
         caller: &Caller,
         request: &Allowed,
         attempt: u32,
-    ) -> Result<UpstreamReply, Error> {
+    ) -> Result<Opened<W>, Error> {
         let idempotency = request.idempotency;
         // It is let go with the head: a live stream has a place of its own, for as long as it
         // lives.
@@ -135,8 +195,7 @@ impl Client {
                 }
             }
             let reading = self.reading(caller, request, sent);
-            let answer: Answer<Run> = answer::read(&mut response, begun, &reading).await?;
-            Ok(Head::Run(Box::new(answer)))
+            Ok(Head::Whole(W::read(&mut response, begun, &reading).await?))
         };
         let head = timeout(self.answer_timeout, head).await;
         place.over();
@@ -152,19 +211,23 @@ impl Client {
             Head::Stream(response, begun) => {
                 let headers = answer::shown(response.headers());
                 let mut parser = Parser::new(self.max_event_bytes);
+                let is_blank = begun.is_empty();
                 parser.push(begun);
                 let stream = Box::new(EventStream {
                     response,
                     parser,
+                    is_blank,
+                    document: None,
+                    max_event_bytes: self.max_event_bytes,
                     over: false,
                     unmarked: Vec::new(),
                     idle_timer: IdleTimer::default(),
                     upstream_request,
                     held: caller.held.part(),
                 });
-                UpstreamReply::Stream(stream, headers)
+                Opened::Stream(stream, headers)
             }
-            Head::Run(answer) => UpstreamReply::Run(answer),
+            Head::Whole(answer) => Opened::Whole(answer),
         })
     }
 }
@@ -228,17 +291,17 @@ impl EventStream {
             };
             self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
-                Ok(Some(chunk)) => {
-                    self.parser.push(chunk);
-                    let held = self.held.resize(self.parser.held_bytes());
-                    held.map_err(|Limit { flag, .. }| {
-                        StreamBroken(format!("there is no room for its event ({flag})"))
-                    })?;
-                }
+                Ok(Some(chunk)) => self.push(chunk)?,
                 // Some services leave out the last blank line. What is then pending counts if it is
                 // whole.
                 Ok(None) => {
-                    let pending = self.parser.finish().map(|pending| pending.frame);
+                    let pending = match &self.document {
+                        Some(document) => Some(Frame {
+                            data: without_mark(document),
+                            ..Frame::default()
+                        }),
+                        None => self.parser.finish().map(|pending| pending.frame),
+                    };
                     let is_whole =
                         |frame: &Frame<'_>| frame.is_done() || json::is_whole(frame.data);
                     return Ok(pending
@@ -253,6 +316,31 @@ impl EventStream {
         }
         let frame = self.parser.frame();
         Ok(Some(shown(frame, &mut self.unmarked)))
+    }
+
+    /// Takes a piece of the body. No line of an event stream begins as JSON does: a body that begins
+    /// so is one document, which is there when the body is over.
+    fn push(&mut self, chunk: Bytes) -> Result<(), StreamBroken> {
+        if self.is_blank {
+            let text = without_mark(&chunk).trim_ascii_start();
+            self.is_blank = text.is_empty();
+            if matches!(text.first(), Some(b'{' | b'[')) {
+                self.document = Some(BytesMut::new());
+            }
+        }
+        let limit = self.max_event_bytes;
+        match &mut self.document {
+            Some(document) if document.len() + chunk.len() > limit => {
+                return Err(StreamBroken(TooLong { limit }.to_string()));
+            }
+            Some(document) => document.extend_from_slice(&chunk),
+            None => self.parser.push(chunk),
+        }
+        let document = self.document.as_ref().map_or(0, BytesMut::len);
+        let held = self.held.resize(self.parser.held_bytes() + document);
+        held.map_err(|Limit { flag, .. }| {
+            StreamBroken(format!("there is no room for its event ({flag})"))
+        })
     }
 }
 

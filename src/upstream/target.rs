@@ -10,8 +10,9 @@ use std::borrow::Cow;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
-use super::calls::NOT_IDS;
 use crate::{error::Error, v1::SortOrder};
+
+include!(concat!(env!("OUT_DIR"), "/not_ids.rs"));
 
 /// All but what RFC 3986 calls unreserved.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -88,11 +89,14 @@ impl Target {
         named.unwrap_or_default()
     }
 
-    /// Whether the path has this id where the route has this name, or the route has no such name.
+    /// Whether the path has this id where the route has this name. Without such a name, or an id,
+    /// there is nothing to differ.
     pub(super) fn names(&self, name: &str, id: &str) -> bool {
         let segment = self.id(name);
         // An id seldom has anything to encode, and is then compared as it is.
-        segment.is_empty() || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
+        segment.is_empty()
+            || id.is_empty()
+            || Cow::from(utf8_percent_encode(id, RESERVED)) == segment
     }
 }
 

@@ -15,24 +15,15 @@ use rustls::{
 };
 use secrecy::SecretString;
 
-use super::{HttpVersion, Upstream};
+use super::{
+    auth::AuthStyle,
+    settings::{HttpVersion, Upstream, UpstreamFiles},
+};
 use crate::{
     pem,
     reloadable::{Loaded, NamedFile, Reloadable, Source},
     telemetry::Telemetry,
 };
-
-/// Files that may change while the gateway runs.
-#[derive(Debug, Clone, Default)]
-pub struct UpstreamFiles {
-    /// The gateway's own key.
-    pub key: Option<PathBuf>,
-    /// CAs that sign the upstream's certificate, PEM, in place of the system's.
-    pub ca: Option<PathBuf>,
-    /// The gateway's certificate chain and its private key, PEM, for an upstream that asks for
-    /// them.
-    pub identity: Option<(PathBuf, PathBuf)>,
-}
 
 /// The gateway's own certificate chain towards the upstream, and its key.
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -73,7 +64,7 @@ impl Transport {
         let make = move |contents: &[Vec<u8>]| {
             let mut contents = contents.iter();
             let key = if present.0 {
-                Some(parse_key(contents.next())?)
+                Some(parse_key(contents.next(), &settings.auth)?)
             } else {
                 settings.key.clone()
             };
@@ -194,16 +185,39 @@ impl Transport {
 const NO_KEY: &str =
     "--upstream-api-key-file: the key is empty, or not a key that a header can hold";
 
-/// The key in a file: its text without white space around it.
-fn parse_key(text: Option<&Vec<u8>>) -> Result<SecretString, String> {
-    let text = text
-        .and_then(|text| std::str::from_utf8(text).ok())
-        .map(str::trim)
-        .filter(|text| !text.is_empty());
-    let key = text
-        .filter(|text| HeaderValue::from_str(text).is_ok())
-        .ok_or(NO_KEY)?;
-    Ok(SecretString::from(key))
+/// The key in a file.
+fn parse_key(text: Option<&Vec<u8>>, auth: &AuthStyle) -> Result<SecretString, String> {
+    let text = std::str::from_utf8(text.map_or(&[], |text| &text[..]));
+    let text = text.map_err(|_| format!("{KEY}: it is no text (UTF-8)"))?;
+    upstream_key(KEY, text, auth)
+}
+
+/// The key in a text, without white space and a byte-order mark around it. What is a key only with
+/// something around it is refused: the upstream would reject each request, and say less. `flag` is
+/// where it was given, `auth` how it is sent.
+pub fn upstream_key(flag: &str, text: &str, auth: &AuthStyle) -> Result<SecretString, String> {
+    let key = text.trim_start_matches('\u{FEFF}').trim();
+    // Not the `=` at the end of base64.
+    let is_name = |name: &str| name.contains("_KEY") || name.contains("_TOKEN");
+    let begins_with_bearer = key
+        .get(..7)
+        .is_some_and(|word| word.eq_ignore_ascii_case("bearer "));
+    let wrong = if key.is_empty() {
+        "is empty"
+    } else if key.lines().count() > 1 {
+        "has several lines: leave only the key"
+    } else if key.starts_with(['"', '\'', '`', '\u{201c}']) {
+        "stands in quotes: leave them out"
+    } else if key.split_once('=').is_some_and(|(name, _)| is_name(name)) {
+        "begins with a variable's name (NAME=…): leave only the key"
+    } else if matches!(auth, AuthStyle::Bearer) && begins_with_bearer {
+        "begins with `Bearer`: leave that out, the gateway adds it (--upstream-auth)"
+    } else if HeaderValue::from_str(key).is_err() || !key.is_ascii() {
+        "is not a key that a header can hold"
+    } else {
+        return Ok(SecretString::from(key));
+    };
+    Err(format!("{flag}: the key {wrong}"))
 }
 
 /// For a server in the clear: it trusts nobody, and reads no roots.

@@ -6,6 +6,7 @@
 //! must not depend on the documents before, but the way there does (the order of members is
 //! remembered): a failure that one seed does not repeat needs those before it.
 
+mod azure;
 mod documents;
 mod oracle;
 mod requests;

@@ -367,7 +367,7 @@ fn a_body_is_its_fields_and_then_what_extra_json_adds() {
             output: Some("\u{1}\"é\\".into()),
             ..ToolOutput::default()
         }],
-        extra_json: String::new(),
+        ..ToolOutputs::default()
     };
     assert_eq!(
         body(&outputs).as_deref(),

@@ -82,6 +82,22 @@ const UNDOCUMENTED: [(&str, &str); 9] = [
     ("FileSearchResult", "attributes_json"),
 ];
 
+/// What Azure's agents have besides (`specification/ai/Azure.AI.Agents` of azure-rest-api-specs,
+/// api-version v1).
+const AZURE: [(&str, &[&str]); 8] = [
+    ("RequiredAction", &["submit_tool_approval"]),
+    ("SubmitToolApprovalAction", &["tool_calls"]),
+    ("RequiredToolCall", &["name", "arguments", "server_label"]),
+    ("ToolOutputs", &["tool_approvals"]),
+    ("ToolApproval", &["tool_call_id", "approve", "headers"]),
+    (
+        "ToolCall",
+        &["name", "arguments", "output", "server_label", "openapi"],
+    ),
+    ("Annotation", &["url_citation"]),
+    ("UrlCitation", &["url", "title"]),
+];
+
 /// Members that the contract leaves out on purpose, each with the reason.
 const LEFT_OUT: [(&str, &str); 3] = [
     (
@@ -440,7 +456,10 @@ fn every_enum_begins_with_unspecified_and_is_never_optional() {
 #[test]
 fn what_services_send_without_documenting_it_has_fields() {
     let pool = pool();
-    for (name, field) in UNDOCUMENTED {
+    let azure = AZURE
+        .iter()
+        .flat_map(|(name, fields)| fields.iter().map(move |field| (*name, *field)));
+    for (name, field) in UNDOCUMENTED.into_iter().chain(azure) {
         assert!(
             message(&pool, name).get_field_by_name(field).is_some(),
             "{name} has no {field}"
@@ -484,11 +503,13 @@ fn an_rpc_of_the_gateways_own_makes_the_rest_calls_of_others() {
 }
 
 #[test]
-fn what_may_be_sent_twice_fits_the_http_method() {
+fn every_rpc_says_whether_it_may_be_sent_twice_and_fits_the_http_method() {
     use prost_reflect::prost_types::method_options::IdempotencyLevel as Level;
     for (name, rpc) in rpcs(&pool()) {
         let options = rpc.method_descriptor_proto().options.clone();
-        let level = options.unwrap_or_default().idempotency_level();
+        let options = options.unwrap_or_default();
+        assert!(options.idempotency_level.is_some(), "{name} says nothing");
+        let level = options.idempotency_level();
         match &*route(&rpc).method {
             "GET" => assert_eq!(level, Level::NoSideEffects, "{name}"),
             "DELETE" => assert_eq!(level, Level::Idempotent, "{name}"),

@@ -71,7 +71,9 @@ async fn a_caller_that_closes_its_side_gets_the_rest_unless_outputs_are_missing(
                     "{what}"
                 );
                 assert!(
-                    status.message().contains(&format!("outputs of {ids},")),
+                    status
+                        .message()
+                        .contains(&format!("outputs or approvals of {ids},")),
                     "{what}: {status:?}"
                 );
                 assert_resumable(&status, "THREAD_RUN_REQUIRES_ACTION");

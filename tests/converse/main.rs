@@ -1,6 +1,7 @@
 //! `ConverseRun`: the whole tool loop on one stream, against a scripted upstream and against the
 //! embedded API.
 
+mod approvals;
 mod attach;
 mod caller;
 mod cuts;

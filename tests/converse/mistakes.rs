@@ -116,6 +116,7 @@ async fn what_is_said_wrong_is_named_and_ends_the_conversation() {
             vec![extra(ToolOutputs {
                 tool_outputs: vec![],
                 extra_json: r#"{"more":1}"#.into(),
+                ..ToolOutputs::default()
             })],
             "tool_outputs.extra_json".into(),
         ),

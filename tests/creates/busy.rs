@@ -84,7 +84,7 @@ fn begin(
 }
 
 /// Waits until no place is left: one create is at work, and as many wait as may.
-async fn is_full(gateway: &Gateway) {
+pub(crate) async fn is_full(gateway: &Gateway) {
     loop {
         let mut runs = gateway.runs();
         let one_more = runs.create_run(waiting("more"));

@@ -92,7 +92,7 @@ impl Create {
         text: &str,
     ) -> Result<Got, Status> {
         let soon = tokio::time::timeout(
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             self.answer(channel, request_id, text),
         );
         soon.await.expect("should have been answered by now")

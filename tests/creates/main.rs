@@ -6,6 +6,9 @@ mod support;
 
 mod busy;
 mod calls;
+mod counted;
+mod killed;
 mod marks;
 mod model;
 mod repeats;
+mod replicas;

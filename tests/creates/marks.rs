@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use runs_gateway::v1::{
-    CreateRunRequest, ListRunsRequest, MessageInput, MessageRole, ModifyRunRequest, RunSpec,
-    RunUpdate,
+    AssistantSpec, AssistantUpdate, CreateAssistantRequest, CreateRunRequest,
+    CreateThreadAndRunRequest, ListRunsRequest, MessageInput, MessageRole, ModifyAssistantRequest,
+    ModifyRunRequest, ResumeRunRequest, RunEvent, RunSpec, RunUpdate, StreamCreateRunRequest,
+    StreamOptions, ThreadAndRunSpec, assistant_service_client::AssistantServiceClient,
 };
-use tonic::Code;
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Request, Response, Streaming};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -16,6 +19,161 @@ use crate::{
 };
 
 const KEY: &str = "runs_gateway_request_id";
+
+/// The mark of whose a resource is.
+const CALLER: &str = "runs_gateway_caller";
+
+/// The names of the pairs that the upstream has.
+fn names(metadata: &serde_json::Value) -> Vec<&str> {
+    let pairs = metadata.as_object().expect("pairs");
+    pairs.keys().map(String::as_str).collect()
+}
+
+/// A request by the caller with the one token.
+fn by_caller<M>(message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    let token = "Bearer secret".parse().expect("a value");
+    request.metadata_mut().insert("authorization", token);
+    request
+}
+
+/// All events of a stream, none of which shows a mark.
+async fn unmarked(events: Response<Streaming<RunEvent>>) -> usize {
+    let mut events = events.into_inner();
+    let mut count = 0;
+    while let Some(event) = events.next().await {
+        let event = format!("{:?}", event.expect("no error"));
+        assert!(!event.contains("runs_gateway_"), "{event}");
+        count += usize::from(event.contains("one"));
+    }
+    count
+}
+
+/// Whose a resource is, and which `request_id` made it.
+#[tokio::test]
+async fn both_marks_are_kept_and_neither_is_shown() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        path.display().to_string()
+    };
+    // `printf %s secret | sha256sum`
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    let tokens = file("tokens", &format!("{hash} a\n"));
+    let key = file("key", &"k".repeat(32));
+    let mut flags = FAST.to_vec();
+    flags.extend(["--upstream-api-key", "sk-own", "--tokens-file", &tokens]);
+    flags.extend(["--isolate-callers", "--isolate-assistants"]);
+    flags.extend(["--isolation-key-file", &key]);
+    let model = Model::start().await;
+    let gateway = spawn_gateway(&model.upstream.url(), &flags).await;
+    let mut runs = gateway.runs();
+    let mut assistants = AssistantServiceClient::new(gateway.channel());
+    let metadata = run_spec("one").metadata;
+
+    let create = CreateAssistantRequest {
+        assistant: Some(AssistantSpec {
+            model: "m".to_owned(),
+            metadata: metadata.clone(),
+            ..AssistantSpec::default()
+        }),
+        request_id: "id".to_owned(),
+    };
+    let assistant = assistants.create_assistant(by_caller(create.clone()));
+    let assistant = assistant.await.expect("an assistant").into_inner();
+    assert_eq!(assistant.metadata, metadata);
+    let change = ModifyAssistantRequest {
+        assistant_id: assistant.id.clone(),
+        assistant: Some(AssistantUpdate {
+            metadata: [("changed".to_owned(), "x".to_owned())].into(),
+            ..AssistantUpdate::default()
+        }),
+    };
+    let before = model.state().assistants[0]["metadata"].clone();
+    assert_eq!(names(&before), [CALLER, KEY, "text"]);
+    let changed = assistants.modify_assistant(by_caller(change)).await;
+    let changed = changed.expect("changed").into_inner().metadata;
+    assert_eq!(changed.keys().collect::<Vec<_>>(), ["changed"]);
+    let after = model.state().assistants[0]["metadata"].clone();
+    assert_eq!(names(&after), ["changed", CALLER, KEY]);
+    assert_eq!(
+        (&after[CALLER], &after[KEY]),
+        (&before[CALLER], &before[KEY])
+    );
+
+    let create_both = CreateThreadAndRunRequest {
+        thread_and_run: Some(ThreadAndRunSpec {
+            assistant_id: assistant.id.clone(),
+            metadata: metadata.clone(),
+            ..ThreadAndRunSpec::default()
+        }),
+        request_id: "id".to_owned(),
+    };
+    let run = runs.create_thread_and_run(by_caller(create_both)).await;
+    let run = run.expect("a run").into_inner();
+    assert_eq!(run.metadata, metadata);
+    let change = ModifyRunRequest {
+        thread_id: run.thread_id.clone(),
+        run_id: run.id.clone(),
+        run: Some(RunUpdate {
+            metadata: [("changed".to_owned(), "x".to_owned())].into(),
+            ..RunUpdate::default()
+        }),
+    };
+    let changed = runs.modify_run(by_caller(change)).await;
+    let changed = changed.expect("changed").into_inner().metadata;
+    assert_eq!(changed.keys().collect::<Vec<_>>(), ["changed"]);
+    {
+        let mut state = model.state();
+        assert_eq!(names(&state.threads[&run.thread_id]), [CALLER]);
+        assert_eq!(
+            names(&state.runs[&run.thread_id][0]["metadata"]),
+            ["changed", KEY]
+        );
+        state.set(&run.thread_id, &run.id, "completed");
+    }
+
+    // Live, from the log, and by polling.
+    let stream = |request_id: &str, resumable| StreamCreateRunRequest {
+        thread_id: run.thread_id.clone(),
+        run: Some(RunSpec {
+            assistant_id: assistant.id.clone(),
+            ..run_spec("one")
+        }),
+        request_id: request_id.to_owned(),
+        options: Some(StreamOptions {
+            resumable,
+            ..StreamOptions::default()
+        }),
+        ..StreamCreateRunRequest::default()
+    };
+    for (request_id, resumable) in [("recorded", true), ("not recorded", false)] {
+        for _ in 0..2 {
+            let request = by_caller(stream(request_id, resumable));
+            let events = runs.stream_create_run(request).await.expect("events");
+            assert!(unmarked(events).await > 0, "{request_id}");
+        }
+        let made = model.state().runs[&run.thread_id].last().expect("a run")["id"].clone();
+        let resume = by_caller(ResumeRunRequest {
+            thread_id: run.thread_id.clone(),
+            run_id: text(&made),
+            ..ResumeRunRequest::default()
+        });
+        let events = runs.resume_run(resume).await.expect("events");
+        assert!(unmarked(events).await > 0, "{request_id}");
+    }
+    assert_eq!(model.state().runs[&run.thread_id].len(), 3);
+    gateway.drain().await;
+
+    // Another gateway finds by the one mark what is the caller's by the other.
+    let gateway = spawn_gateway(&model.upstream.url(), &flags).await;
+    let mut assistants = AssistantServiceClient::new(gateway.channel());
+    let again = assistants.create_assistant(by_caller(create)).await;
+    assert_eq!(again.expect("found").into_inner().id, assistant.id);
+    assert_eq!(model.state().assistants.len(), 1);
+    gateway.drain().await;
+}
 
 #[tokio::test]
 async fn the_mark_is_one_pair_at_the_upstream_and_none_for_callers() {

@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     ErrorBefore(u16),
     /// It is done, and this status is the answer, which asks for a retry.
     ToldToRetry,
+    /// It is not done, and no answer ever comes.
+    HeldBefore,
+    /// It is done, and no answer ever comes.
+    HeldAfter,
     /// It is done only once somebody has looked for it in vain; the answer is lost.
     Late,
 }
@@ -46,7 +50,7 @@ impl Fault {
     pub(crate) fn is_done(self) -> bool {
         !matches!(
             self,
-            Self::ResetBefore | Self::ClosedBefore | Self::ErrorBefore(_)
+            Self::ResetBefore | Self::ClosedBefore | Self::ErrorBefore(_) | Self::HeldBefore
         )
     }
 }
@@ -63,6 +67,8 @@ pub(crate) struct State {
     pub(crate) runs: BTreeMap<String, Vec<Value>>,
     pub(crate) messages: BTreeMap<String, Vec<Value>>,
     pub(crate) assistants: Vec<Value>,
+    /// The metadata of threads.
+    pub(crate) threads: BTreeMap<String, Value>,
     /// What goes wrong with the next creates. A thread's is one by itself.
     pub(crate) faults: VecDeque<Fault>,
     /// Creates that were refused since a run was active.
@@ -78,6 +84,10 @@ pub(crate) struct State {
     pub(crate) names_run: bool,
     /// Answers to creates wait for this.
     pub(crate) gate: Option<Arc<Notify>>,
+    /// The next list of runs is as it is by now, and is there once this says so.
+    pub(crate) late_list: Option<Arc<Notify>>,
+    /// Creates whose answers never come.
+    pub(crate) held: usize,
     /// Reads fail with this status.
     pub(crate) broken_reads: Option<u16>,
     late: Option<(String, Value)>,
@@ -173,23 +183,32 @@ impl State {
         match (&*request.method, &*path) {
             ("POST", ["threads"]) => {
                 let id = self.id("thread");
-                let thread =
-                    json!({ "id": id, "object": "thread", "created_at": now(), "metadata": {} });
+                let metadata = body.get("metadata").cloned().unwrap_or(json!({}));
+                let thread = json!({ "id": id, "object": "thread", "created_at": now(), "metadata": metadata });
                 self.create(&thread, false, |state, thread| {
-                    state.add_thread(&text(&thread["id"]));
+                    let id = text(&thread["id"]);
+                    state.add_thread(&id);
+                    state.threads.insert(id, thread["metadata"].clone());
                 })
             }
             ("GET", ["threads", id]) => {
-                let id = (*id).to_owned();
+                let metadata = self.threads.get(*id).cloned().unwrap_or(json!({}));
                 Answer::json(
                     200,
-                    json!({ "id": id, "object": "thread", "metadata": {} }).to_string(),
+                    json!({ "id": id, "object": "thread", "metadata": metadata }).to_string(),
                 )
             }
             ("POST", ["assistants"]) => {
                 let assistant = json!({ "id": self.id("asst"), "object": "assistant", "created_at": now(),
                     "metadata": body["metadata"] });
                 self.create(&assistant, false, |state, it| state.assistants.push(it))
+            }
+            ("POST", ["assistants", id]) => {
+                let assistants = self.assistants.iter_mut();
+                for assistant in assistants.filter(|it| it["id"] == **id) {
+                    assistant["metadata"] = body["metadata"].clone();
+                }
+                one(&self.assistants, id)
             }
             ("GET", ["assistants"]) => page(&self.assistants, query),
             ("GET", ["assistants", id]) => one(&self.assistants, id),
@@ -213,7 +232,10 @@ impl State {
             ("GET", ["threads", thread_id, "runs"]) => {
                 let answer = page(&self.runs[*thread_id], query);
                 self.come_late();
-                answer
+                match self.late_list.take() {
+                    Some(gate) => answer.chunked().wait(&gate),
+                    None => answer,
+                }
             }
             ("GET", ["threads", thread_id, "messages"]) => page(&self.messages[*thread_id], query),
             ("GET", ["threads", thread_id, "messages", id]) => one(&self.messages[*thread_id], id),
@@ -291,6 +313,10 @@ impl State {
                     .wait(gate),
             },
             Fault::ResetBefore | Fault::ResetAfter | Fault::Late => Answer::cut_before_answer(),
+            Fault::HeldBefore | Fault::HeldAfter => {
+                self.held += 1;
+                Answer::never()
+            }
             Fault::ClosedBefore | Fault::ClosedAfter => Answer::raw("").close(),
             Fault::Half if streams => {
                 let half = format!(

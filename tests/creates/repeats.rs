@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What a create has made, as the upstream sees it.
-fn made(model: &Model, create: Create) -> usize {
+pub(crate) fn made(model: &Model, create: Create) -> usize {
     let state = model.state();
     match create {
         Create::Message => state.messages["thread_1"].len(),

@@ -90,7 +90,7 @@ async fn an_answer_that_is_not_what_was_asked_for_is_a_clear_status() {
         (
             "an error with a good status",
             || Answer::json(200, r#"{"error":{"message":"no"}}"#),
-            unusable(),
+            [(Code::Internal, "SERVER_ERROR"); 2],
         ),
         (
             "not UTF-8",

@@ -6,7 +6,10 @@
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::uri::PathAndQuery;
 use prost::{Message, Name};
-use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value as Field};
+use prost_reflect::{
+    DynamicMessage, FieldDescriptor, Kind, MethodDescriptor, Value as Field,
+    prost_types::method_options::IdempotencyLevel,
+};
 use serde_json::Value;
 use tonic::{
     Request, Response, Status,
@@ -205,11 +208,11 @@ impl Call {
             .map(|(method, target, body)| Self::rest(method, target, body))
     }
 
-    /// Whether doing it twice is the same as doing it once: all but creates and submits.
+    /// Whether doing it twice is the same as doing it once, as the contract says.
     pub(crate) fn is_repeatable(&self) -> bool {
-        !["Create", "Submit"]
-            .iter()
-            .any(|beginning| self.rpc().starts_with(beginning))
+        let options = self.rpc.method_descriptor_proto().options.as_ref();
+        let level = options.expect("options").idempotency_level();
+        level != IdempotencyLevel::IdempotencyUnknown
     }
 
     /// Makes the call.

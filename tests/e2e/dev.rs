@@ -37,7 +37,8 @@ async fn start() -> (Dev, Channel) {
     let Command::Dev(args) = cli.unwrap_or_else(|error| panic!("{error}")).command else {
         unreachable!("the command is dev")
     };
-    let dev = Dev::start((*args).into(), CancellationToken::new()).await;
+    let config = (*args).try_into().expect("it can be run");
+    let dev = Dev::start(config, CancellationToken::new()).await;
     let dev = dev.expect("it starts");
     let channel = Endpoint::from_shared(format!("http://{}", dev.grpc)).expect("a URL");
     (dev, channel.connect_lazy())

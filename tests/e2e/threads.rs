@@ -282,7 +282,11 @@ async fn the_upstream_sees_what_was_asked_and_the_caller_gets_what_was_answered(
     let mut made = BTreeSet::new();
     for Row { call, sees, answer } in table() {
         made.insert(call.rpc().to_owned());
-        upstream.push(Answer::json(200, answer.to_string()));
+        // What replaces metadata is read before: it may have a mark.
+        let is_read = ["ModifyMessage", "ModifyAssistant"].contains(&call.rpc());
+        for _ in 0..=usize::from(is_read) {
+            upstream.push(Answer::json(200, answer.to_string()));
+        }
         let got = call
             .on(&gateway)
             .await
@@ -527,11 +531,9 @@ async fn every_body_takes_what_the_contract_does_not_know_and_refuses_what_it_sa
         assert_eq!(alone, set, "{}", call.rpc());
     }
     gateway.drain().await;
-    assert_eq!(
-        (requests, upstream.requests().len()),
-        (10, 10),
-        "every body, once"
-    );
+    let sent = upstream.requests();
+    let sent = sent.iter().filter(|it| it.method != "GET").count();
+    assert_eq!((requests, sent), (10, 10), "every body, once");
     let bodies = calls().iter().filter(|rpc| body(rpc).is_some()).count();
     assert_eq!(bodies, requests);
 }

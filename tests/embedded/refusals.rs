@@ -13,6 +13,11 @@ async fn a_wrong_body_is_refused_and_the_parameter_named() {
         |function: Value| spec(json!({ "tools": [{ "type": "function", "function": function }] }));
     let many: serde_json::Map<String, Value> =
         (0..17).map(|at| (at.to_string(), json!("x"))).collect();
+    let ranking = |options: Value| {
+        let search =
+            json!({ "type": "file_search", "file_search": { "ranking_options": options } });
+        json!({ "model": "m", "tools": [search] })
+    };
     let runs = format!("{thread}/runs");
     let messages = format!("{thread}/messages");
     let rows = [
@@ -51,6 +56,18 @@ async fn a_wrong_body_is_refused_and_the_parameter_named() {
             json!({ "model": "m", "top_p": -1 }),
             "top_p",
             "decimal_below_min_value",
+        ),
+        (
+            "/assistants",
+            ranking(json!({ "ranker": "auto" })),
+            "tools[0].file_search.ranking_options.score_threshold",
+            "missing_required_parameter",
+        ),
+        (
+            "/assistants",
+            ranking(json!({ "ranker": "best", "score_threshold": 0.5 })),
+            "tools[0].file_search.ranking_options.ranker",
+            "invalid_value",
         ),
         (
             "/threads",

@@ -1,23 +1,36 @@
 //! What attackers do.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
+use runs_gateway::v1::GetRunRequest;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::Notify,
     time::timeout,
 };
-use tonic::Code;
+use tonic::{
+    Code, Request,
+    metadata::{Ascii, MetadataKey},
+};
+use tonic_types::StatusExt as _;
 
 use crate::{
     clients::send,
     support::{
         gateway::{Gateway, spawn_gateway},
         program::Running,
-        upstream::Upstream,
+        upstream::{Answer, Upstream},
     },
 };
+
+fn get() -> GetRunRequest {
+    GetRunRequest {
+        thread_id: "thread_1".to_owned(),
+        run_id: "run_1".to_owned(),
+    }
+}
 
 #[tokio::test]
 async fn a6_metadata_above_the_limit_is_resource_exhausted() {
@@ -48,6 +61,50 @@ async fn a6_metadata_above_the_limit_is_resource_exhausted() {
         }
         gateway.drain().await;
     }
+}
+
+/// Other calls on the connection go on.
+#[tokio::test]
+async fn a6_far_too_much_metadata_is_refused_alone() {
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
+    let mut other = gateway.runs();
+    let rows = [
+        ("one value", 1, 60 << 10),
+        ("120 kB in one value", 1, 120_000),
+        ("120 kB in ten", 10, 12_000),
+        ("120 kB in many", 1000, 120),
+        ("200 kB", 4, 50_000),
+    ];
+    for (at, (row, pieces, size)) in rows.into_iter().enumerate() {
+        let pending = Arc::new(Notify::new());
+        let run = r#"{"id":"run_1","thread_id":"thread_1","status":"queued"}"#;
+        upstream.push(Answer::new(200).chunked().wait(&pending).bytes(run));
+        let beside = tokio::spawn({
+            let mut other = other.clone();
+            async move { other.get_run(get()).await }
+        });
+        upstream.wait_for_requests(at + 1).await;
+        let mut request = Request::new(get());
+        for piece in 0..pieces {
+            let name: MetadataKey<Ascii> = format!("x-{piece}").parse().expect("a name");
+            let value = "x".repeat(size).parse().expect("a value");
+            request.metadata_mut().insert(name, value);
+        }
+        let status = other.get_run(request).await.expect_err(row);
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        assert_eq!(
+            (status.code(), reason.as_deref()),
+            (Code::ResourceExhausted, Some("REQUEST_TOO_LARGE")),
+            "{row}: {status:?}"
+        );
+        pending.notify_one();
+        beside
+            .await
+            .expect("a task")
+            .expect("the other call goes on");
+    }
+    gateway.drain().await;
 }
 
 #[tokio::test]

@@ -526,3 +526,147 @@ async fn c9_a_stream_has_the_metadata_of_its_upstreams_head() {
     drop(watch);
     gateway.drain().await;
 }
+
+/// Statuses that libraries make have a reason, too.
+#[tokio::test]
+async fn every_status_has_a_reason() {
+    type Row<'a> = (
+        &'a str,
+        &'a str,
+        Vec<u8>,
+        &'a [(&'a str, &'a str)],
+        Code,
+        &'a str,
+    );
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &["--web-origins", "https://app.example"]).await;
+    let create = "/runsgateway.v1.RunService/CreateRun";
+    let check = "/grpc.health.v1.Health/Check";
+    let unknown_field = [&[0x0a, 0xff][..], &[b'x'; 3]].concat();
+    let wrong_type = vec![0x08, 1];
+    let not_utf8 = vec![0x0a, 2, 0xff, 0xfe];
+    let nowhere = HealthCheckRequest {
+        service: "nowhere".to_owned(),
+    };
+    let rows: [Row<'_>; 11] = [
+        (
+            "no such method",
+            "/runsgateway.v1.RunService/Nothing",
+            frame(0, &get()),
+            &[],
+            Code::Unimplemented,
+            "UNSUPPORTED",
+        ),
+        (
+            "no such service",
+            "/nowhere.V1/Nothing",
+            frame(0, &get()),
+            &[],
+            Code::Unimplemented,
+            "UNSUPPORTED",
+        ),
+        (
+            "no path",
+            "/",
+            frame(0, &get()),
+            &[],
+            Code::Unimplemented,
+            "UNSUPPORTED",
+        ),
+        (
+            "a length beyond the end",
+            create,
+            frame(0, &unknown_field),
+            &[],
+            Code::Internal,
+            "MALFORMED_REQUEST",
+        ),
+        (
+            "a number for a text",
+            create,
+            frame(0, &wrong_type),
+            &[],
+            Code::Internal,
+            "MALFORMED_REQUEST",
+        ),
+        (
+            "no UTF-8",
+            create,
+            frame(0, &not_utf8),
+            &[],
+            Code::Internal,
+            "MALFORMED_REQUEST",
+        ),
+        (
+            "half a message",
+            create,
+            vec![0, 0, 0, 0, 9, 1],
+            &[],
+            Code::Internal,
+            "MALFORMED_REQUEST",
+        ),
+        (
+            "a stream's message",
+            "/runsgateway.v1.RunService/ConverseRun",
+            frame(0, &unknown_field),
+            &[],
+            Code::InvalidArgument,
+            "INVALID_FIELD",
+        ),
+        (
+            "no timeout",
+            GET,
+            frame(0, &get()),
+            &[("grpc-timeout", "soon")],
+            Code::InvalidArgument,
+            "INVALID_FIELD",
+        ),
+        (
+            "no such service's health",
+            check,
+            frame(0, &nowhere.encode_to_vec()),
+            &[],
+            Code::NotFound,
+            "NOT_FOUND",
+        ),
+        (
+            "a message of health that is too large",
+            check,
+            frame(0, &[0; 5000]),
+            &[],
+            Code::ResourceExhausted,
+            "REQUEST_TOO_LARGE",
+        ),
+    ];
+    for (row, path, body, headers, code, reason) in rows {
+        for content_type in ["application/grpc", "application/grpc-web+proto"] {
+            let headers: Vec<_> = headers
+                .iter()
+                .copied()
+                .chain([("content-type", content_type)])
+                .collect();
+            let seen = send(&gateway, Method::POST, path, &headers, body.clone()).await;
+            if content_type == "application/grpc" {
+                assert_eq!((seen.code(), &*seen.reason()), (code, reason), "{row}");
+            } else {
+                let text = [
+                    format!("{:?}", seen.head),
+                    String::from_utf8_lossy(&seen.body).into_owned(),
+                ]
+                .concat();
+                assert!(text.contains("grpc-status-details-bin"), "{row}: {text}");
+            }
+        }
+    }
+    gateway.drain().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
+    for (method, headers) in [
+        (Method::GET, &[][..]),
+        (Method::POST, &[("content-type", "text/plain")]),
+    ] {
+        let seen = send(&gateway, method, GET, headers, frame(0, &get())).await;
+        assert_eq!(seen.reason(), "INVALID_FIELD");
+    }
+    assert!(upstream.requests().is_empty());
+    gateway.drain().await;
+}

@@ -5,6 +5,8 @@ mod attackers;
 #[path = "../access/certificates.rs"]
 mod certificates;
 mod clients;
+mod errors;
+mod foundry;
 #[path = "../access/front.rs"]
 mod front;
 mod gateway;

@@ -64,6 +64,10 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
     );
     let cut = file("cut", "-----BEGIN CERTIFICATE-----\nMIIBaaaa\n");
     let folder_path = text(folder.path());
+    let api_key = |name: &str, content: &str| {
+        let path = file(name, content);
+        format!("--upstream-api-key-file {path}")
+    };
 
     let key = |rest: &str| format!("--upstream-api-key k {rest}");
     let tls = |certificate: &str, key: &str| {
@@ -187,6 +191,49 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             &[],
             &["--upstream-api-key-file", "empty"],
         ),
+        // O3: a key with something around it, which no upstream takes.
+        (
+            "O3 key, bearer",
+            api_key("bearer", "Bearer sk-SECRET\n"),
+            &[],
+            &["--upstream-api-key-file", "/bearer", "leave that out"],
+        ),
+        (
+            "O3 key, quotes",
+            api_key("quotes", "\"sk-SECRET\"\n"),
+            &[],
+            &["--upstream-api-key-file", "/quotes", "in quotes"],
+        ),
+        (
+            "O3 key, single quotes and a mark",
+            api_key("marked", "\u{FEFF}'sk-SECRET'"),
+            &[],
+            &["--upstream-api-key-file", "in quotes"],
+        ),
+        (
+            "O3 key, lines",
+            api_key("lines", "# the key\nsk-SECRET\n"),
+            &[],
+            &["--upstream-api-key-file", "/lines", "several lines"],
+        ),
+        (
+            "O3 key, a variable",
+            api_key("variable", "OPENAI_API_KEY=sk-SECRET\n"),
+            &[],
+            &["--upstream-api-key-file", "NAME=…"],
+        ),
+        (
+            "O3 key, a mark alone",
+            api_key("mark", "\u{FEFF}\n"),
+            &[],
+            &["--upstream-api-key-file", "empty"],
+        ),
+        (
+            "O3 key, in a variable",
+            flags(""),
+            &[("RUNS_GATEWAY_UPSTREAM_API_KEY", "bearer sk-SECRET")],
+            &["--upstream-api-key", "leave that out"],
+        ),
         // O3: nothing could be asked.
         (
             "O3 url",
@@ -252,7 +299,55 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             &[("OTEL_TRACES_EXPORTER", "jaeger")],
             &["OTEL_TRACES_EXPORTER", "otlp or none"],
         ),
+        (
+            "O3 sampler",
+            flags(""),
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+                ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ],
+            &["OTEL_TRACES_SAMPLER", "traceidratio"],
+        ),
+        (
+            "O3 sampler's ratio",
+            flags(""),
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+                ("OTEL_TRACES_SAMPLER_ARG", "10%"),
+            ],
+            &["OTEL_TRACES_SAMPLER_ARG", "from 0 to 1"],
+        ),
+        (
+            "O3 otlp timeout",
+            flags(""),
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+                ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "10s"),
+            ],
+            &["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "milliseconds"],
+        ),
+        (
+            "O3 otlp headers",
+            flags(""),
+            &[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+                ("OTEL_EXPORTER_OTLP_HEADERS", "SECRET"),
+            ],
+            &["OTEL_EXPORTER_OTLP_HEADERS", "name=value"],
+        ),
         ("O3 log", flags("--log debugg"), &[], &["--log", "debugg"]),
+        (
+            "O3 log, number",
+            flags("--log 5"),
+            &[],
+            &["--log", "\"5\"", "level"],
+        ),
+        (
+            "O3 log, a target's number",
+            flags("--log runs_gateway=3"),
+            &[],
+            &["--log", "runs_gateway=3"],
+        ),
         (
             "O3 log, target",
             flags("--log runs_gateway=debugg"),
@@ -343,19 +438,19 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             "O6 damaged",
             tls(&damaged, &good_key),
             &[],
-            &["--tls-cert-file", "damaged"],
+            &["--tls-cert-file", "/damaged: ", "damaged: it is"],
         ),
         (
             "O6 cut",
             tls(&cut, &good_key),
             &[],
-            &["--tls-cert-file", "PEM"],
+            &["--tls-cert-file", "/cut: ", "PEM"],
         ),
         (
             "O6 damaged CA",
             flags("--upstream-url https://h --upstream-ca-file ") + &damaged,
             &[],
-            &["--upstream-ca-file", "damaged"],
+            &["--upstream-ca-file", "/damaged: ", "damaged"],
         ),
         (
             "O6 no file",

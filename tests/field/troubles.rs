@@ -36,7 +36,7 @@ fn runs(program: &Running) -> RunServiceClient<Channel> {
 }
 
 /// A call, with a deadline that keeps the gateway from asking again and again.
-async fn failed(program: &Running) -> Status {
+pub(crate) async fn failed(program: &Running) -> Status {
     let mut request = Request::new(get());
     request.set_timeout(Duration::from_secs(10));
     runs(program).get_run(request).await.expect_err("no run")
@@ -91,7 +91,7 @@ async fn what_an_operator_has_to_mend_is_a_warning_with_words_and_a_metric() {
         (
             "403",
             Answer::json(403, bad_key),
-            Code::PermissionDenied,
+            Code::Internal,
             "gateway_key_rejected",
             "--upstream-api-key-file",
         ),
@@ -207,6 +207,13 @@ async fn a_trouble_of_every_call_is_a_line_a_second() {
     assert!(said.len() <= 20, "{said:?}");
 }
 
+/// What servers say to HTTP at a port for TLS.
+const NGINX: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n\
+    <html><body><center>The plain HTTP request was sent to HTTPS port</center></body></html>";
+const GO: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
 /// A server without TLS: it answers what is no HTTP so, and hangs up.
 async fn plain(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -267,6 +274,16 @@ async fn an_upstream_that_cannot_be_talked_to_is_told_with_its_cause_and_its_fla
             format!("http://{tls}"),
             "--upstream-url",
         ),
+        (
+            "http to nginx's TLS port",
+            format!("http://{}", plain(NGINX).await),
+            "speaks TLS",
+        ),
+        (
+            "http to Go's TLS port",
+            format!("http://{}", plain(GO).await),
+            "speaks TLS",
+        ),
         ("nobody there", format!("http://{nobody}"), "--upstream-url"),
         (
             "no such name",
@@ -311,7 +328,7 @@ async fn an_upstream_that_cannot_be_talked_to_is_told_with_its_cause_and_its_fla
 
 /// The line of a call, once it is there.
 async fn call_line(program: &Running, method: &str) -> Value {
-    let word = format!("\"rpc.method\":\"{method}\"");
+    let word = format!("\"rpc.method\":\"runsgateway.v1.RunService/{method}\"");
     lines(program, &word, 1).await[0]["fields"].clone()
 }
 

@@ -24,7 +24,7 @@ use crate::{
 
 /// The calls that rows make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Do {
+pub(crate) enum Do {
     Get,
     Create,
     Cancel,
@@ -33,7 +33,7 @@ enum Do {
 }
 
 impl Do {
-    async fn on(self, gateway: &Gateway) -> Result<Run, Status> {
+    pub(crate) async fn on(self, gateway: &Gateway) -> Result<Run, Status> {
         let (thread_id, run_id) = ("thread_1".to_owned(), "run_1".to_owned());
         let mut runs = gateway.runs();
         let answer = match self {
@@ -1082,6 +1082,13 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
         r#"{"STREAM":false}"#,
         r#"{"\u0053tream":true}"#,
         r#"{"stream":null}"#,
+        // LATIN SMALL LETTER LONG S, which is an s to Go's decoder of JSON.
+        "{\"\u{17f}tream\":true}",
+        r#"{"\u017ftream":true}"#,
+        // What a field says, too.
+        r#"{"Assistant_Id":"asst_2"}"#,
+        r#"{"ASSISTANT_ID":null}"#,
+        "{\"a\u{17f}\u{17f}istant_id\":\"asst_2\"}",
     ] {
         let run = Some(RunSpec {
             assistant_id: "asst_1".to_owned(),
@@ -1102,6 +1109,23 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
         );
     }
     assert!(upstream.requests().is_empty());
+
+    // A name that no field says is passed on as it is.
+    upstream.push(json(200, &run("queued")));
+    let run = Some(RunSpec {
+        assistant_id: "asst_1".to_owned(),
+        extra_json: r#"{"Model":"m"}"#.to_owned(),
+        ..RunSpec::default()
+    });
+    let request = CreateRunRequest {
+        thread_id: "thread_1".to_owned(),
+        run,
+        ..CreateRunRequest::default()
+    };
+    let created = gateway.runs().create_run(request).await;
+    created.expect("a run");
+    let body = upstream.requests()[0].body.clone();
+    assert_eq!(body, r#"{"assistant_id":"asst_1","Model":"m"}"#);
     gateway.drain().await;
 }
 

@@ -33,6 +33,11 @@ class Runs:
             run_service_pb2.CreateThreadAndRunRequest(thread_and_run=spec(steering)), metadata=[KEY], timeout=DEADLINE
         )
 
+    def create_with_id(self, request_id):
+        """One that may be repeated, and says so to proxies."""
+        request = run_service_pb2.CreateRunRequest(thread_id="thread_1", run=run_pb2.RunSpec(assistant_id="asst_1"), request_id=request_id)
+        return self.stub.CreateRun(request, metadata=[KEY, ("x-repeatable-create", "true")], timeout=DEADLINE)
+
     def stream(self, steering=None, call_id="none"):
         request = run_service_pb2.StreamCreateThreadAndRunRequest(thread_and_run=spec(steering))
         return self.stub.StreamCreateThreadAndRun(request, metadata=[KEY, ("x-client-request-id", call_id)])

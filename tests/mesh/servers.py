@@ -176,7 +176,10 @@ class Upstream:
         self.lock = threading.Lock()
         self.asked = collections.Counter()
         self.status = 200
-        # Cleared, answers wait.
+        # Runs that were made, newest first.
+        self.runs = []
+        # Cleared, answers wait; with `hold_posts` those to writes alone.
+        self.hold_posts = False
         self.go = threading.Event()
         self.go.set()
         upstream = self
@@ -205,13 +208,21 @@ class Upstream:
         self.thread.start()
 
     def answer(self, request):
-        request.rfile.read(int(request.headers.get("content-length", 0)))
+        body = request.rfile.read(int(request.headers.get("content-length", 0)))
+        run = {"id": "run_1", "object": "thread.run", "created_at": int(time.time()), "thread_id": "thread_1", "assistant_id": "asst_1", "status": "completed"}
         with self.lock:
             self.asked[request.command] += 1
-        self.go.wait(timeout=20)
-        run = {"id": "run_1", "object": "thread.run", "created_at": 1, "thread_id": "thread_1", "assistant_id": "asst_1", "status": "completed"}
+            if request.command == "POST":
+                run["metadata"] = json.loads(body or "{}").get("metadata", {})
+                if self.status == 200:
+                    run["id"] = f"run_{len(self.runs) + 1}"
+                    self.runs.insert(0, run)
+            is_list = request.command == "GET" and request.path.split("?")[0].endswith("/runs")
+            said = {"object": "list", "data": list(self.runs), "has_more": False} if is_list else run
+        if request.command == "POST" or not self.hold_posts:
+            self.go.wait(timeout=20)
         error = {"error": {"message": "Not now.", "type": "server_error", "param": None, "code": None}}
-        body = json.dumps(run if self.status == 200 else error).encode()
+        body = json.dumps(said if self.status == 200 else error).encode()
         request.send_response(self.status)
         request.send_header("content-type", "application/json")
         request.send_header("content-length", str(len(body)))

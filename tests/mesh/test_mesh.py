@@ -107,6 +107,24 @@ async def test_when_a_gateway_dies_reads_succeed_elsewhere_and_writes_are_unknow
             return f"of 20 writes {codes.count(UNKNOWN)} were with the gateway that died"
 
 
+async def test_when_a_gateway_dies_creates_with_a_request_id_are_repeated_elsewhere_and_done_once():
+    with ending(Upstream()) as upstream:
+        async with mesh("repeat", [upstream.url, upstream.url]) as (envoy, gateways), Runs(envoy.address) as runs:
+            upstream.hold_posts = True
+            upstream.go.clear()
+            writes = [asyncio.ensure_future(runs.create_with_id(f"id {number}")) for number in range(20)]
+            async with asyncio.timeout(10):
+                while upstream.asked["POST"] < 20:
+                    await asyncio.sleep(0.01)
+            gateways[0].end()
+            upstream.go.set()
+            made = {run.id for run in await asyncio.gather(*writes)}
+            assert len(made) == 20 and upstream.asked["POST"] == 20, upstream.asked
+            retries = envoy.count("upstream_rq_retry")
+            assert retries > 0
+            return f"20 creates, {retries} repeated by Envoy, {len(upstream.runs)} runs"
+
+
 async def test_gateway_and_envoy_tell_each_other_by_certificates():
     with ending(Upstream()) as upstream:
         async with mesh("tls", [upstream.url, upstream.url]) as (envoy, gateways), Runs(envoy.address) as runs:
@@ -161,7 +179,7 @@ def credentials(name):
 def calls_ended(gateway):
     """The fields of a gateway's log lines about calls, but for those of health."""
     lines = [json.loads(line)["fields"] for line in list(gateway.printed) if line.startswith("{")]
-    return [fields for fields in lines if fields["message"] == "call ended" and fields["rpc.method"] == "GetRun"]
+    return [fields for fields in lines if fields["message"] == "call ended" and fields["rpc.method"] == "runsgateway.v1.RunService/GetRun"]
 
 
 async def test_envoy_sends_nothing_to_a_gateway_of_another_name():

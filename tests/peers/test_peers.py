@@ -159,8 +159,8 @@ def unknown(answer, path=""):
 class Process:
     """A process of which one line says that it is ready."""
 
-    def __init__(self, ready, *words):
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def __init__(self, ready, *words, env=None):
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         self.lines = []
         for line in self.process.stdout:
             self.lines.append(line)
@@ -177,9 +177,9 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, url, *flags):
-        serve = ["serve", "--log", "warn", "--listen", "127.0.0.1:0", "--upstream-url", url, *flags]
-        super().__init__(r"grpc listening on (\S+)", os.environ["RUNS_GATEWAY_BIN"], *serve)
+    def __init__(self, command, *flags):
+        words = [command, "--log", "warn", "--listen", "127.0.0.1:0", *flags]
+        super().__init__(r"grpc listening on (\S+)", os.environ["RUNS_GATEWAY_BIN"], *words)
         self.channel = grpc.insecure_channel(self.found[1])
         names = [(stubs, f"{service}Stub") for module, stubs in MODULES for service in module.DESCRIPTOR.services_by_name]
         self.stubs = [getattr(stubs, name)(self.channel) for stubs, name in names]
@@ -390,26 +390,30 @@ def free_port():
         return str(listener.getsockname()[1])
 
 
-def main():
-    started = []
+def start(started):
+    """The gateways that the tests ask, and behind them who answers."""
+    prism = Process(r"listening on (http\S+)", "node", sys.argv[1], "mock", "-h", "127.0.0.1", "-p", free_port(), os.environ["RUNS_PRISM"])
+    started.append(prism)
+    front = Process(r"^(\{.*\})$", sys.executable, "-W", "ignore", os.path.join(HERE, "front.py"))
+    started.append(front)
+    seeds = json.loads(front.found[1])
+    mock, fake = prism.found[1], f"http://127.0.0.1:{seeds['port']}"
+    for url, *flags in [(mock,), (mock, "--upstream-header", "Prefer: example=StreamingwithFunctions"), (fake,)]:
+        started.append(Gateway("serve", "--upstream-url", url, *flags))
+    gateways = started[-3:]
+    gateways[-1].seeds = seeds
+    return gateways
 
-    def start(process):
-        started.append(process)
-        return process
 
-    failed = 0
+def run_tests(module, start):
+    """Runs the tests of a module on what `start` starts. How many failed."""
+    started, failed = [], 0
+    tests = {name: test for name, test in module.items() if name.startswith("test_")}
     try:
-        prism = start(Process(r"listening on (http\S+)", "node", sys.argv[1], "mock", "-h", "127.0.0.1", "-p", free_port(), os.environ["RUNS_PRISM"]))
-        seeds = start(Process(r"^(\{.*\})$", sys.executable, "-W", "ignore", os.path.join(HERE, "front.py")))
-        schema = start(Gateway(prism.found[1]))
-        functions = start(Gateway(prism.found[1], "--upstream-header", "Prefer: example=StreamingwithFunctions"))
-        seeds = json.loads(seeds.found[1])
-        fake = start(Gateway(f"http://127.0.0.1:{seeds['port']}"))
-        fake.seeds = seeds
-        tests = {name: test for name, test in globals().items() if name.startswith("test_")}
+        given = start(started)
         for name, test in tests.items():
             try:
-                test(schema, functions, fake)
+                test(*given)
                 print(f"{name} ... ok", flush=True)
             except Exception:  # whatever it is, the other tests are to be run
                 failed += 1
@@ -422,4 +426,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(1 if main() else 0)
+    sys.exit(1 if run_tests(globals(), start) else 0)

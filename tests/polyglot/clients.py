@@ -1,6 +1,7 @@
 """The clients: how each is prepared, and what it does.
 
-A language has `run(program, addresses)`, which gives what a program of examples/ prints; a tool has `checks(address)`, each of which raises `Failed`.
+A language has `run(program, addresses)`, which gives what a program of examples/ prints, and says whether it has the program `approving`; a tool has
+`checks(address)`, each of which raises `Failed`.
 Must hold: `needs` names all that has to be there already; the rest is installed below `OUT`, pinned.
 """
 
@@ -74,6 +75,7 @@ def version_in(path, pattern):
 class Python:
     needs = ["python3"]
     client = "Python grpcio"
+    approves = True
 
     def version(self):
         return version_in("python/requirements.txt", r"grpcio==(\S+)")
@@ -91,6 +93,7 @@ class Python:
 class Go:
     needs = ["go"]
     client = "Go grpc-go"
+    approves = True
 
     def version(self):
         return version_in("go/go.mod", r"google.golang.org/grpc (\S+)")
@@ -108,6 +111,7 @@ class Go:
 class TypeScript:
     needs = ["node", "npm"]
     client = "TypeScript @grpc/grpc-js"
+    approves = False
 
     def version(self):
         return version_in("typescript/package.json", r'"@grpc/grpc-js": "(\S+)"')
@@ -126,6 +130,7 @@ class TypeScript:
 class Java:
     needs = ["java", "javac", "mvn"]
     client = "Java grpc-java"
+    approves = False
 
     def version(self):
         return version_in("java/pom.xml", r"<grpc.version>(\S+)<")
@@ -142,6 +147,7 @@ class Java:
 class Rust:
     needs = ["cargo"]
     client = "Rust tonic"
+    approves = False
 
     def version(self):
         return version_in("rust/Cargo.toml", r'tonic = "=(\S+)"')

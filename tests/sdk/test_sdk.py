@@ -74,7 +74,8 @@ def test_a_run_is_created_and_polled(client):
 
 
 def test_a_run_is_cancelled(client):
-    thread = client.beta.threads.create(messages=[QUESTION])
+    # Models that heed no metadata stay silent at these words.
+    thread = client.beta.threads.create(messages=[{"role": "user", "content": "Take your time."}])
     runs = client.beta.threads.runs
     run = runs.create(thread.id, assistant_id="asst_embedded", metadata={"embedded.scenario": "expire"})
     assert runs.cancel(run.id, thread_id=thread.id).status == "cancelling"

@@ -454,7 +454,7 @@ async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cance
     let of_method = |method| {
         lines
             .iter()
-            .filter(move |line| line["fields"]["rpc.method"] == method)
+            .filter(move |line| line["fields"]["rpc.method"] == format!("test.Script/{method}"))
     };
     let methods = ["Answered", "LeftBefore", "LeftWithin", "Streamed"];
     let ended: Vec<_> = methods
@@ -465,10 +465,10 @@ async fn each_call_is_one_log_line_with_its_method_and_code_and_leaving_is_cance
     assert_eq!(
         ended,
         [
-            "INFO test.Script Answered NOT_FOUND",
-            "INFO test.Script LeftBefore CANCELLED",
-            "INFO test.Script LeftWithin CANCELLED",
-            "INFO test.Script Streamed OK",
+            "INFO test.Script/Answered NOT_FOUND",
+            "INFO test.Script/LeftBefore CANCELLED",
+            "INFO test.Script/LeftWithin CANCELLED",
+            "INFO test.Script/Streamed OK",
         ]
     );
 }
@@ -478,14 +478,9 @@ fn summary(line: &serde_json::Value) -> String {
     assert!(line["fields"]["duration_ms"].as_f64().unwrap() > 0.0);
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let fields = &line["fields"];
-    [
-        &line["level"],
-        &fields["rpc.service"],
-        &fields["rpc.method"],
-        &fields["code"],
-    ]
-    .map(text)
-    .join(" ")
+    [&line["level"], &fields["rpc.method"], &fields["code"]]
+        .map(text)
+        .join(" ")
 }
 
 #[tokio::test]

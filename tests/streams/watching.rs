@@ -59,11 +59,12 @@ fn by(credential: &str, run_id: &str) -> Request<WatchRunRequest> {
 }
 
 /// Streams without a gateway around them, so that a test knows when a watcher has joined.
-fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
+async fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
     let target = Target {
         base: upstream.url().parse().expect("a URL"),
         auth: AuthStyle::Bearer,
         key: None,
+        key_command: None,
         headers: HeaderMap::new(),
         connect_timeout: Duration::from_secs(5),
         answer_timeout: Duration::from_secs(60),
@@ -78,7 +79,9 @@ fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         reload_interval: Duration::from_secs(5),
         renewal: RENEWAL,
     };
-    let client = Client::new(&target, &Telemetry::default()).expect("a client");
+    let client = Client::new(&target, &Telemetry::default())
+        .await
+        .expect("a client");
     Streams::new(
         client,
         StreamLimits {
@@ -252,7 +255,7 @@ async fn who_watches_the_run_alone_neither_sees_steps_that_another_asked_for_nor
 #[tokio::test]
 async fn a_thousand_watchers_of_a_run_cost_two_fetches_and_one_poller() {
     let upstream = Upstream::start().await;
-    let streams = streams(&upstream, never());
+    let streams = streams(&upstream, never()).await;
     let (caller, request) = (Caller::default(), watch());
     let open = || {
         Box::pin(streams.watch_run(
@@ -618,7 +621,8 @@ async fn a_new_watcher_waits_for_one_routine_poll_at_most_however_many_runs_are_
             ceiling: moment,
             ..PollLimits::default()
         },
-    );
+    )
+    .await;
     let caller = Caller::default();
     let watch = async |run_id: String| {
         let request = WatchRunRequest { run_id, ..watch() };
@@ -660,7 +664,8 @@ async fn a_slow_watcher_may_miss_states_but_not_the_last() {
             ceiling: millis(5),
             ..PollLimits::default()
         },
-    );
+    )
+    .await;
     upstream.push(polled("queued"));
     let mut slow = soon(streams.watch_run(
         &Caller::default(),
@@ -714,7 +719,8 @@ async fn only_so_many_runs_are_polled_and_who_leaves_before_its_turn_takes_none(
             runs: 44,
             ..never()
         },
-    );
+    )
+    .await;
     let caller = Caller::default();
     let of = |number: usize| WatchRunRequest {
         run_id: format!("run_{number}"),

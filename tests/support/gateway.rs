@@ -53,7 +53,7 @@ pub(crate) async fn spawn_retrying_gateway(url: &str, flags: &[&str]) -> Gateway
         unreachable!("the command is serve")
     };
     let config = Serve::try_from(*args).expect("a configuration that can be run");
-    let app = App::new(&config).expect("a gateway");
+    let app = App::new(&config).await.expect("a gateway");
     let listener = TcpListener::bind(config.listen).await.expect("a free port");
     let address = listener.local_addr().expect("a bound listener");
     let shutdown = CancellationToken::new();

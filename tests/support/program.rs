@@ -39,11 +39,20 @@ impl Running {
 
     /// The same with these variables in its environment.
     pub(crate) async fn start_in(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_as("serve", flags, environment).await
+    }
+
+    /// The same by this command.
+    pub(crate) async fn start_as(
+        command: &str,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
         let mut child = tokio::process::Command::new("sh")
             // As many files as the machine gives it.
             .args(["-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"", PROGRAM])
             .args([
-                "serve",
+                command,
                 "--listen",
                 "127.0.0.1:0",
                 "--admin-listen",

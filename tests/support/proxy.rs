@@ -51,6 +51,10 @@ impl Proxy {
         }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Cuts what is open.
     pub(crate) fn cut(&self) {
         self.connections.lock().expect("no panic").abort_all();

@@ -65,6 +65,28 @@ impl Redis {
         ]
     }
 
+    /// Waits until a gateway waits for what another one does.
+    pub(crate) async fn somebody_waits(&self) {
+        let client = redis::Client::open(self.url()).expect("a URL");
+        let client = client.get_multiplexed_async_connection().await;
+        let mut client = client.expect("a store");
+        let waits = async {
+            loop {
+                let channels: Vec<String> = redis::cmd("PUBSUB")
+                    .arg(&["CHANNELS", "runs-gateway:{*}:events"])
+                    .query_async(&mut client)
+                    .await
+                    .expect("channels");
+                if !channels.is_empty() {
+                    break;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waits = tokio::time::timeout(Duration::from_secs(20), waits).await;
+        waits.expect("somebody should wait by now");
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
         self.process.kill().expect("a process that runs");

@@ -51,7 +51,7 @@ async fn the_admin_port_answers_whatever_the_upstream_does_and_during_a_drain() 
             .ask_admin("/metrics")
             .await
             .1
-            .contains("rpc_server_active_calls")
+            .contains("runs_gateway_active_calls")
     );
     end.notify_one();
     while live

@@ -39,8 +39,8 @@ async fn a_call_is_one_line_that_says_all_that_is_known_of_it() {
         .collect();
     assert_eq!(calls.len(), 2, "{log}");
     let (first, second) = (&calls[0], &calls[1]);
-    assert_eq!(first["rpc.service"], "runsgateway.v1.RunService");
-    assert_eq!(first["rpc.method"], "GetRun");
+    assert_eq!(first["rpc.method"], "runsgateway.v1.RunService/GetRun");
+    assert!(first.get("rpc.service").is_none());
     assert_eq!(first["code"], "UNAVAILABLE");
     assert_eq!(first["upstream_request_id"], "req_1");
     assert_eq!(first["trace_id"], TRACE);
@@ -57,7 +57,11 @@ async fn a_call_is_one_line_that_says_all_that_is_known_of_it() {
     );
     assert_eq!(
         (&second["rpc.method"], &second["code"], &second["events"]),
-        (&"StreamCreateRun".into(), &"OK".into(), &5.into())
+        (
+            &"runsgateway.v1.RunService/StreamCreateRun".into(),
+            &"OK".into(),
+            &5.into()
+        )
     );
     assert!(
         second.get("error").is_none() && second.get("trace_id").is_none(),
@@ -81,7 +85,8 @@ async fn lines_are_text_if_that_is_asked_for() {
         .find(|line| line.contains("call ended"))
         .expect("a line");
     assert!(
-        line.contains("rpc.method=\"GetRun\" code=\"INVALID_ARGUMENT\"") && !line.contains('{'),
+        line.contains("rpc.method=\"runsgateway.v1.RunService/GetRun\" code=\"INVALID_ARGUMENT\"")
+            && !line.contains('{'),
         "{line}"
     );
 }

@@ -5,6 +5,7 @@
 mod support;
 
 mod admin;
+mod conventions;
 mod logs;
 mod metrics;
 mod traces;

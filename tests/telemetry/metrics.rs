@@ -110,13 +110,12 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
         "/threads/{thread_id}/runs",
     );
     let calls = |method, code| {
-        let service = if method == "other" {
-            "other"
-        } else {
-            "runsgateway.v1.RunService"
-        };
+        let own = ["UNKNOWN", "UNIMPLEMENTED"].contains(&code);
+        let error = if own { code } else { "" };
+        let service = "runsgateway.v1.RunService/";
+        let service = if method == "_OTHER" { "" } else { service };
         format!(
-            r#"rpc_server_call_duration_seconds_count{{rpc_method="{method}",rpc_response_status_code="{code}",rpc_service="{service}"}}"#
+            r#"rpc_server_call_duration_seconds_count{{error_type="{error}",rpc_method="{service}{method}",rpc_status_code="{code}",rpc_system_name="grpc"}}"#
         )
     };
     let requests = |method, route, status, error| {
@@ -130,7 +129,7 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
         (&calls("GetRun", "INVALID_ARGUMENT"), 1.0),
         (&calls("CreateRun", "UNKNOWN"), 1.0),
         (&calls("StreamCreateRun", "OK"), 1.0),
-        (&calls("other", "UNIMPLEMENTED"), 2.0),
+        (&calls("_OTHER", "UNIMPLEMENTED"), 2.0),
         (&requests("GET", get, "500", ""), 1.0),
         (&requests("GET", get, "200", ""), 3.0),
         (&requests("GET", get, "404", ""), 1.0),
@@ -139,16 +138,16 @@ async fn calls_requests_retries_events_and_runs_are_counted() {
         (&format!(r#"runs_gateway_retries_total{{url_template="{get}"}}"#), 1.0),
         (r#"runs_gateway_events_total{type="thread_message_delta"}"#, 2.0),
         (r#"runs_gateway_events_total{type="done"}"#, 1.0),
-        (r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="StreamCreateRun"}"#, 1.0),
+        (r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="runsgateway.v1.RunService/StreamCreateRun"}"#, 1.0),
         (r#"runs_gateway_runs_ended_total{error_code="",status="expired"}"#, 0.0),
         // It was seen three times.
         (r#"runs_gateway_runs_ended_total{error_code="server_error",status="failed"}"#, 1.0),
         (
-            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="invoke_agent",gen_ai_request_model="gpt-4o",gen_ai_token_type="input"}"#,
+            r#"gen_ai_client_inference_usage_input_tokens_total{gen_ai_operation_name="invoke_agent",gen_ai_provider_name="unknown",gen_ai_request_model="gpt-4o",gen_ai_token_modality="unknown"}"#,
             30.0,
         ),
         (
-            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="invoke_agent",gen_ai_request_model="gpt-4o",gen_ai_token_type="output"}"#,
+            r#"gen_ai_client_inference_usage_output_tokens_total{gen_ai_operation_name="invoke_agent",gen_ai_provider_name="unknown",gen_ai_request_model="gpt-4o",gen_ai_token_modality="unknown"}"#,
             5.0,
         ),
         ("http_client_active_requests", 0.0),
@@ -197,9 +196,7 @@ async fn what_is_open_is_there_as_long_as_it_is_open() {
         .await
         .expect("a stream");
     let active = |method| {
-        format!(
-            r#"rpc_server_active_calls{{rpc_method="{method}",rpc_service="runsgateway.v1.RunService"}}"#
-        )
+        format!(r#"runs_gateway_active_calls{{rpc_method="runsgateway.v1.RunService/{method}"}}"#)
     };
     Scrape::of(&gateway).await.expect(&[
         (&active("WatchRun"), 2.0),
@@ -365,7 +362,7 @@ fn a_heartbeat_is_counted_but_is_no_first_event() {
             ..RunEvent::default()
         });
         Scrape::read(&telemetry.metrics().render()).expect(&[(
-            r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="WatchRun"}"#,
+            r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="runsgateway.v1.RunService/WatchRun"}"#,
             first,
         )]);
     }

@@ -36,7 +36,7 @@ const PARENT: &str = "00f067aa0ba902b7";
 
 /// A collector: gRPC, and the same over HTTP.
 #[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+pub(crate) struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
@@ -50,7 +50,7 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    async fn start_grpc(&self) -> String {
+    pub(crate) async fn start_grpc(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (routes, health) =
@@ -96,7 +96,7 @@ impl Collector {
         url
     }
 
-    fn spans(&self) -> Vec<Span> {
+    pub(crate) fn spans(&self) -> Vec<Span> {
         let requests = self.0.lock().expect("no panic");
         let resources = requests.iter().flat_map(|request| &request.resource_spans);
         resources
@@ -105,7 +105,7 @@ impl Collector {
             .collect()
     }
 
-    fn resource(&self) -> HashMap<String, String> {
+    pub(crate) fn resource(&self) -> HashMap<String, String> {
         let requests = self.0.lock().expect("no panic");
         attributes(
             &requests[0].resource_spans[0]
@@ -118,7 +118,7 @@ impl Collector {
 }
 
 /// Attributes by key, of which each stands once.
-fn attributes(attributes: &[KeyValue]) -> HashMap<String, String> {
+pub(crate) fn attributes(attributes: &[KeyValue]) -> HashMap<String, String> {
     let text = |attribute: &KeyValue| match attribute
         .value
         .as_ref()
@@ -199,11 +199,11 @@ async fn a_call_is_a_span_below_its_callers_and_each_upstream_request_one_below_
         );
         let said = attributes(&call.attributes);
         let expected = [
-            ("rpc.system", "grpc"),
-            ("rpc.service", "runsgateway.v1.RunService"),
-            ("rpc.method", "GetRun"),
-            ("rpc.grpc.status_code", "0"),
+            ("rpc.system.name", "grpc"),
+            ("rpc.method", "runsgateway.v1.RunService/GetRun"),
+            ("rpc.status_code", "OK"),
             ("gen_ai.operation.name", "invoke_agent"),
+            ("gen_ai.provider.name", "unknown"),
             ("gen_ai.conversation.id", "thread_1"),
             ("gen_ai.agent.id", "asst_1"),
             ("gen_ai.response.id", "run_1"),
@@ -334,7 +334,7 @@ async fn a_span_tells_its_run_once_however_often_it_was_seen_and_has_room_for_th
     for (name, value) in [
         ("gen_ai.response.id", "run_1"),
         ("gen_ai.usage.output_tokens", "5"),
-        ("rpc.grpc.status_code", "0"),
+        ("rpc.status_code", "OK"),
     ] {
         assert_eq!(
             said.get(name).map(String::as_str),

@@ -17,6 +17,10 @@ use crate::{
         Usage,
     },
 };
+
+/// The longest id that outputs can be sent for, in characters.
+const MAX_ID: usize = 256;
+
 impl Run {
     pub(super) fn write(
         &mut self,
@@ -119,7 +123,13 @@ impl Run {
         id
     }
 
-    pub(super) fn call(&mut self, name: String, messages: &mut [ThreadMessage], now: Duration) {
+    pub(super) fn call(
+        &mut self,
+        id: String,
+        name: String,
+        messages: &mut [ThreadMessage],
+        now: Duration,
+    ) {
         if self
             .open_step()
             .is_none_or(|step| step.r#type() != RunStepType::ToolCalls)
@@ -134,7 +144,11 @@ impl Run {
             ..FunctionCall::default()
         };
         let call = ToolCall {
-            id: id::new("call"),
+            id: if self.may_be_of_a_call(&id) {
+                id
+            } else {
+                id::new("call")
+            },
             r#type: ToolType::Function.into(),
             function: Some(function),
             ..ToolCall::default()
@@ -148,16 +162,21 @@ impl Run {
         self.send_step_delta(ToolCall { index, ..call });
     }
 
-    pub(super) fn arguments(&mut self, text: String) {
+    /// Whether the id that a model gave can be a call's: some models give none, or one for all.
+    fn may_be_of_a_call(&self, id: &str) -> bool {
+        let made = self.steps.iter().flat_map(|step| &step.step_details);
+        let mut made = made.flat_map(|details| &details.tool_calls);
+        (1..=MAX_ID).contains(&id.chars().count()) && made.all(|call| call.id != id)
+    }
+
+    pub(super) fn arguments(&mut self, call: usize, text: String) {
         let Some(details) = self.open_step().and_then(|step| step.step_details.as_mut()) else {
             return;
         };
-        let index = i32::try_from(details.tool_calls.len())
-            .ok()
-            .map(|length| length - 1);
+        let index = i32::try_from(call).ok();
         let Some(function) = details
             .tool_calls
-            .last_mut()
+            .get_mut(call)
             .and_then(|call| call.function.as_mut())
         else {
             return;
@@ -230,7 +249,15 @@ impl Run {
         let Some(step) = self.open_step() else { return };
         step.status = status.into();
         step.usage = Some(usage(reply));
-        step.last_error = error;
+        step.last_error = error.map(|error| RunError {
+            // A step has no other words than these two.
+            code: if error.code == "rate_limit_exceeded" {
+                error.code
+            } else {
+                "server_error".to_owned()
+            },
+            ..error
+        });
         let event = match status {
             RunStepStatus::Failed => {
                 step.failed_at = at;
@@ -318,13 +345,13 @@ pub(super) fn usage(tokens: Tokens) -> Usage {
     Usage {
         prompt_tokens: Some(tokens.prompt),
         completion_tokens: Some(tokens.completion),
-        total_tokens: Some(tokens.prompt + tokens.completion),
+        total_tokens: Some(tokens.prompt.saturating_add(tokens.completion)),
         prompt_token_details: Some(PromptTokensDetails {
-            cached_tokens: Some(0),
+            cached_tokens: Some(tokens.cached),
             ..PromptTokensDetails::default()
         }),
         completion_tokens_details: Some(CompletionTokensDetails {
-            reasoning_tokens: Some(0),
+            reasoning_tokens: Some(tokens.reasoning),
             ..CompletionTokensDetails::default()
         }),
         ..Usage::default()

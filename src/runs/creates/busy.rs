@@ -14,12 +14,16 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use prometheus::IntGauge;
 use tokio::{
     sync::OwnedMutexGuard,
+    task::coop::unconstrained,
     time::{Instant, sleep, timeout_at},
 };
 
@@ -28,7 +32,6 @@ use crate::{
     runs::{
         Streams,
         fetch::{Parts, Snapshot},
-        is_terminal,
         polls::Interest,
         watch::Subscription,
     },
@@ -66,6 +69,33 @@ struct QueuePermit {
     queues: Queues,
     key: Key,
     active: Active,
+}
+
+/// A place in the queue of a thread, in the order in which places were taken.
+pub(super) struct Place {
+    turn: PlaceTurn,
+    permit: QueuePermit,
+}
+
+enum PlaceTurn {
+    Now(OwnedMutexGuard<Option<String>>),
+    /// Its place is kept, however late it is polled.
+    Later(Pin<Box<dyn Future<Output = OwnedMutexGuard<Option<String>>> + Send>>),
+}
+
+impl Place {
+    fn new(permit: QueuePermit) -> Self {
+        let active = Arc::clone(&permit.active);
+        // The first poll is what takes the place.
+        let mut turn: Pin<Box<dyn Future<Output = _> + Send>> =
+            Box::pin(unconstrained(active.lock_owned()));
+        let now = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let turn = match now {
+            Poll::Ready(active) => PlaceTurn::Now(active),
+            Poll::Pending => PlaceTurn::Later(turn),
+        };
+        Self { turn, permit }
+    }
 }
 
 /// The turn of a create. It is over before its permit is given back.
@@ -118,6 +148,32 @@ impl Drop for QueuePermit {
     }
 }
 
+/// A create that waits is counted until this is dropped.
+struct Waiting(IntGauge);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Streams {
+    /// A place for a create on this thread, if it is one that waits.
+    pub(super) fn place(
+        &self,
+        caller: &Caller,
+        thread_id: &str,
+        policy: ActiveRunPolicy,
+    ) -> Result<Option<Place>, Error> {
+        if policy != ActiveRunPolicy::Wait {
+            return Ok(None);
+        }
+        let key = (thread_id.to_owned(), caller.identity());
+        let max = self.limits.creates.active_run_queue;
+        self.queues.enter(key, max).map(Place::new).map(Some)
+    }
+}
+
 /// One create on a thread that may be busy.
 pub(super) struct Busy<'a> {
     streams: &'a Streams,
@@ -128,18 +184,21 @@ pub(super) struct Busy<'a> {
     until: Instant,
     pause: Duration,
     cancelled: bool,
+    /// It is counted among those that have waited.
+    has_waited: bool,
     /// Its turn, if it is one that waits.
     turn: Option<Turn>,
 }
 
 impl<'a> Busy<'a> {
-    /// Waits for its turn, if the create is one that waits, and for the run that the one before it
-    /// has made.
+    /// Waits for its turn, if the create has a place, and for the run that the one before it has
+    /// made.
     pub(super) async fn begin(
         streams: &'a Streams,
         caller: &'a Caller,
         thread_id: &'a str,
         policy: ActiveRunPolicy,
+        place: Option<Place>,
     ) -> Result<Self, Error> {
         let mut busy = Self {
             streams,
@@ -149,18 +208,21 @@ impl<'a> Busy<'a> {
             until: Instant::now() + streams.limits.wait,
             pause: FIRST_PAUSE,
             cancelled: false,
+            has_waited: false,
             turn: None,
         };
-        if policy != ActiveRunPolicy::Wait {
+        let Some(Place { turn, permit }) = place else {
             return Ok(busy);
-        }
-        let key = (thread_id.to_owned(), caller.identity());
-        let max = streams.limits.creates.active_run_queue;
-        let permit = streams.queues.enter(key, max)?;
-        let active = Arc::clone(&permit.active).lock_owned();
-        let Ok(active) = timeout_at(busy.until, active).await else {
-            let what = "others that came first were waited for";
-            return Err(busy.in_vain("", what, streams.limits.wait, "--max-wait"));
+        };
+        let active = match turn {
+            PlaceTurn::Now(active) => active,
+            PlaceTurn::Later(active) => {
+                let _waiting = busy.waits();
+                timeout_at(busy.until, active).await.map_err(|_| {
+                    let what = "others that came first were waited for";
+                    busy.in_vain("", what, streams.limits.wait, "--max-wait")
+                })?
+            }
         };
         let before = active.clone();
         busy.turn = Some(Turn {
@@ -168,6 +230,7 @@ impl<'a> Busy<'a> {
             _permit: permit,
         });
         if let Some(run_id) = before {
+            let _waiting = busy.waits();
             if let Some((watch, state)) = busy.first_state(&run_id).await? {
                 busy.follow(watch, state).await?;
             }
@@ -197,6 +260,7 @@ impl<'a> Busy<'a> {
         if gives_up {
             return Err(refused);
         }
+        let _waiting = self.waits();
         match self.active(&refused).await? {
             Some((watch, state)) => {
                 self.pause = FIRST_PAUSE;
@@ -212,6 +276,16 @@ impl<'a> Busy<'a> {
         }
     }
 
+    /// It waits until this is dropped.
+    fn waits(&mut self) -> Waiting {
+        let metrics = &self.streams.client.telemetry().metrics().creates;
+        if !std::mem::replace(&mut self.has_waited, true) {
+            metrics.waited.inc();
+        }
+        metrics.waiting.inc();
+        Waiting(metrics.waiting.clone())
+    }
+
     /// The thread's active run: the one that the refusal names, or else the newest that is listed.
     async fn active(
         &self,
@@ -220,7 +294,7 @@ impl<'a> Busy<'a> {
         if let Some(named) = refused.named_run()
             && let Some(active) = self.first_state(named).await?
         {
-            return Ok(Some(active).filter(|(_, state)| !is_terminal(state.run.status())));
+            return Ok(Some(active).filter(|(_, state)| !state.run.status().is_terminal()));
         }
         let request = ListRunsRequest {
             thread_id: self.thread_id.to_owned(),
@@ -230,7 +304,7 @@ impl<'a> Busy<'a> {
         };
         let runs = self.streams.client.list_runs(self.caller, &request).await?;
         let mut runs = runs.message.data.into_iter();
-        match runs.find(|run| !is_terminal(run.status())) {
+        match runs.find(|run| !run.status().is_terminal()) {
             Some(active) => self.first_state(&active.id).await,
             None => Ok(None),
         }
@@ -261,7 +335,7 @@ impl<'a> Busy<'a> {
         let mut action_until = None;
         loop {
             let status = state.run.status();
-            if is_terminal(status) {
+            if status.is_terminal() {
                 return Ok(());
             }
             if self.policy == ActiveRunPolicy::Cancel && !self.cancelled {

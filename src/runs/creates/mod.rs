@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `kinds.rs` | the creates: what each sends, how it is found again, what its repeats get |
 //! | `remembered.rs` | which `request_id` this replica knows, and what became of it |
+//! | `replicas.rs` | creates that other replicas may be at work on |
+//! | `left.rs` | how a create that waits knows that nobody waits for it |
 //! | `busy.rs` | the wait for a thread's active run |
 //!
 //! Must hold:
@@ -18,30 +20,33 @@
 
 mod busy;
 mod kinds;
+mod left;
 mod remembered;
+mod replicas;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{Instant, sleep, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
 use self::{
     busy::Busy,
     remembered::{Joined, Made, Making},
+    replicas::Turn,
 };
 pub(super) use self::{
     busy::Queues,
     kinds::Begun,
+    left::Left,
     remembered::{Ids, Remembered},
 };
 use super::Streams;
 use crate::{
     error::Error,
     upstream::{Caller, Client, CreateMark},
-    v1::{ActiveRunPolicy, CreateThreadRequest, RunEvent, ThreadResource},
+    v1::{ActiveRunPolicy, CreateThreadRequest, ThreadResource},
 };
 
 /// Limits of creates. [`Default`] suits most deployments.
@@ -146,40 +151,6 @@ pub(crate) trait Create: Clone + Send + Sync + 'static {
 pub(crate) type Halves<C> = (CreateThreadRequest, Second<C>);
 type Second<C> = Box<dyn FnOnce(&str) -> <C as Create>::OnThread + Send>;
 
-/// How a create knows, while it waits, that nobody waits for it any more.
-pub(super) enum Left<'a> {
-    /// It is dropped.
-    Dropped,
-    /// This is cancelled.
-    Token(&'a CancellationToken),
-    /// This is closed.
-    Events(&'a mpsc::Sender<RunEvent>),
-    /// No call is left of those that joined it.
-    Making(&'a mut Making),
-}
-
-impl Left<'_> {
-    /// Does `work` unless everybody has left.
-    async fn unless<T>(
-        &mut self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        let left = async {
-            match self {
-                Self::Dropped => std::future::pending().await,
-                Self::Token(token) => token.cancelled().await,
-                Self::Events(events) => events.closed().await,
-                Self::Making(making) => making.left().await,
-            }
-        };
-        tokio::select! {
-            done = work => done,
-            // Nobody is told.
-            () = left => Err(Error::Draining),
-        }
-    }
-}
-
 /// The task of a create has panicked.
 fn aborted() -> Error {
     Error::Unusable {
@@ -217,17 +188,22 @@ impl Streams {
             return making.await;
         }
         let mark = create.mark(&self.client, caller, rpc)?;
-        let (making, mut joiner) = match self.remembered.join(caller, &mark)? {
+        let metrics = &self.client.telemetry().metrics().creates;
+        let (mut making, mut joiner) = match self.remembered.join(caller, &mark)? {
             Joined::First(making, joiner) => (making, joiner),
             Joined::Later(mut joiner) => {
+                metrics.joined.inc();
                 let made = joiner.made().await?;
                 return C::again(self, caller, made).await;
             }
             Joined::Late(ids) => {
+                metrics.repeated.inc();
                 let made = Made { ids, answer: None };
                 return C::again(self, caller, made).await;
             }
         };
+        // Before anything else, so that the first to come is the first to create.
+        making.place = self.place(caller, create.thread_id(), policy)?;
         let (give, given) = oneshot::channel();
         let (streams, create) = (self.clone(), create.clone());
         let caller = Caller {
@@ -238,16 +214,42 @@ impl Streams {
         self.detached.spawn(async move {
             let mut making = making;
             let got = streams
-                .make_marked(&caller, &create, policy, &mark, &mut making)
+                .make_once(&caller, &create, policy, &mark, &mut making)
                 .await;
-            making.settle(got.map(|got| {
+            let made = got.map(|got| {
                 let made = C::made(&got);
                 let _ = give.send(got);
                 made
-            }));
+            });
+            if let Some((shared, ids)) = making.settle(made)
+                && let Err(error) = shared.made(&ids.thread_id, &ids.id).await
+            {
+                streams.replicas_unknown(&error);
+            }
         });
         joiner.made().await?;
         given.await.map_err(|_| aborted())
+    }
+
+    /// Creates with a mark, unless another replica does.
+    async fn make_once<C: Create>(
+        &self,
+        caller: &Caller,
+        create: &C,
+        policy: ActiveRunPolicy,
+        mark: &CreateMark,
+        making: &mut Making,
+    ) -> Result<C::Got, Error> {
+        loop {
+            if let Turn::Made(ids) = self.turn(making).await? {
+                let made = Made { ids, answer: None };
+                return C::again(self, caller, made).await;
+            }
+            let made = self.make_marked(caller, create, policy, mark, making).await;
+            if made.is_ok() || !making.has_lost_turn {
+                return made;
+            }
+        }
     }
 
     /// Creates with a mark, in two requests if it is a thread and something on it.
@@ -261,27 +263,41 @@ impl Streams {
     ) -> Result<C::Got, Error> {
         let Some((thread, second)) = create.halves()? else {
             if C::IS_LISTED
-                && let Some(found) = create.find(&self.client, caller, mark).await?
+                && let Some(found) = self.made_before(caller, create, mark).await?
             {
-                return Ok(C::repeated(found));
+                return Ok(found);
             }
             let left = Left::Making(making);
             return self.make(caller, create, policy, Some(mark), left).await;
         };
         if let Some(thread_id) = making.thread_id() {
             let second = second(thread_id);
-            if let Some(found) = second.find(&self.client, caller, mark).await? {
-                return Ok(C::repeated(found));
+            if let Some(found) = self.made_before(caller, &second, mark).await? {
+                return Ok(found);
             }
             let left = Left::Making(making);
             return self.make(caller, &second, policy, Some(mark), left).await;
         }
         let thread = self.client.create_spare_thread(caller, &thread).await?;
-        making.has_thread(&thread.message.id);
+        self.begun(making, &thread.message.id).await;
         let second = second(&thread.message.id);
         let left = Left::Making(making);
         let got = self.make(caller, &second, policy, Some(mark), left).await?;
         Ok(C::joined(got, thread.message))
+    }
+
+    /// What an earlier call has made.
+    async fn made_before<C: Create>(
+        &self,
+        caller: &Caller,
+        create: &C,
+        mark: &CreateMark,
+    ) -> Result<Option<C::Got>, Error> {
+        let found = create.find(&self.client, caller, mark).await?;
+        if found.is_some() {
+            self.client.telemetry().metrics().creates.repeated.inc();
+        }
+        Ok(found.map(C::repeated))
     }
 
     /// Creates on a thread that may be busy.
@@ -293,9 +309,25 @@ impl Streams {
         mark: Option<&CreateMark>,
         mut left: Left<'_>,
     ) -> Result<C::Got, Error> {
-        let begin = Busy::begin(self, caller, create.thread_id(), policy);
+        let thread_id = create.thread_id();
+        let place = match &mut left {
+            Left::Making(making) => making.place.take(),
+            _ => None,
+        };
+        let place = match place {
+            None => self.place(caller, thread_id, policy)?,
+            taken => taken,
+        };
+        let begin = Busy::begin(self, caller, thread_id, policy, place);
         let mut busy = left.unless(begin).await?;
+        let metrics = &self.client.telemetry().metrics().creates;
         loop {
+            if let Left::Making(making) = &mut left
+                && !making.keeps_turn().await
+            {
+                // Nobody is told.
+                return Err(Error::Draining);
+            }
             let failed = match create.send(self, caller, mark).await {
                 Ok(got) => {
                     busy.knows(C::run_id(&got));
@@ -311,6 +343,7 @@ impl Streams {
                 if failed.is_active_run()
                     && let Ok(Some(found)) = create.find(&self.client, caller, mark).await
                 {
+                    metrics.found.inc();
                     return Ok(found);
                 }
             }
@@ -330,12 +363,16 @@ impl Streams {
         doubt: Error,
     ) -> Result<C::Got, Error> {
         tracing::info!(error = %doubt.log(), "the outcome of a create is not known; looking for its mark");
+        let metrics = &self.client.telemetry().metrics().creates;
         let until = Instant::now() + self.limits.creates.look;
         let mut pause = FIRST_PAUSE;
         loop {
             let looking = create.find(&self.client, caller, mark);
             match timeout_at(until, looking).await {
-                Ok(Ok(Some(found))) => return Ok(found),
+                Ok(Ok(Some(found))) => {
+                    metrics.found.inc();
+                    return Ok(found);
+                }
                 Ok(Err(error)) if !error.is_transient() => {
                     tracing::info!(error = %error.log(), "a create cannot be looked for");
                     break;
@@ -347,6 +384,7 @@ impl Streams {
                 Ok(_) | Err(_) => break,
             }
         }
+        metrics.unsettled.inc();
         Err(Error::Unsettled {
             error: Arc::new(doubt),
         })

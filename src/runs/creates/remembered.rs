@@ -8,6 +8,8 @@
 //!   for its run. There are so many at most (`--max-request-ids`): of those that are done the oldest
 //!   is forgotten, and if none is done, one more is refused.
 //! - No credential is held: whose an id is, is a keyed hash.
+//!
+//! What replicas tell each other of a create is in `replicas.rs`.
 
 use std::{
     any::Any,
@@ -18,9 +20,13 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
+use super::busy::Place;
 use crate::{
     error::Error,
-    runs::log::{Key, Keys},
+    runs::{
+        Log,
+        log::{EventLog, Key, Keys, SharedCreate},
+    },
     shares::Limit,
     upstream::{Caller, CreateMark},
 };
@@ -51,6 +57,8 @@ type Outcome = Option<Result<Made, Arc<Error>>>;
 #[derive(Debug, Clone)]
 pub(in crate::runs) struct Remembered {
     shared: Arc<Mutex<Shared>>,
+    /// What replicas share, if they share anything.
+    log: Option<Arc<dyn EventLog>>,
     keys: Keys,
     max: usize,
 }
@@ -105,17 +113,21 @@ impl Joiner {
 }
 
 impl Remembered {
-    pub(in crate::runs) fn new(max: usize) -> Self {
+    pub(in crate::runs) fn new(max: usize, log: Option<&Log>) -> Self {
+        let shared = log.filter(|(log, _)| log.is_shared()).cloned();
+        let (log, keys) =
+            shared.map_or_else(|| (None, Keys::random()), |(log, keys)| (Some(log), keys));
         Self {
             shared: Arc::default(),
-            keys: Keys::random(),
+            log,
+            keys,
             max,
         }
     }
 
     /// Joins the create that this mark names.
     pub(super) fn join(&self, caller: &Caller, mark: &CreateMark) -> Result<Joined, Error> {
-        let key = self.keys.key(caller, mark.owner(), "");
+        let key = self.keys.create_key(caller, mark.owner());
         let mut shared = self.lock();
         shared.forget(self.max);
         let is_full = shared.entries.len() >= self.max;
@@ -153,8 +165,12 @@ impl Remembered {
         };
         entries.insert(key.clone(), entry);
         drop(shared);
+        let log = self.log.as_ref();
         let making = Making {
             remembered: self.clone(),
+            shared: log.and_then(|log| log.create(&key, mark.fingerprint())),
+            place: None,
+            has_lost_turn: false,
             key,
             outcome,
             thread_id: begun,
@@ -184,6 +200,12 @@ impl Shared {
 /// A create under way. Dropping it without an outcome tells the others that it failed.
 pub(in crate::runs) struct Making {
     remembered: Remembered,
+    /// What replicas tell each other of it. Its drop lets others begin.
+    pub(super) shared: Option<SharedCreate>,
+    /// Its place among those that wait for its thread.
+    pub(super) place: Option<Place>,
+    /// Another replica has begun meanwhile.
+    pub(super) has_lost_turn: bool,
     key: Key,
     outcome: watch::Sender<Outcome>,
     thread_id: Option<String>,
@@ -216,8 +238,10 @@ impl Making {
         }
     }
 
-    /// It is over: tells whoever waits, and remembers what was made.
-    pub(super) fn settle(mut self, outcome: Result<Made, Error>) {
+    /// It is over: tells whoever waits, and remembers what was made. Gives what other replicas are
+    /// to be told.
+    pub(super) fn settle(mut self, outcome: Result<Made, Error>) -> Option<(SharedCreate, Ids)> {
+        let made = outcome.as_ref().ok().map(|made| made.ids.clone());
         let mut shared = self.remembered.lock();
         if !self.is_over {
             match &outcome {
@@ -228,6 +252,7 @@ impl Making {
         drop(shared);
         self.is_over = true;
         self.outcome.send_replace(Some(outcome.map_err(Arc::new)));
+        self.shared.take().zip(made)
     }
 
     /// Nothing was made but maybe a thread.

@@ -74,6 +74,11 @@ impl Keys {
         self.sign("run", &Caller::default(), thread_id, run_id)
     }
 
+    /// The key of a create of this caller's.
+    pub(in crate::runs) fn create_key(&self, caller: &Caller, create: &str) -> Key {
+        self.sign("create", caller, create, "")
+    }
+
     fn sign(&self, kind: &str, caller: &Caller, thread_id: &str, run_id: &str) -> Key {
         let mut context = hmac::Context::with_key(&self.0);
         // With its length, no part can pose as two.

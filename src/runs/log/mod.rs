@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `key.rs` | which log: of one run, as one caller recorded it; and places in it |
 //! | `board.rs` | which replica polls a run, and what it found |
+//! | `creates.rs` | which replica is at work on a create, and what it made |
 //! | `followers.rs` | who waits for more entries |
 //! | `memory.rs` | logs in memory, of this replica only |
 //! | `redis.rs`, `scripts.rs` | logs that replicas share |
@@ -19,6 +20,7 @@
 //! - **Bounded**: each log in entries and bytes, each page in bytes, all of it in time.
 
 mod board;
+mod creates;
 mod followers;
 mod key;
 mod memory;
@@ -34,6 +36,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 pub(super) use board::{Board, STAY, Turn};
+pub(super) use creates::{CreateTurn, SharedCreate};
 pub(super) use followers::{Followers, Following};
 pub(super) use key::{Key, Keys, Position};
 pub(super) use memory::MemoryLog;
@@ -157,6 +160,12 @@ pub(super) trait EventLog: Debug + Send + Sync {
     /// What replicas tell each other of a run that they poll; `None` if there is no other replica.
     /// Who polls is taken to live for as long as `lease` after it did so, at least.
     fn board(&self, _key: &Key, _lease: Duration) -> Option<Board> {
+        None
+    }
+
+    /// What replicas tell each other of a create with a `request_id`, of a request with this
+    /// fingerprint; `None` if there is no other replica.
+    fn create(&self, _key: &Key, _fingerprint: &str) -> Option<SharedCreate> {
         None
     }
 

@@ -36,13 +36,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Board, Entry, EventLog, Followers, Following, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES,
-    Page, Position,
+    Page, Position, SharedCreate,
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
@@ -132,6 +132,8 @@ pub(super) struct Shared {
     metrics: EventLogMetrics,
     /// This replica.
     pub(super) owner: String,
+    /// Since when the store does not answer, and when it last did not.
+    silent: Mutex<Option<(Instant, Instant)>>,
     /// What this replica writes, as far as it is in the store.
     own: MemoryLog,
     claims: Mutex<HashMap<Key, Claimed>>,
@@ -234,6 +236,7 @@ impl RedisLog {
             limits,
             metrics,
             owner,
+            silent: Mutex::default(),
             own: MemoryLog::with(own, followers.clone(), own_metrics),
             claims: Mutex::default(),
             followers,
@@ -338,11 +341,7 @@ impl EventLog for RedisLog {
     }
 
     fn follow(&self, key: &Key) -> Following {
-        let (following, is_first) = self.shared.followers.follow(key);
-        if is_first {
-            self.shared.changed.notify_one();
-        }
-        following
+        self.shared.follow(key)
     }
 
     fn release(&self, key: &Key, epoch: u64) {
@@ -377,6 +376,15 @@ impl EventLog for RedisLog {
         ))
     }
 
+    fn create(&self, key: &Key, fingerprint: &str) -> Option<SharedCreate> {
+        let shared = Arc::clone(&self.shared);
+        Some(SharedCreate::new(
+            shared,
+            key.clone(),
+            fingerprint.to_owned(),
+        ))
+    }
+
     async fn changed(&self, key: &Key) {
         let mut connection = self.shared.connection.clone();
         let mut publish = redis::cmd("PUBLISH");
@@ -401,13 +409,43 @@ impl EventLog for RedisLog {
 }
 
 impl Shared {
+    pub(super) fn follow(&self, key: &Key) -> Following {
+        let (following, is_first) = self.followers.follow(key);
+        if is_first {
+            self.changed.notify_one();
+        }
+        following
+    }
+
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         script: &redis::ScriptInvocation<'_>,
     ) -> Result<T, LogError> {
         let mut connection = self.connection.clone();
         let done = script.invoke_async(&mut connection).await;
+        if done.is_ok() {
+            *self.silent() = None;
+        }
         done.map_err(|error| away(&error))
+    }
+
+    /// The store did not answer. Whether it has not for the time of a lease: then it is away, and
+    /// not late.
+    pub(super) fn is_away(&self) -> bool {
+        let LogLimits { lease, timeout, .. } = *self.limits;
+        let now = Instant::now();
+        let mut silent = self.silent();
+        let since = match *silent {
+            // Asked once more, it takes no longer to be silent again.
+            Some((since, last)) if now - last < lease + 2 * timeout => since,
+            _ => now,
+        };
+        *silent = Some((since, now));
+        now - since >= lease
+    }
+
+    fn silent(&self) -> MutexGuard<'_, Option<(Instant, Instant)>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew(&self, key: &Key, epoch: u64) -> Result<(), LogError> {

@@ -179,3 +179,64 @@ pub(super) static STEP_DOWN: LazyLock<Script> = LazyLock::new(|| {
         return 1",
     )
 });
+
+/// `KEYS`: create, maker. `ARGV`: maker, channel, fingerprint, lease (ms), how long a create is
+/// remembered (ms). Gives whose turn it is (0: another request's, 1: another maker's, 2: this
+/// maker's, 3: nobody's), how long the lease is yet (ms), the thread, and what was made.
+pub(super) static CREATE_TURN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'thread', 'id')
+        if known[1] and known[1] ~= ARGV[3] then return {0, 0, '', ''} end
+        if known[3] then return {3, 0, known[2] or '', known[3]} end
+        local maker = redis.call('GET', KEYS[2])
+        if maker and maker ~= ARGV[1] then return {1, redis.call('PTTL', KEYS[2]), '', ''} end
+        redis.call('HSET', KEYS[1], 'fingerprint', ARGV[3])
+        redis.call('PEXPIRE', KEYS[1], ARGV[5])
+        redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
+        return {2, 0, known[2] or '', ''}",
+    )
+});
+
+/// `KEYS`: create, maker. `ARGV`: maker, channel, fingerprint, thread.
+pub(super) static CREATE_BEGUN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) == ARGV[1] then
+            redis.call('HSET', KEYS[1], 'thread', ARGV[4])
+        end
+        return 1",
+    )
+});
+
+/// `KEYS`: create, maker. `ARGV`: maker, channel, fingerprint, thread, what was made, how long it is
+/// remembered (ms). What was made first stays.
+pub(super) static CREATE_MADE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+        local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'id')
+        if not known[2] and (not known[1] or known[1] == ARGV[3]) then
+            redis.call(
+                'HSET', KEYS[1], 'fingerprint', ARGV[3], 'thread', ARGV[4], 'id', ARGV[5])
+            redis.call('PEXPIRE', KEYS[1], ARGV[6])
+        end
+        redis.call('PUBLISH', ARGV[2], '')
+        return 1",
+    )
+});
+
+/// `KEYS`: create, maker. `ARGV`: maker, channel. What was not made is forgotten, unless it has a
+/// thread.
+pub(super) static CREATE_LEFT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[2]) == ARGV[1] then
+            redis.call('DEL', KEYS[2])
+            local known = redis.call('HMGET', KEYS[1], 'thread', 'id')
+            if not known[1] and not known[2] then redis.call('DEL', KEYS[1]) end
+            redis.call('PUBLISH', ARGV[2], '')
+        end
+        return 1",
+    )
+});

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-use super::super::connection::jittered;
+use super::super::jitter::jittered;
 use crate::{reloadable::Reloadable, upstream::fetch_document};
 
 /// The largest set that is fetched, in bytes.

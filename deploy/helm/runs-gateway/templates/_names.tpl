@@ -22,3 +22,7 @@ namespace: {{ .Release.Namespace }}
 labels:
   {{- include "runs-gateway.labels" . | nindent 2 }}
 {{- end }}
+
+{{- define "runs-gateway.weights" -}}
+{{ include "runs-gateway.name" . }}-weights
+{{- end }}
