@@ -343,7 +343,11 @@ impl EventStream {
             Some(document) => document.extend_from_slice(&chunk),
             None => self.parser.push(chunk),
         }
-        Ok(())
+        let document = self.document.as_ref().map_or(0, BytesMut::len);
+        let held = self.held.resize(self.parser.held_bytes() + document);
+        held.map_err(|Limit { flag, .. }| {
+            StreamBroken(format!("there is no room for its event ({flag})"))
+        })
     }
 }
 

@@ -62,6 +62,7 @@ async fn no_prompt_no_answer_and_no_key_is_logged_at_any_level() {
     };
     let request = CreateThreadAndRunRequest {
         thread_and_run: Some(spec),
+        ..CreateThreadAndRunRequest::default()
     };
     let function = json!({ "name": "SECRET-FUNCTION", "arguments": "{\"x\":\"SECRET-ARGUMENT\"}" });
     let made = call(&json!({ "index": 0, "id": "c", "function": function }));
