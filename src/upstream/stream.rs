@@ -291,14 +291,7 @@ impl EventStream {
             };
             self.over = !matches!(chunk, Ok(Some(_)));
             match chunk {
-                Ok(Some(chunk)) => {
-                    self.push(chunk)?;
-                    let document = self.document.as_ref().map_or(0, BytesMut::len);
-                    let held = self.held.resize(self.parser.held_bytes() + document);
-                    held.map_err(|Limit { flag, .. }| {
-                        StreamBroken(format!("there is no room for its event ({flag})"))
-                    })?;
-                }
+                Ok(Some(chunk)) => self.push(chunk)?,
                 // Some services leave out the last blank line. What is then pending counts if it is
                 // whole.
                 Ok(None) => {
