@@ -1,6 +1,6 @@
-//! Compiles the contract: message types and service stubs (tonic-build), the descriptor that
-//! reflection serves, the JSON codec (`build/codec.rs`), the protobuf encoder (`build/wire.rs`),
-//! and the calls themselves (`build/calls.rs`).
+//! Compiles the contract: message types (prost), service stubs (`build/stubs.rs`), the descriptor
+//! that reflection serves, the JSON codec (`build/codec.rs`), the protobuf encoder
+//! (`build/wire.rs`), and the calls themselves (`build/calls.rs`).
 //!
 //! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no
 //! part of the descriptor.
@@ -13,6 +13,8 @@ use std::{env, error::Error, fs, io, path::PathBuf};
 mod calls;
 #[path = "build/codec.rs"]
 mod codec;
+#[path = "build/stubs.rs"]
+mod stubs;
 #[path = "build/wire.rs"]
 mod wire;
 
@@ -35,11 +37,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         compile(&[CONTRACT])?.encode_file_descriptor_set(),
     )?;
     let compiler = compile(&[CONTRACT, INTERNAL])?;
-    let mut config = tonic_build::Config::new();
-    config.enable_type_names();
-    tonic_build::configure()
+    prost_build::Config::new()
+        .enable_type_names()
         // Maps in key order: what goes out is the same each time.
-        .btree_map(".")
+        .btree_map(["."])
         // An event is moved several times on its way; its size is that of the largest payload.
         .boxed("RunEvent.payload.thread")
         .boxed("RunEvent.payload.run")
@@ -49,8 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed("RunEvent.payload.message_delta")
         .boxed("RunEvent.payload.gap")
         .boxed("RunEvent.payload.unknown")
-        .codec_path("crate::service::BoundedCodec")
-        .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
+        .service_generator(Box::new(stubs::Stubs::new()))
+        .compile_fds(compiler.file_descriptor_set())?;
     fs::write(
         out.join("codec.rs"),
         codec::generate(&compiler.descriptor_pool())?,

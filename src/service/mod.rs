@@ -23,11 +23,11 @@ pub(crate) use codec::BoundedCodec;
 
 use crate::{
     error::{Delivery, Error, Idempotency},
-    runs::{Events, SharedResume, Started, StreamLimits, Streams},
+    runs::{SharedResume, Started, StreamLimits, StreamedEvent, StreamedEvents, Streams},
     server::{CallContext, Termination, TerminationStatus},
     telemetry,
     upstream::{Answer, Caller, Client},
-    v1::{RunEvent, RunEventType},
+    v1::RunEventType,
 };
 
 /// The implementation of all services.
@@ -257,18 +257,18 @@ fn status(call: &telemetry::Call, error: &Error) -> Status {
 
 /// The events of a streaming call. What is sent is noted.
 pub struct RunEvents {
-    events: Events,
+    events: StreamedEvents,
     call: telemetry::Call,
 }
 
 impl Stream for RunEvents {
-    type Item = Result<RunEvent, Status>;
+    type Item = Result<StreamedEvent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = ready!(self.events.as_mut().poll_next(cx));
         Poll::Ready(event.map(|event| {
             event
-                .inspect(|event| self.call.sent(event))
+                .inspect(|event| self.call.sent(event.kind(), event.run()))
                 .map_err(|error| status(&self.call, &error))
         }))
     }
