@@ -18,6 +18,15 @@ use prost_types::{Duration, Timestamp};
 pub trait Wire {
     #[doc(hidden)]
     fn write(&self, out: &mut Out);
+
+    /// Gives what [`encode`] gives, in one part or several.
+    #[doc(hidden)]
+    fn parts(&self, mut take: impl FnMut(&[u8]))
+    where
+        Self: Sized,
+    {
+        encode(self, |bytes| take(bytes));
+    }
 }
 
 /// Writes `message`, gives its bytes to `take`, and gives what that gives. `take` must not encode.
@@ -67,6 +76,11 @@ impl Out {
     fn integer(&mut self, number: u32, value: i64) {
         self.key(number, VARINT);
         self.varint(value.cast_unsigned());
+    }
+
+    /// Fields that are written already.
+    pub(crate) fn encoded(&mut self, fields: &[u8]) {
+        self.0.extend_from_slice(fields);
     }
 
     #[inline]

@@ -61,10 +61,7 @@ class Bench:
             case "gateway-events":
                 return sides.Gateway(self.side("events"))
             case "gateway-redis":
-                key = self.folder / "event-log-key"
-                key.write_text("a secret of at least thirty-two bytes")
-                store = f"redis://{self.side('redis').address}"
-                return sides.Gateway(self.side("events"), {"RUNS_GATEWAY_EVENT_LOG": store, "RUNS_GATEWAY_EVENT_LOG_KEY_FILE": str(key)})
+                return sides.Gateway(self.side("events"), self.store())
             case "redis":
                 return sides.redis(self.folder)
             case "bare-events":
@@ -80,6 +77,13 @@ class Bench:
         spent = unary.calls(self.folder, side, method, answer, self.seconds, **how)
         check(side.address)
         return spent
+
+    def store(self):
+        """Variables that keep the event log in Redis."""
+        key = self.folder / "event-log-key"
+        key.write_text("a secret of at least thirty-two bytes")
+        store = f"redis://{self.side('redis').address}"
+        return {"RUNS_GATEWAY_EVENT_LOG": store, "RUNS_GATEWAY_EVENT_LOG_KEY_FILE": str(key)}
 
     def latency(self, name, part):
         upstream = self.side("upstream")
@@ -147,6 +151,17 @@ def recorded_works():
         for log, side, must in (("memory", "gateway-events", (2.5, 1.15)), ("Redis", "gateway-redis", (4, 2.5))):
             peers = {"not recorded": Peer(measure("gateway-events", "create"), *(must if name == "bulk" else ()))}
             yield Work(f"recorded-{name}-{log.lower()}", f"{title}, recorded in {log}, CPU per event", "µs", measure(side, "record"), peers)
+    late = lambda side, kind, percent: lambda bench: streams.lateness(bench.load, bench.side(side), percent, 6 * bench.seconds, kind)
+    for log, side in (("memory", "gateway-events"), ("Redis", "gateway-redis")):
+        for percent in (50, 99):
+            peers = {"not recorded": Peer(late("gateway-events", "create", percent))}
+            yield Work(
+                f"recorded-latency-{log.lower()}-p{percent}", f"latency added, an event at 1,000 a second, recorded in {log}, p{percent}", "ms",
+                late(side, "record", percent), peers, difference=True, clock=True,
+            )
+    for log, variables in (("memory", lambda bench: None), ("Redis", lambda bench: bench.store())):
+        memory = lambda bench, variables=variables: streams.memory(bench.load, bench.side("events"), "record", 4, variables(bench))
+        yield Work(f"recorded-memory-{log.lower()}", f"anonymous memory per live event stream, recorded in {log}", "kB", memory, rounds=1)
 
 
 def other_works():

@@ -61,14 +61,26 @@ def single(load, side, streams, pause, seconds, kind=None):
     return spent / (last - first)
 
 
+def lateness(load, side, percent, seconds, kind=None):
+    """Milliseconds from the upstream's sending an event until its caller has it, of 100 streams with ten events a second each."""
+    with Streams(load, side.address, kind or call(side), f"paced-100-{int(seconds * 10)}") as reading:
+        reading.say("open 100")
+        time.sleep(0.3 * seconds)  # Past the opening, which is not what is measured.
+        reading.say(f"late {percent}")
+        time.sleep(0.6 * seconds)
+        late = reading.say(f"late {percent}")
+        reading.say("finish")
+    return late / 1000
+
+
 def call(side):
     """gRPC, or REST for what only passes it on."""
     return "create" if side.name in ("gateway", "bare") else "sse"
 
 
-def memory(load, upstream, kind, settle):
+def memory(load, upstream, kind, settle, variables=None):
     """kB of anonymous memory per open stream: what 1,500 more take of a gateway that has 500."""
-    gateway = Gateway(upstream)
+    gateway = Gateway(upstream, variables)
     taken = []
     try:
         with Streams(load, gateway.address, kind, "paced-1000-100000") as reading:

@@ -109,7 +109,11 @@ fn variable(flag: &str) -> String {
     format!("{PREFIX}{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// Refuses a variable of this program's that no command has.
+/// Commands of callers. Their variables say nothing to a gateway, and one of them in its environment
+/// may be a misspelt one of its own.
+const CALLERS: [&str; 2] = ["run", "watch"];
+
+/// Refuses a variable of this program's that no command of a gateway has.
 pub fn check_environment() -> Result<(), Invalid> {
     check(std::env::vars_os())
 }
@@ -119,6 +123,7 @@ fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), In
     // What a flag's variable is, clap knows: some flags have one of another name.
     let read = commands
         .get_subcommands()
+        .filter(|command| !CALLERS.contains(&command.get_name()))
         .flat_map(Command::get_arguments)
         .filter_map(Arg::get_env)
         .map(|name| name.to_string_lossy().into_owned());

@@ -31,6 +31,7 @@ use super::{
     polls::Interest,
     progress::{Progress, SharedResume},
     reader::{CancelOnDisconnect, Reader},
+    streamed,
 };
 use crate::{
     error::Error,
@@ -111,10 +112,10 @@ impl Streams {
         let headers = beginning.await.unwrap_or_else(|_| Err(aborted()))?;
         let events = said(sent, conversation);
         let events = match record.0 {
-            None => events,
+            None => streamed(events),
             Some(recorded) => {
                 let Recorded { log, caller, call } = *recorded;
-                let recording = self.record(&log, &caller, resume, events);
+                let recording = self.record(&log, &caller, resume, Box::pin(events));
                 let delivery = Delivery::of(self, &log, caller, call, options, recording);
                 delivery.of_conversation().events(leave)
             }
@@ -144,7 +145,7 @@ impl Streams {
                     Ok(()) | Err(Ended::Left) => None,
                 }
             });
-            said(sent, conversation)
+            Box::pin(said(sent, conversation))
         }
     }
 }
@@ -168,8 +169,8 @@ impl ConverseAttach {
 fn said(
     mut sent: mpsc::Receiver<RunEvent>,
     conversation: JoinHandle<Option<(Reader, Arc<Error>)>>,
-) -> Events {
-    Box::pin(stream! {
+) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
+    stream! {
         while let Some(event) = sent.recv().await {
             yield Ok(event);
         }
@@ -178,7 +179,7 @@ fn said(
             Ok(Some((reader, error))) => yield Err(reader.interrupted(error)),
             Err(_) => yield Err(aborted()),
         }
-    })
+    }
 }
 
 struct Conversation {

@@ -11,27 +11,34 @@
 //!   goes on by polling for its own caller.
 //! - A slow caller slows nobody but itself.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+    vec,
+};
 
 use async_stream::try_stream;
-use prost::Message as _;
 use tokio::time::sleep;
-use tokio_stream::StreamExt as _;
+use tokio_stream::{Stream, StreamExt as _};
 
 use super::{
-    Events, Options, Streams,
+    Events, Options, StreamedEvents, Streams,
+    event::StreamedEvent,
     fetch::Parts,
     follow::Follow,
     log::{Entry, EventLog, Following, Key, LogError, Page, Position, within},
     polls::Interest,
     progress::{Progress, SharedResume, gap_event},
-    record::{Claim, Recording, ends_log},
+    record::{Claim, Recording, Stored, ends_log},
     successor::Successor,
 };
 use crate::{
     error::{Delivery as Sent, Error, Idempotency},
     upstream::Caller,
-    v1::{Gap, RunEvent, run_event::Payload},
+    v1::{Gap, run_event::Payload},
 };
 
 /// How often a delivery looks at a log that it was not woken for: hints may get lost.
@@ -60,9 +67,19 @@ pub(super) struct Delivery {
     is_over: bool,
 }
 
+/// What a delivery needs to know of its source.
+struct Ahead {
+    /// The last entry that it has written.
+    stored: Position,
+    /// It writes no more.
+    is_last: bool,
+    /// What it has written last, if that is next to be delivered.
+    next: Option<Arc<Stored>>,
+}
+
 /// What a delivery gives next.
 enum Next {
-    Events(Vec<RunEvent>),
+    Events(Vec<StreamedEvent>),
     End,
 }
 
@@ -193,8 +210,8 @@ impl Delivery {
             return true;
         };
         let last = page.entries.first();
-        let last = last.and_then(|entry| RunEvent::decode(entry.payload.clone()).ok());
-        !last.is_some_and(|event| ends_log(&event))
+        let last = last.and_then(|entry| StreamedEvent::read(entry.payload.clone(), None).ok());
+        !last.is_some_and(|event| event.message().is_some_and(ends_log))
     }
 
     /// If the last event that the caller has is a gap: what it named.
@@ -203,7 +220,7 @@ impl Delivery {
             return;
         };
         if let Ok(Some(page)) = self.read(key, Position::new(after.epoch, before)).await
-            && let Some(entry) = page.entries.first()
+            && let Some(entry) = page.entries.into_iter().next()
             && entry.position == after
         {
             self.event(key, entry);
@@ -218,8 +235,12 @@ impl Delivery {
 
     /// All that comes, until the run is over or somebody else has to act. When `leave` is ready the
     /// stream ends, to be resumed elsewhere.
-    pub(super) fn events(mut self, leave: impl Future<Output = ()> + Send + 'static) -> Events {
-        Box::pin(try_stream! {
+    pub(super) fn events(
+        mut self,
+        leave: impl Future<Output = ()> + Send + 'static,
+    ) -> StreamedEvents {
+        let call = self.progress.shared();
+        let batches = try_stream! {
             let mut leave = Box::pin(leave);
             loop {
                 let next = tokio::select! {
@@ -230,13 +251,20 @@ impl Delivery {
                     }
                 };
                 match next.map_err(|error| self.interrupted(error))? {
-                    Next::Events(events) => for event in events {
-                        self.progress.sent(&event);
-                        yield event;
-                    },
+                    Next::Events(events) => {
+                        for event in &events {
+                            self.progress.will_send(event);
+                        }
+                        yield events;
+                    }
                     Next::End => break,
                 }
             }
+        };
+        Box::pin(OneByOne {
+            batches: Box::pin(batches),
+            ready: Vec::new().into_iter(),
+            call,
         })
     }
 
@@ -259,25 +287,37 @@ impl Delivery {
                 self.begin_to_poll().await?;
                 continue;
             };
-            let following = self.following.get_or_insert_with(|| log.follow(&key));
-            following.begin_to_read();
             // Looked at before the log is read: what it wrote until now is there then.
-            let source = self.recording.as_mut().map(|recording| {
-                let is_gone = recording.state.has_changed().is_err();
-                (recording.state.borrow_and_update().clone(), is_gone)
-            });
-            let source =
-                source.filter(|(state, is_gone)| !is_gone || state.is_done || state.is_direct);
+            let source = self.source(after);
             // The last entry that is this delivery's: after it nothing is recorded.
-            let stored = match &source {
-                Some((state, _)) if state.is_direct || state.is_done => Some(state.stored),
-                _ => None,
-            };
+            let stored = source
+                .as_ref()
+                .and_then(|it| it.is_last.then_some(it.stored));
             if stored.is_some_and(|stored| after >= stored) {
                 if let Some(next) = self.directly().await? {
                     return Ok(next);
                 }
                 continue;
+            }
+            match &source {
+                Some(source) if after == source.stored => {
+                    self.wait_for_source().await;
+                    continue;
+                }
+                Some(Ahead {
+                    next: Some(next), ..
+                }) => {
+                    let events = self.take(&key, next.entries());
+                    if events.is_empty() {
+                        continue;
+                    }
+                    return Ok(Next::Events(events));
+                }
+                Some(_) => {}
+                None => {
+                    let following = self.following.get_or_insert_with(|| log.follow(&key));
+                    following.begin_to_read();
+                }
             }
             let mut page = match self.read(&key, after).await {
                 Ok(Some(page)) => page,
@@ -298,7 +338,8 @@ impl Delivery {
                 // What is behind it comes directly, whatever became of it in the log.
                 page.entries.retain(|entry| entry.position <= stored);
             }
-            let (events, is_empty) = (self.take(&key, &page), page.entries.is_empty());
+            let is_empty = page.entries.is_empty();
+            let events = self.take(&key, page.entries.into_iter());
             if !events.is_empty() {
                 return Ok(Next::Events(events));
             }
@@ -309,7 +350,7 @@ impl Delivery {
             if after < last {
                 // All that was left was trimmed: nobody knows what it was.
                 self.place = Some((key, last));
-                return Ok(Next::Events(vec![gap_event(Gap::default())]));
+                return Ok(Next::Events(vec![unknown_gap()]));
             }
             if source.is_some() {
                 self.wait().await;
@@ -330,11 +371,13 @@ impl Delivery {
             let Some(recording) = &mut self.recording else {
                 return Ok(None);
             };
-            let state = recording.state.borrow_and_update().clone();
-            if state.is_direct {
-                return Ok(None);
+            {
+                let state = recording.state.borrow_and_update();
+                if state.is_direct {
+                    return Ok(None);
+                }
+                self.place.clone_from(&state.log);
             }
-            self.place = state.log;
             if self.place.is_none() && recording.state.changed().await.is_err() {
                 return Ok(None);
             }
@@ -347,6 +390,28 @@ impl Delivery {
             return Ok(None);
         };
         within(self.streams.log_limits().timeout, log.read(key, after)).await
+    }
+
+    /// The source of this delivery, unless it is gone before its end; as it is for one that has read
+    /// up to `after`.
+    fn source(&mut self, after: Position) -> Option<Ahead> {
+        let recording = self.recording.as_mut()?;
+        let is_gone = recording.state.has_changed().is_err();
+        let state = recording.state.borrow_and_update();
+        let is_last = state.is_direct || state.is_done;
+        let newest = state.newest.as_ref();
+        (!is_gone || is_last).then(|| Ahead {
+            stored: state.stored,
+            is_last,
+            next: newest.filter(|it| it.first == after.next()).cloned(),
+        })
+    }
+
+    /// Waits until the source has stored more, or is gone. It tells so itself.
+    async fn wait_for_source(&mut self) {
+        if let Some(recording) = &mut self.recording {
+            _ = recording.state.changed().await;
+        }
     }
 
     /// Waits until there may be more.
@@ -370,16 +435,16 @@ impl Delivery {
         }
     }
 
-    /// The events on a page, each with its position.
-    fn take(&mut self, key: &Key, page: &Page) -> Vec<RunEvent> {
-        let mut events = Vec::new();
-        for entry in &page.entries {
+    /// The events of these entries, each with its position.
+    fn take(&mut self, key: &Key, entries: impl Iterator<Item = Entry>) -> Vec<StreamedEvent> {
+        let mut events = Vec::with_capacity(entries.size_hint().0);
+        for entry in entries {
             let Some((_, place)) = &mut self.place else {
                 break;
             };
             if !entry.follows(*place) && entry.position > self.successor.known().next() {
                 // Nobody knows what it was.
-                events.push(gap_event(Gap::default()));
+                events.push(unknown_gap());
             }
             *place = entry.position;
             if let Some(event) = self.event(key, entry) {
@@ -395,15 +460,15 @@ impl Delivery {
         events
     }
 
-    fn event(&mut self, key: &Key, entry: &Entry) -> Option<RunEvent> {
+    fn event(&mut self, key: &Key, entry: Entry) -> Option<StreamedEvent> {
         if entry.position.begins_epoch() {
             return None;
         }
-        let Ok(mut event) = RunEvent::decode(entry.payload.clone()) else {
+        let position = entry.position.bound_to(key);
+        let Ok(event) = StreamedEvent::read(entry.payload, Some(position)) else {
             tracing::error!("an entry of the event log is not what was written");
-            return Some(gap_event(Gap::default()));
+            return Some(unknown_gap());
         };
-        event.position = entry.position.to_text(key);
         self.successor.told(&event);
         if entry.position <= self.successor.known() {
             return None;
@@ -413,7 +478,13 @@ impl Delivery {
 
     /// Messages that were missed are recorded behind their gap: who did not ask for them goes
     /// without.
-    fn is_wanted(&mut self, event: &RunEvent) -> bool {
+    fn is_wanted(&mut self, event: &StreamedEvent) -> bool {
+        let Some(event) = event.message() else {
+            if !self.missed.is_empty() {
+                self.missed.clear();
+            }
+            return true;
+        };
         match &event.payload {
             Some(Payload::Gap(gap)) if !self.options.include_missed_messages => {
                 self.missed = gap.message_ids.iter().cloned().collect();
@@ -503,10 +574,10 @@ impl Delivery {
             };
             for entry in &page.entries {
                 after = entry.position;
-                if let Ok(event) = RunEvent::decode(entry.payload.clone())
-                    && !entry.position.begins_epoch()
+                if !entry.position.begins_epoch()
+                    && let Ok(event) = StreamedEvent::read(entry.payload.clone(), None)
                 {
-                    progress.sent(&event);
+                    progress.will_send(&event);
                 }
             }
             if page.entries.is_empty() {
@@ -571,13 +642,13 @@ impl Delivery {
             return Ok(Next::End);
         };
         let next = events.next().await;
-        self.unrecorded_next(next)
+        self.unrecorded_next(next.map(|next| next.map(StreamedEvent::Message)))
     }
 
     /// An event that is not in the log, or the end.
     fn unrecorded_next(
         &mut self,
-        next: Option<Result<RunEvent, Error>>,
+        next: Option<Result<StreamedEvent, Error>>,
     ) -> Result<Next, Arc<Error>> {
         match next {
             Some(Ok(event)) => {
@@ -618,6 +689,40 @@ impl Drop for Delivery {
         {
             // Its reader is dropped with it, and cancels the run.
             recording.task.abort();
+        }
+    }
+}
+
+/// Something was missed, and nobody knows what it was.
+fn unknown_gap() -> StreamedEvent {
+    gap_event(Gap::default()).into()
+}
+
+/// A delivery's events, one by one.
+struct OneByOne<S> {
+    batches: Pin<Box<S>>,
+    ready: vec::IntoIter<StreamedEvent>,
+    /// Told of each as it is sent.
+    call: SharedResume,
+}
+
+impl<S> Stream for OneByOne<S>
+where
+    S: Stream<Item = Result<Vec<StreamedEvent>, Error>>,
+{
+    type Item = Result<StreamedEvent, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.ready.next() {
+                self.call.sent(&event);
+                return Poll::Ready(Some(Ok(event)));
+            }
+            match ready!(self.batches.as_mut().poll_next(cx)) {
+                Some(Ok(events)) => self.ready = events.into_iter(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
         }
     }
 }

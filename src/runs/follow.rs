@@ -62,7 +62,7 @@ impl Follow {
     }
 
     /// Follows the run of a watch that was joined with messages, for a stream that is resumed: the
-    /// first event is a gap.
+    /// first event is a gap, unless nothing was missed of what an earlier one began.
     pub(super) fn resumed(watch: Subscription) -> Self {
         Self {
             mode: Mode::Resumed,
@@ -143,8 +143,9 @@ impl Follow {
     fn resume(&mut self, snapshot: &Snapshot, progress: &Progress) -> Followed {
         let mut events = Vec::new();
         let mut gap = Gap::default();
-        let is_first = self.mode == Mode::Resumed;
-        if is_first {
+        // Where an earlier one has begun, all was told that can be told.
+        let is_first = self.mode == Mode::Resumed && !progress.is_polled();
+        if self.mode == Mode::Resumed {
             self.mode = Mode::On;
             if progress.terminal_sent() && progress.has(&run_event(snapshot.run.clone())) {
                 // Nothing has happened since the run began to wait.
@@ -152,7 +153,9 @@ impl Follow {
             }
             self.changes.skip(progress.whole());
             gap = progress.missed(snapshot);
-            events.push(gap_event(gap.clone()));
+            if is_first || gap != Gap::default() {
+                events.push(gap_event(gap.clone()));
+            }
         }
         let changes = self.changes.to(snapshot, true, true).into_iter();
         events.extend(changes.filter(|event| match &event.payload {

@@ -7,11 +7,14 @@ use async_stream::stream;
 use tokio::time::sleep;
 use tokio_stream::StreamExt as _;
 
-use super::Events;
+use super::StreamedEvents;
 use crate::v1::{RunEvent, RunEventType};
 
 /// The same events, and a heartbeat whenever nothing happened for `interval`.
-pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> Events {
+pub(super) fn with_heartbeat(
+    mut events: StreamedEvents,
+    interval: Option<Duration>,
+) -> StreamedEvents {
     let Some(interval) = interval else {
         return events;
     };
@@ -28,7 +31,8 @@ pub(super) fn with_heartbeat(mut events: Events, interval: Option<Duration>) -> 
                         r#type: RunEventType::Heartbeat.into(),
                         synthesized: true,
                         ..RunEvent::default()
-                    });
+                    }
+                    .into());
                 }
             }
         }

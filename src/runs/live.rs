@@ -14,7 +14,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Events, Options, Started, Streams,
+    Options, Started, StreamedEvents, Streams,
     creates::{Begun, Ids, Left},
     delivery,
     follow::{Follow, Followed},
@@ -132,7 +132,7 @@ impl Streams {
                 };
                 match opened.map_err(|(_, error)| error)? {
                     Opened::Made(reader, headers, first) => {
-                        (Box::pin(events(reader, first)) as Events, headers)
+                        (Box::pin(events(reader, first)) as StreamedEvents, headers)
                     }
                     Opened::Repeat(reader, ids) => {
                         let call = reader.progress.shared();
@@ -152,7 +152,7 @@ impl Streams {
                         Opened::Repeat(reader, ids) => return Ok(Err((reader, ids))),
                     };
                     let resume = reader.progress.shared();
-                    let events: Events = Box::pin(events(reader, first));
+                    let events = Box::pin(events(reader, first));
                     let recording = streams.record(&log, &caller, resume, events);
                     let delivery =
                         delivery::Delivery::of(&streams, &log, caller, call, options, recording);
@@ -199,10 +199,7 @@ impl Streams {
         let from_the_beginning = ("after_position", "");
         let delivery =
             delivery::Delivery::after(self, caller, progress, options, from_the_beginning).await?;
-        Ok(Events::into(with_heartbeat(
-            delivery.events(leave),
-            options.heartbeat,
-        )))
+        Ok(with_heartbeat(delivery.events(leave), options.heartbeat).into())
     }
 
     /// Waits until there is a log of a run that another call has made just now. There is none if the
@@ -316,19 +313,19 @@ impl Record {
 
 /// All events, from the first ones (those that were read already, or of an upstream that answered
 /// with the run alone) to the run's last state.
-fn events(
+fn events<E: From<RunEvent> + Send>(
     mut reader: Reader,
     first: Vec<RunEvent>,
-) -> impl Stream<Item = Result<RunEvent, Error>> + Send {
+) -> impl Stream<Item = Result<E, Error>> + Send {
     try_stream! {
         let streams = reader.source.is_some();
         for event in first {
             reader.sends(&event);
-            yield event;
+            yield event.into();
         }
         while let Some(event) = next(&mut reader).await? {
             reader.sends(&event);
-            yield event;
+            yield event.into();
         }
         reader.source = None;
         if !reader.progress.terminal_sent() {
@@ -336,7 +333,7 @@ fn events(
                 cut(&reader);
             }
             for await event in rest(&mut reader) {
-                yield event?;
+                yield event?.into();
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `event.rs` | an event as it is sent: a message, or a delta as the log has it |
 //! | `received.rs` | one frame of the upstream as an event of the contract |
 //! | `progress.rs` | what a stream has sent so far: how to resume it, and what is missing when it is cut |
 //! | `live.rs` | the events of a run that this call started; when the upstream's stream is cut, the rest by polling |
@@ -32,6 +33,7 @@ mod changes;
 mod converse;
 mod creates;
 mod delivery;
+mod event;
 mod fetch;
 mod follow;
 #[cfg(feature = "fuzzing")]
@@ -55,11 +57,12 @@ mod watch;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use http::HeaderMap;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use converse::Inbound;
 pub use creates::CreateLimits;
+pub use event::{EncodedDelta, StreamedEvent};
 pub use log::{LogLimits, RedisStore};
 pub use polls::PollLimits;
 pub use progress::SharedResume;
@@ -74,20 +77,30 @@ use crate::{
     v1::{RunEvent, RunStatus, StreamOptions},
 };
 
-/// A stream of events.
-pub type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
+/// A stream of events, as what makes them gives them.
+type Events = Pin<Box<dyn Stream<Item = Result<RunEvent, Error>> + Send>>;
+
+/// A stream of events, as they are sent.
+pub type StreamedEvents = Pin<Box<dyn Stream<Item = Result<StreamedEvent, Error>> + Send>>;
+
+/// Events that are sent as they are made.
+fn streamed(
+    events: impl Stream<Item = Result<RunEvent, Error>> + Send + 'static,
+) -> StreamedEvents {
+    Box::pin(events.map(|event| event.map(StreamedEvent::Message)))
+}
 
 /// Events, and headers of the upstream's first answer that the caller may see.
 pub struct Started {
     /// The headers: none, if the events come from polling.
     pub headers: HeaderMap,
     /// The events.
-    pub events: Events,
+    pub events: StreamedEvents,
 }
 
-impl From<Events> for Started {
+impl From<StreamedEvents> for Started {
     /// Events by polling.
-    fn from(events: Events) -> Self {
+    fn from(events: StreamedEvents) -> Self {
         Self {
             headers: HeaderMap::new(),
             events,

@@ -16,6 +16,7 @@ use super::{
     polls::Interest,
     progress::{Progress, SharedResume},
     reader::Reader,
+    streamed,
 };
 use crate::{
     error::{Error, Resume},
@@ -82,7 +83,7 @@ impl Streams {
         };
         Ok(Started {
             headers: HeaderMap::new(),
-            events: with_heartbeat(Box::pin(events), options.heartbeat),
+            events: with_heartbeat(streamed(events), options.heartbeat),
         })
     }
 

@@ -10,8 +10,10 @@ use std::{
 };
 
 use super::{
+    event::StreamedEvent,
     fetch::{Messages, Snapshot, has_ended, message_id},
     is_settled,
+    log::BoundPosition,
 };
 use crate::error::Resume;
 use crate::v1::{
@@ -22,7 +24,7 @@ use crate::v1::{
 /// A [`Resume`] that both a stream and whoever may cut it can see.
 #[derive(Debug, Clone, Default)]
 pub struct SharedResume {
-    resume: Arc<Mutex<Resume>>,
+    progress: Arc<Mutex<Reached>>,
     /// Once the call was ended for its stream: whether the run is left without a reader. The first
     /// word counts: what is dropped later is dropped for the same reason.
     abandoned: Arc<OnceLock<bool>>,
@@ -30,10 +32,43 @@ pub struct SharedResume {
     reads: Arc<OnceLock<()>>,
 }
 
+/// How far a stream has come.
+#[derive(Debug, Default)]
+struct Reached {
+    /// Its position is behind `delta`, if there is one.
+    resume: Resume,
+    /// The position of the last event, if that was a delta.
+    delta: Option<BoundPosition>,
+}
+
 impl SharedResume {
     /// How to resume the stream as far as it has come.
     pub fn get(&self) -> Resume {
-        self.lock().clone()
+        let reached = self.lock();
+        let mut resume = reached.resume.clone();
+        if let Some(position) = reached.delta {
+            resume.position = position.to_string();
+        }
+        resume
+    }
+
+    /// An event that a progress [has noted](Progress::will_send) is sent now.
+    pub(super) fn sent(&self, event: &StreamedEvent) {
+        let reached = &mut *self.lock();
+        reached.resume.last_event = event.kind();
+        match event {
+            StreamedEvent::Delta(delta) => {
+                if let Some(position) = delta.position() {
+                    reached.delta = Some(position);
+                }
+            }
+            StreamedEvent::Message(event) => {
+                if !event.position.is_empty() {
+                    event.position.clone_into(&mut reached.resume.position);
+                    reached.delta = None;
+                }
+            }
+        }
     }
 
     /// The reader left, or its own deadline passed: nobody goes on with the run.
@@ -66,22 +101,22 @@ impl SharedResume {
     /// Of the same call, with a progress of its own: what is recorded runs ahead of its reader.
     pub(super) fn ahead(&self) -> Self {
         Self {
-            resume: Arc::default(),
+            progress: Arc::default(),
             ..self.clone()
         }
     }
 
     /// It is known which run this is about.
     pub(super) fn names_run(&self) -> bool {
-        !self.lock().run_id.is_empty()
+        !self.lock().resume.run_id.is_empty()
     }
 
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned.get() == Some(&true)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Resume> {
-        self.resume.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Reached> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -94,6 +129,8 @@ pub(super) struct Progress {
     last_event: RunEventType,
     /// The status of the run, as far as it was told.
     status: RunStatus,
+    /// There was a gap, and all behind it came from polling.
+    is_polled: bool,
     /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
     /// Steps and messages of which something was sent, in this order.
@@ -104,7 +141,7 @@ pub(super) struct Progress {
 impl Progress {
     /// Nothing was sent. Of `thread_id` and `run_id` either may be empty, if it is not known yet.
     pub(super) fn new(resume: SharedResume, thread_id: &str, run_id: &str) -> Self {
-        let last_event = resume.lock().last_event;
+        let last_event = resume.lock().resume.last_event;
         let progress = Self {
             resume,
             last_event,
@@ -117,7 +154,7 @@ impl Progress {
     /// The same, of a call that may be ended from outside.
     pub(super) fn of_call(self, call: &SharedResume) -> Self {
         let resume = SharedResume {
-            resume: Arc::clone(&self.resume.resume),
+            progress: Arc::clone(&self.resume.progress),
             ..call.clone()
         };
         Self { resume, ..self }
@@ -162,10 +199,48 @@ impl Progress {
         self.status = RunStatus::Unspecified;
     }
 
-    /// Notes an event that is sent now.
+    /// There was a gap, and all behind it came from polling. Whoever goes on has missed no text that
+    /// this gap does not stand for.
+    pub(super) fn is_polled(&self) -> bool {
+        self.is_polled
+    }
+
+    /// Notes an event that is sent now. It has no position: none that has is the work of a source.
     pub(super) fn sent(&mut self, event: &RunEvent) {
+        self.told(event);
+        let kind = event.r#type();
+        if self.last_event != kind {
+            self.last_event = kind;
+            self.resume.lock().resume.last_event = kind;
+        }
+    }
+
+    /// Notes what an event tells that [will be sent](SharedResume::sent).
+    pub(super) fn will_send(&mut self, event: &StreamedEvent) {
+        match event {
+            StreamedEvent::Message(event) => self.told(event),
+            StreamedEvent::Delta(delta) => {
+                self.is_polled = false;
+                let begun = if delta.kind() == RunEventType::ThreadMessageDelta {
+                    &mut self.begun_messages
+                } else {
+                    &mut self.begun_steps
+                };
+                let is_known = begun
+                    .last()
+                    .is_some_and(|last| last.as_bytes() == delta.id());
+                if !is_known {
+                    note(begun, &String::from_utf8_lossy(delta.id()));
+                }
+            }
+        }
+    }
+
+    /// Notes what an event tells.
+    fn told(&mut self, event: &RunEvent) {
         use RunEventType as T;
         let kind = event.r#type();
+        self.is_polled = kind == T::Gap || (self.is_polled && event.synthesized);
         match &event.payload {
             Some(Payload::Run(run)) => {
                 self.status = run.status();
@@ -202,18 +277,11 @@ impl Progress {
                 .extend(gap.run_step_ids.iter().chain(&gap.message_ids).cloned()),
             _ => {}
         }
-        if self.last_event != kind {
-            self.last_event = kind;
-            self.resume.lock().last_event = kind;
-        }
-        if !event.position.is_empty() {
-            event.position.clone_into(&mut self.resume.lock().position);
-        }
     }
 
     /// Notes which run this is about, as far as is known.
     pub(super) fn knows(&self, thread_id: &str, run_id: &str) {
-        let resume = &mut *self.resume.lock();
+        let resume = &mut self.resume.lock().resume;
         for (known, id) in [
             (&mut resume.thread_id, thread_id),
             (&mut resume.run_id, run_id),

@@ -10,31 +10,35 @@
 //!   it without a writer, and a gap.
 //! - However it ends, its claim is given back.
 
-use std::{sync::Arc, task::Poll};
+use std::{future::poll_fn, mem::take, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
     task::AbortHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep},
 };
-use tokio_stream::StreamExt as _;
 use tokio_util::future::FutureExt as _;
 
 use super::{
-    Events, Streams, is_settled,
-    log::{EventLog, Key, LogError, Position, within},
+    Events, Streams,
+    event::StreamedEvent,
+    is_settled,
+    log::{Entry, EventLog, Key, LogError, Position, within},
     progress::SharedResume,
 };
 use crate::{
     error::Error,
     upstream::Caller,
     v1::{RunEvent, RunEventType, run_event::Payload},
+    wire,
 };
 
 /// The most events of one append, and their bytes.
 const BATCH: (usize, usize) = (256, 256 << 10);
+
+/// How much of a batch lies together in memory, in bytes: for as long as any of it is kept.
+const TOGETHER: usize = 16 << 10;
 
 /// The most events that are held until the run has a name.
 const UNNAMED: usize = 16;
@@ -51,10 +55,29 @@ pub(super) struct State {
     pub(super) is_direct: bool,
     /// The last entry that it has written.
     pub(super) stored: Position,
+    /// What it has written last. A delivery that is no further behind need not read it.
+    pub(super) newest: Option<Arc<Stored>>,
     /// What it wrote, for as long as somebody may read it by this.
     pub(super) kept: Option<Arc<Kept>>,
     /// It came to its end. One that is gone without that leaves the run to others.
     pub(super) is_done: bool,
+}
+
+/// Events that are in the log.
+#[derive(Debug)]
+pub(super) struct Stored {
+    /// The position of the first.
+    pub(super) first: Position,
+    events: Vec<Bytes>,
+}
+
+impl Stored {
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.events.iter().zip(0..).map(|(event, index)| Entry {
+            position: Position::new(self.first.epoch, self.first.sequence + index),
+            payload: event.clone(),
+        })
+    }
 }
 
 /// A source, as its caller sees it. Dropping it lets the source go on.
@@ -62,7 +85,7 @@ pub(super) struct State {
 pub(super) struct Recording {
     pub(super) state: watch::Receiver<State>,
     /// What is not recorded, and the error that it ended with.
-    pub(super) direct: mpsc::Receiver<Result<RunEvent, Error>>,
+    pub(super) direct: mpsc::Receiver<Result<StreamedEvent, Error>>,
     pub(super) task: AbortHandle,
 }
 
@@ -190,7 +213,7 @@ struct Source {
     resume: SharedResume,
     claim: Option<Claim>,
     state: watch::Sender<State>,
-    direct: mpsc::Sender<Result<RunEvent, Error>>,
+    direct: mpsc::Sender<Result<StreamedEvent, Error>>,
 }
 
 /// Why a source stops before its events end.
@@ -198,12 +221,15 @@ struct Stopped;
 
 impl Source {
     async fn run(mut self, mut events: Events) {
-        let over = Instant::now() + self.streams.log_limits().source_age;
+        let mut over = pin!(sleep(self.streams.log_limits().source_age));
         loop {
-            let batch = batch(&mut events, &self.resume);
-            let Ok(batch) = timeout_at(over, batch).await else {
-                tracing::info!("a run is not recorded any longer: --max-source-age");
-                return;
+            let batch = tokio::select! {
+                biased;
+                () = &mut over => {
+                    tracing::info!("a run is not recorded any longer: --max-source-age");
+                    return;
+                }
+                batch = batch(&mut events, &self.resume) => batch,
             };
             let is_end = batch.is_end;
             if self.pass_on(batch).await.is_err() {
@@ -216,42 +242,38 @@ impl Source {
         self.state.send_modify(|state| state.is_done = true);
     }
 
-    async fn pass_on(&mut self, batch: Batch) -> Result<(), Stopped> {
-        let events = match self.store(batch.events).await {
-            Ok(()) => Vec::new(),
-            Err(Some(unstored)) => unstored,
-            Err(None) => return Err(Stopped),
-        };
-        let error = batch.error.map(Err);
-        for item in events.into_iter().map(Ok).chain(error) {
+    async fn pass_on(&mut self, mut batch: Batch) -> Result<(), Stopped> {
+        self.store(&mut batch).await?;
+        let unstored = batch.events.into_iter().map(|event| {
+            let read = StreamedEvent::read(event, None);
+            Ok(read.expect("it was just encoded"))
+        });
+        for item in unstored.chain(batch.error.map(Err)) {
             // Nobody else would ever see it.
             self.direct.send(item).await.map_err(|_| Stopped)?;
         }
         Ok(())
     }
 
-    /// Records events. Gives back those that cannot be; `None` if somebody else goes on with the
-    /// log.
-    async fn store(&mut self, events: Vec<RunEvent>) -> Result<(), Option<Vec<RunEvent>>> {
-        if events.is_empty() {
+    /// Records a batch's events, and takes them from it. Those that cannot be recorded stay there.
+    /// Stops if somebody else goes on with the log.
+    async fn store(&mut self, batch: &mut Batch) -> Result<(), Stopped> {
+        if batch.events.is_empty() || self.state.borrow().is_direct {
             return Ok(());
-        }
-        if self.state.borrow().is_direct {
-            return Err(Some(events));
         }
         let stored = match &mut self.claim {
             Some(_) => Ok(()),
             None => self.open().await,
         };
         let stored = match stored {
-            Ok(()) => self.append(&events).await,
+            Ok(()) => self.append(batch).await,
             Err(error) => Err(error),
         };
         match stored {
             Ok(()) => Ok(()),
             Err(LogError::Fenced) => {
                 tracing::info!("somebody else goes on with a run's log");
-                Err(None)
+                Err(Stopped)
             }
             Err(error) => {
                 self.streams.log_failed(&error);
@@ -260,7 +282,7 @@ impl Source {
                 // First, or a delivery that sees the claim given back looks for another writer.
                 self.state.send_modify(|state| state.is_direct = true);
                 self.claim = None;
-                Err(Some(events))
+                Ok(())
             }
         }
     }
@@ -284,28 +306,28 @@ impl Source {
         Ok(())
     }
 
-    async fn append(&mut self, events: &[RunEvent]) -> Result<(), LogError> {
+    async fn append(&mut self, batch: &mut Batch) -> Result<(), LogError> {
         let Some(claim) = &mut self.claim else {
             return Err(LogError::Fenced);
         };
         let limits = self.streams.log_limits();
-        let payloads: Vec<Bytes> = events
-            .iter()
-            .map(|event| event.encode_to_vec().into())
-            .collect();
-        let first = claim.position.next();
-        let is_over = events.last().is_some_and(ends_log);
-        let append = self.log.append(&claim.key, first, &payloads, is_over);
+        let (first, events) = (claim.position.next(), &batch.events);
+        let append = self.log.append(&claim.key, first, events, batch.is_over);
         let began = Instant::now();
         within(limits.timeout, append).await?;
-        claim.position.sequence += payloads.len() as u64;
-        let stored = claim.position;
+        claim.position.sequence += events.len() as u64;
+        let (stored, events) = (claim.position, take(&mut batch.events));
         let metrics = &self.streams.client.telemetry().metrics().event_log;
-        metrics.appended.inc_by(payloads.len() as u64);
+        metrics
+            .appended
+            .inc_by(stored.sequence + 1 - first.sequence);
         metrics
             .append_seconds
             .observe(began.elapsed().as_secs_f64());
-        self.state.send_modify(|state| state.stored = stored);
+        self.state.send_modify(|state| {
+            state.stored = stored;
+            state.newest = Some(Arc::new(Stored { first, events }));
+        });
         Ok(())
     }
 }
@@ -313,54 +335,84 @@ impl Source {
 /// What is ready of a stream.
 #[derive(Default)]
 struct Batch {
-    events: Vec<RunEvent>,
+    /// The events, encoded, but for those in `open`.
+    events: Vec<Bytes>,
+    open: Vec<u8>,
+    /// Where each event in `open` ends.
+    ends: Vec<usize>,
+    bytes: usize,
+    /// The last event is the run's end.
+    is_over: bool,
     error: Option<Error>,
+    /// Nothing comes after it.
     is_end: bool,
 }
 
-/// The next event and all that are ready behind it; more, as long as no event names the run.
-async fn batch(events: &mut Events, resume: &SharedResume) -> Batch {
-    let mut batch = Batch::default();
-    let (mut bytes, mut is_named) = (0, resume.names_run());
-    loop {
-        let next = if batch.events.is_empty() || (!is_named && batch.events.len() < UNNAMED) {
-            events.next().await
-        } else if batch.events.len() < BATCH.0 && bytes < BATCH.1 {
-            match ready(events).await {
-                Some(next) => next,
-                None => return batch,
+impl Batch {
+    fn push(&mut self, event: &RunEvent) {
+        wire::encode(event, |bytes| {
+            // One that stays alone takes no more than it needs; behind a second, more are to come.
+            if !self.open.is_empty() {
+                self.open.reserve(TOGETHER - self.open.len());
             }
-        } else {
-            return batch;
-        };
-        match next {
-            // The end of the upstream's stream, not of the log.
-            Some(Ok(event)) if event.r#type() == RunEventType::Done => {}
-            Some(Ok(event)) => {
-                bytes += event.encoded_len();
-                is_named = is_named || resume.names_run();
-                batch.events.push(event);
-            }
-            Some(Err(error)) => {
-                batch.error = Some(error);
-                batch.is_end = true;
-                return batch;
-            }
-            None => {
-                batch.is_end = true;
-                return batch;
-            }
+            self.open.extend_from_slice(bytes);
+        });
+        self.ends.push(self.open.len());
+        self.is_over = ends_log(event);
+        if self.open.len() >= TOGETHER {
+            self.close();
         }
+    }
+
+    /// Puts the events in `open` to the others.
+    fn close(&mut self) {
+        self.bytes += self.open.len();
+        let together = Bytes::from(take(&mut self.open).into_boxed_slice());
+        let mut begin = 0;
+        for end in self.ends.drain(..) {
+            self.events.push(together.slice(begin..end));
+            begin = end;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.events.len() + self.ends.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes + self.open.len()
     }
 }
 
-/// The next item, if it is there.
-async fn ready(events: &mut Events) -> Option<Option<Result<RunEvent, Error>>> {
-    std::future::poll_fn(|cx| match events.as_mut().poll_next(cx) {
-        Poll::Ready(next) => Poll::Ready(Some(next)),
-        Poll::Pending => Poll::Ready(None),
+/// The next event and all that are ready behind it, encoded; more, as long as no event names the
+/// run.
+async fn batch(events: &mut Events, resume: &SharedResume) -> Batch {
+    let mut batch = Batch::default();
+    let mut is_named = resume.names_run();
+    poll_fn(|cx| {
+        while batch.len() < BATCH.0 && batch.bytes() < BATCH.1 {
+            match events.as_mut().poll_next(cx) {
+                Poll::Pending if batch.len() == 0 => return Poll::Pending,
+                Poll::Pending if !is_named && batch.len() < UNNAMED => return Poll::Pending,
+                Poll::Pending => break,
+                // The end of the upstream's stream, not of the log.
+                Poll::Ready(Some(Ok(event))) if event.r#type() == RunEventType::Done => {}
+                Poll::Ready(Some(Ok(event))) => {
+                    is_named = is_named || resume.names_run();
+                    batch.push(&event);
+                }
+                Poll::Ready(end) => {
+                    batch.error = end.and_then(Result::err);
+                    batch.is_end = true;
+                    break;
+                }
+            }
+        }
+        Poll::Ready(())
     })
-    .await
+    .await;
+    batch.close();
+    batch
 }
 
 /// After this event the run's log is over.

@@ -8,15 +8,13 @@ use async_stream::try_stream;
 
 use super::{
     Events,
+    event::StreamedEvent,
     follow::{Follow, Followed},
     log::Position,
     progress::{Progress, SharedResume},
     record::{ends_delivery, ends_log},
 };
-use crate::{
-    error::{Error, Resume},
-    v1::RunEvent,
-};
+use crate::error::{Error, Resume};
 
 /// Begins a conversation: given what was told, and the run by polling, its further events.
 type Begin = Box<dyn FnOnce(Progress, Follow) -> Events + Send>;
@@ -71,7 +69,10 @@ impl Successor {
     }
 
     /// After this event there is nothing to deliver.
-    pub(super) fn ends_with(&self, event: &RunEvent) -> bool {
+    pub(super) fn ends_with(&self, event: &StreamedEvent) -> bool {
+        let Some(event) = event.message() else {
+            return false;
+        };
         match self {
             Self::Polling => ends_delivery(event),
             Self::Conversation { .. } => ends_log(event),
@@ -87,9 +88,9 @@ impl Successor {
     }
 
     /// Notes what the log tells.
-    pub(super) fn told(&mut self, event: &RunEvent) {
+    pub(super) fn told(&mut self, event: &StreamedEvent) {
         if let Self::Conversation { before, .. } = self {
-            before.sent(event);
+            before.will_send(event);
         }
     }
 

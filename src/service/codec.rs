@@ -18,10 +18,7 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::{
-    error::Error,
-    wire::{self, Wire},
-};
+use crate::{error::Error, wire::Wire};
 
 /// Steps through the bytes of a request: some 20,000 fields. The largest list that services take
 /// has 10,000 texts.
@@ -72,7 +69,7 @@ impl<T: Wire> Encoder for WireEncoder<T> {
     type Error = Status;
 
     fn encode(&mut self, item: T, buf: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        wire::encode(&item, |bytes| buf.put_slice(bytes));
+        item.parts(|bytes| buf.put_slice(bytes));
         Ok(())
     }
 

@@ -15,7 +15,13 @@ use http_body::{Body, Frame};
 use tokio_stream::Stream;
 use tonic::{Code, Status, metadata::MetadataMap};
 
-use crate::{runs::Events, server::EncodedBody, telemetry, v1::RunEvent, wire};
+use crate::{
+    runs::{StreamedEvent, StreamedEvents},
+    server::EncodedBody,
+    telemetry,
+    v1::RunEvent,
+    wire::Wire as _,
+};
 
 /// How much goes out together, in bytes: with one more event of the usual size it is no more than the
 /// HTTP library is given at a time.
@@ -39,7 +45,7 @@ impl Stream for RunEvents {
 
 /// An answer of these events, and of headers that the caller may see.
 pub(super) fn answer(
-    events: Events,
+    events: StreamedEvents,
     headers: HeaderMap,
     call: telemetry::Call,
 ) -> tonic::Response<RunEvents> {
@@ -56,7 +62,7 @@ pub(super) fn answer(
 /// Events as messages. What is sent is noted.
 struct EventBody {
     /// `None` after the last one.
-    events: Option<Events>,
+    events: Option<StreamedEvents>,
     call: telemetry::Call,
     /// The end, which is still to be told.
     trailers: Option<HeaderMap>,
@@ -88,7 +94,7 @@ impl Body for EventBody {
                 Poll::Pending if out.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(event))) => {
-                    this.call.sent(&event);
+                    this.call.sent(event.kind(), event.run());
                     if let Err(status) = put(&event, &mut out) {
                         this.end(status);
                     }
@@ -112,14 +118,12 @@ impl Body for EventBody {
 }
 
 /// Writes an event behind its prefix.
-fn put(event: &RunEvent, out: &mut BytesMut) -> Result<(), Status> {
-    wire::encode(event, |message| {
-        let length = u32::try_from(message.len());
-        let length = length.map_err(|_| Status::resource_exhausted("an event of 4 GiB or more"))?;
-        out.reserve(PREFIX + message.len());
-        out.put_u8(0);
-        out.put_u32(length);
-        out.put_slice(message);
-        Ok(())
-    })
+fn put(event: &StreamedEvent, out: &mut BytesMut) -> Result<(), Status> {
+    let begin = out.len();
+    out.put_bytes(0, PREFIX);
+    event.parts(|part| out.put_slice(part));
+    let length = u32::try_from(out.len() - begin - PREFIX);
+    let length = length.map_err(|_| Status::resource_exhausted("an event of 4 GiB or more"))?;
+    out[begin + 1..begin + PREFIX].copy_from_slice(&length.to_be_bytes());
+    Ok(())
 }

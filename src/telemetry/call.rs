@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    v1::{Run, RunEvent, RunEventType, run_event::Payload},
+    v1::{Run, RunEventType},
 };
 
 /// As much of a path that is not served as is logged, in characters.
@@ -169,13 +169,13 @@ impl Call {
         }
     }
 
-    /// An event is sent.
-    pub fn sent(&self, event: &RunEvent) {
+    /// An event is sent; if it tells of a run, of this one.
+    pub fn sent(&self, kind: RunEventType, run: Option<&Run>) {
         let Some(open) = &self.0 else { return };
         let metrics = open.telemetry.metrics();
-        metrics.sent(event.r#type());
+        metrics.sent(kind);
         // A sign of life is nothing that a caller waits for.
-        if event.r#type() == RunEventType::Heartbeat {
+        if kind == RunEventType::Heartbeat {
             return;
         }
         let before = open.events.load(Ordering::Relaxed);
@@ -183,7 +183,7 @@ impl Call {
         if before == 0 {
             metrics.first_event(&open.method.label, open.began.elapsed().as_secs_f64());
         }
-        if let Some(Payload::Run(run)) = &event.payload {
+        if let Some(run) = run {
             open.telemetry.saw(run);
             self.saw(run);
         }

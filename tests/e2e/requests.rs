@@ -216,6 +216,9 @@ const REQUESTS: &[(&str, &str, &str)] = &[
 /// Fields of requests that are the gateway's own, and no part of the REST API.
 const OWN_FIELDS: [&str; 2] = ["request_id", "on_active_run"];
 
+/// Fields that the published schema does not have (`tests/converse/approvals.rs` has them).
+const UNPUBLISHED: [&str; 1] = ["tool_approvals"];
+
 /// A gateway and an upstream that agrees to everything.
 struct Pair {
     upstream: Upstream,
@@ -252,6 +255,7 @@ fn the_table_sets_every_field_of_every_request() {
         for field in message
             .fields()
             .filter(|field| field.name() != "extra_json" && !OWN_FIELDS.contains(&field.name()))
+            .filter(|field| !UNPUBLISHED.contains(&field.name()))
         {
             if fields.insert(field.full_name().to_owned())
                 && let Kind::Message(message) = field.kind()

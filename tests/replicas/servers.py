@@ -19,6 +19,7 @@ import time
 import aiohttp
 import redis.asyncio
 import redis.exceptions
+import trustme
 
 from upstream import REPLICA
 
@@ -142,14 +143,18 @@ async def replicas(number, upstream, store, **flags):
 
 
 class Redis:
-    """A Redis of this test's own."""
+    """A Redis of this test's own; with `tls`, one that speaks nothing else, under a CA of its own."""
 
-    def __init__(self, *words):
+    # The program: Redis or Valkey.
+    program = "redis-server"
+
+    def __init__(self, *words, tls=False):
         self.words = words
         self.folder = tempfile.mkdtemp(dir=OUT)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"{'rediss' if tls else 'redis'}://127.0.0.1:{self.port}/0"
+        self.ca = certificates(self.folder) if tls else None
 
     async def __aenter__(self):
         await self.start()
@@ -161,12 +166,19 @@ class Redis:
         shutil.rmtree(self.folder)
 
     async def start(self):
-        place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder]
+        port = ["--port", str(self.port)]
+        client = {"host": "127.0.0.1", "port": self.port}
+        if self.ca:
+            names = {"cert-file": "cert.pem", "key-file": "key.pem", "ca-cert-file": "ca.pem"}
+            port = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            port += [word for flag, name in names.items() for word in (f"--tls-{flag}", f"{self.folder}/{name}")]
+            client |= {"ssl": True, "ssl_ca_certs": self.ca}
+        place = ["--bind", "127.0.0.1", *port, "--dir", self.folder]
         with open(f"{self.folder}/log", "a") as log:
             self.process = await asyncio.create_subprocess_exec(
-                "redis-server", *place, "--save", "", *self.words, stdout=log, stderr=log
+                self.program, *place, "--save", "", *self.words, stdout=log, stderr=log
             )
-        self.client = redis.asyncio.Redis(port=self.port)
+        self.client = redis.asyncio.Redis(**client)
         async with asyncio.timeout(20):
             while True:
                 with contextlib.suppress(redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
@@ -181,6 +193,17 @@ class Redis:
     async def logs(self):
         """The names of all logs."""
         return [key async for key in self.client.scan_iter("*:events")]
+
+
+def certificates(folder):
+    """A CA, and what it has issued for loopback, in files; gives the CA's."""
+    ca = trustme.CA()
+    issued = ca.issue_cert("127.0.0.1")
+    ca.cert_pem.write_to_path(f"{folder}/ca.pem")
+    issued.private_key_pem.write_to_path(f"{folder}/key.pem")
+    for index, part in enumerate(issued.cert_chain_pems):
+        part.write_to_path(f"{folder}/cert.pem", append=index > 0)
+    return f"{folder}/ca.pem"
 
 
 class SlowProxy:

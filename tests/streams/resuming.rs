@@ -1,12 +1,17 @@
 //! Streams that outlive their caller: `StreamOptions.resumable` and `ResumeRun`, with the event log
 //! in memory.
 
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
 use bytes::Bytes;
 use runs_gateway::v1::{
     ResumeRunRequest, RunEvent, StreamOptions, StreamSubmitToolOutputsRequest, ToolOutput,
     ToolOutputs, run_event::Payload,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 use tonic::{Code, Request, Streaming};
 use tonic_types::StatusExt as _;
 
@@ -314,6 +319,47 @@ async fn an_upstream_that_is_cut_leaves_one_gap_in_the_log() {
         &["gap*", "message.completed*", "run.completed*"],
     ];
     assert_eq!(with_messages.names(), names.concat());
+    gateway.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_go_on_with_a_run_there_is_one_gap() {
+    let status = Arc::new(Mutex::new("in_progress"));
+    let shown = Arc::clone(&status);
+    let (say, saying) = mpsc::channel(16);
+    let saying = Mutex::new(Some(saying));
+    let upstream = Upstream::answering(move |request| {
+        let path = request.target.split('?').next().unwrap_or_default();
+        if path.ends_with("/steps") || path.ends_with("/messages") {
+            return Answer::json(200, list(&[]));
+        }
+        match saying.lock().expect("never held over a panic").take() {
+            Some(saying) => Answer::sse_with(saying),
+            None => polled(*shown.lock().expect("never held over a panic")),
+        }
+    })
+    .await;
+    // Each source ends before the run does, and leaves it to the next.
+    let flags = ["--poll-floor", "200ms", "--poll-ceiling", "200ms"];
+    let flags = [&flags[..], &["--max-source-age", "2s"]].concat();
+    let gateway = spawn_gateway(&upstream.url(), &flags).await;
+    let stream = gateway
+        .runs()
+        .stream_create_run(create_with(resumable()))
+        .await;
+    say.send(said()[0].clone()).await.expect("a reader");
+    let heard = tokio::spawn(hear(stream.expect("a stream").into_inner()));
+    sleep(Duration::from_secs(9)).await;
+    *status.lock().expect("never held over a panic") = "completed";
+    let heard = heard.await.expect("a stream");
+    let names = ["run.created", "gap*", "run.in_progress*", "run.completed*"];
+    assert_eq!(heard.names(), names);
+    let epochs = positions(&heard.events);
+    let epochs: Vec<_> = epochs.iter().map(|it| it.split('-').next()).collect();
+    assert_eq!(epochs[1], epochs[2]);
+    assert_ne!(epochs[2], epochs[3], "nobody else went on");
+    let again = hear(resumed(&gateway, after("")).await).await;
+    assert_eq!(again.events, heard.events);
     gateway.drain().await;
 }
 

@@ -357,10 +357,7 @@ fn a_heartbeat_is_counted_but_is_no_first_event() {
         (RunEventType::ThreadRunCompleted, 1.0),
     ];
     for (kind, first) in kinds {
-        call.sent(&RunEvent {
-            r#type: kind.into(),
-            ..RunEvent::default()
-        });
+        call.sent(kind, None);
         Scrape::read(&telemetry.metrics().render()).expect(&[(
             r#"runs_gateway_time_to_first_event_seconds_count{rpc_method="runsgateway.v1.RunService/WatchRun"}"#,
             first,

@@ -38,7 +38,7 @@ use tokio::time::timeout;
 pub(super) use board::{Board, STAY, Turn};
 pub(super) use creates::{CreateTurn, SharedCreate};
 pub(super) use followers::{Followers, Following};
-pub(super) use key::{Key, Keys, Position};
+pub(super) use key::{BoundPosition, Key, Keys, Position};
 pub(super) use memory::MemoryLog;
 pub(super) use redis::RedisLog;
 pub use redis::RedisStore;

@@ -1,5 +1,7 @@
 //! Cuts what arrives into gRPC messages or server-sent events, however it was cut on its way.
 
+use std::time::SystemTime;
+
 use memchr::memmem;
 
 /// How frames end.
@@ -63,11 +65,30 @@ impl Framing {
 
 /// The number that the upstream wrote into an event's text: `#00000042#`.
 pub fn number(frame: &[u8]) -> Option<u64> {
-    let digits = memchr::memchr_iter(b'#', frame)
-        .find_map(|at| frame.get(at + 1..at + 10).filter(|it| it[8] == b'#'))?;
-    digits[..8].iter().try_fold(0, |number, digit| {
+    between::<8>(b'#', frame)
+}
+
+/// When the upstream sent an event, in microseconds since 1970, if it says so:
+/// `@1764672000123456@`.
+pub fn sent(frame: &[u8]) -> Option<u64> {
+    between::<16>(b'@', frame)
+}
+
+/// A number of so many digits between two marks.
+fn between<const DIGITS: usize>(mark: u8, frame: &[u8]) -> Option<u64> {
+    let digits = memchr::memchr_iter(mark, frame).find_map(|at| {
+        let marked = frame.get(at + 1..at + 2 + DIGITS)?;
+        (marked[DIGITS] == mark).then_some(marked)
+    })?;
+    digits[..DIGITS].iter().try_fold(0, |number, digit| {
         digit
             .is_ascii_digit()
             .then(|| number * 10 + u64::from(digit - b'0'))
     })
+}
+
+/// Microseconds since 1970.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
 }

@@ -2,12 +2,13 @@
 //!
 //! Commands on standard input, each answered with a line: `open N` opens streams until there are N,
 //! and answers when each of them has given its first frame; `count` says how many deltas have come;
-//! `finish` answers when all streams have ended well.
+//! `late PERCENT` says within how many microseconds that part of the deltas came which came since
+//! it was last asked for; `finish` answers when all streams have ended well.
 
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -22,7 +23,7 @@ use tokio::{
 use crate::{
     Done, Failure, Flags,
     call::{Call, Connection, PATIENCE, ended},
-    frames::{Frames, Framing, number},
+    frames::{Frames, Framing, now, number, sent},
 };
 
 pub async fn run(flags: &Flags) -> Done {
@@ -35,6 +36,7 @@ pub async fn run(flags: &Flags) -> Done {
     }
 
     let deltas = Arc::new(AtomicU64::new(0));
+    let late = Late::default();
     let begun = Arc::new(Semaphore::new(0));
     let mut streams = JoinSet::new();
     let mut opened = 0;
@@ -59,6 +61,7 @@ pub async fn run(flags: &Flags) -> Done {
                         call,
                         thread: format!("{plan}-{index}"),
                         run: format!("run_{index}"),
+                        late: late.clone(),
                     };
                     streams.spawn(stream.read(connection, Arc::clone(&deltas), Arc::clone(&begun)));
                 }
@@ -74,6 +77,7 @@ pub async fn run(flags: &Flags) -> Done {
                 println!("open={opened}");
             }
             ["count"] => println!("deltas={}", deltas.load(Relaxed)),
+            ["late", percent] => println!("late={}", late.within(percent.parse()?)),
             ["finish"] => {
                 while let Some(stream) = streams.join_next().await {
                     stream??;
@@ -89,6 +93,28 @@ struct Stream {
     call: Call,
     thread: String,
     run: String,
+    late: Late,
+}
+
+/// How late deltas came, in microseconds.
+#[derive(Clone, Default)]
+struct Late(Arc<Mutex<Vec<u64>>>);
+
+impl Late {
+    fn add(&self, late: u64) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(late);
+    }
+
+    /// Within what time so many percent of them came. Forgets them.
+    fn within(&self, percent: usize) -> u64 {
+        let mut all = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        all.sort_unstable();
+        let index = all.len() * percent / 100;
+        all.get(index).or(all.last()).copied().unwrap_or(0)
+    }
 }
 
 impl Stream {
@@ -111,7 +137,7 @@ impl Stream {
         while let Some(bytes) = body.data().await {
             let bytes = bytes?;
             body.flow_control().release_capacity(bytes.len())?;
-            let before = next;
+            let (before, came) = (next, now());
             frames.push(&bytes, |frame| {
                 if std::mem::take(&mut first) {
                     begun.add_permits(1);
@@ -119,6 +145,9 @@ impl Stream {
                 if let Some(number) = number(frame) {
                     in_order &= number == next;
                     next += 1;
+                    if let Some(sent) = sent(frame) {
+                        self.late.add(came.saturating_sub(sent));
+                    }
                 }
             });
             deltas.fetch_add(next - before, Relaxed);

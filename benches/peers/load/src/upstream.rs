@@ -3,7 +3,7 @@
 //!
 //! A thread's id says what is streamed: `bulk-N-…` is N deltas in chunks of 16 KiB, as fast as they
 //! are read; `paced-MS-N-…` is a delta every MS milliseconds, each in a chunk of its own, N of
-//! them. Deltas are numbered in their text.
+//! them, with the time at which it was sent. Deltas are numbered in their text.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use crate::{Done, Failure, Flags};
+use crate::{Done, Failure, Flags, frames::now};
 
 const CHUNK: usize = 16 << 10;
 const CREATED: &str = r#"event: thread.run.created
@@ -136,12 +136,15 @@ async fn paced(stream: &mut TcpStream, pause: u64, deltas: u64) -> Done {
         .await?;
     let mut event = chunk(delta(0).as_bytes());
     let digits = 1 + memchr::memchr(b'#', &event).expect("a delta has a number");
+    // Behind the number, in place of the text's beginning.
+    let time = digits + 10;
     let pause = Duration::from_millis(pause);
     let mut ticks = interval_at(Instant::now() + pause, pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0..deltas {
         event[digits..digits + 8].copy_from_slice(format!("{number:08}").as_bytes());
         ticks.tick().await;
+        event[time..time + 18].copy_from_slice(format!("@{:016}@", now()).as_bytes());
         stream.write_all(&event).await?;
     }
     stream
