@@ -331,6 +331,19 @@ async fn metric(attacked: &Attacked, name: &str) -> usize {
     value.unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
+/// How many calls of a method are open.
+async fn open_calls(attacked: &Attacked, method: &str) -> usize {
+    let (_, text) = attacked.program.ask_admin("/metrics").await;
+    let of_method = |line: &&str| {
+        line.starts_with("runs_gateway_active_calls{") && line.contains(&format!("{method}\"}}"))
+    };
+    let line = text.lines().find(of_method).expect("a gauge of the method");
+    let value = line.split_whitespace().next_back();
+    value
+        .and_then(|value| value.parse().ok())
+        .expect("a number")
+}
+
 async fn left(attacked: &Attacked) -> usize {
     metric(attacked, "runs_gateway_held_bytes_left ").await
 }
@@ -413,7 +426,7 @@ async fn answers_that_nobody_reads_end_at_their_deadline_and_give_back_their_pla
         }
         attacker.settle().await;
         let over = timeout(Duration::from_secs(10), async {
-            while metric(&attacked, "rpc_server_active_calls{rpc_method=\"GetRun\",rpc_service=\"runsgateway.v1.RunService\"} ").await > 0 {
+            while open_calls(&attacked, "GetRun").await > 0 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
