@@ -62,7 +62,7 @@ const METRICS: [(&str, &str, &str); 7] = [
 ];
 
 /// Attributes of metrics (as labels, with `_` for `.`) and of spans.
-const ATTRIBUTES: [(&str, &str); 38] = [
+const ATTRIBUTES: [(&str, &str); 39] = [
     ("error.type", GENERAL),
     ("server.address", GENERAL),
     ("server.port", GENERAL),
@@ -87,6 +87,7 @@ const ATTRIBUTES: [(&str, &str); 38] = [
     ("caller", OWN),
     ("certificate", OWN),
     ("error_code", OWN),
+    ("outcome", OWN),
     ("reason", OWN),
     ("status", OWN),
     ("type", OWN),
