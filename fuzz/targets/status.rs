@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use runs_gateway::{error::Error, runs::Resume, v1::RunEventType};
+use runs_gateway::{
+    error::{Error, Resume},
+    v1::RunEventType,
+};
 
 /// The most that message and details of a status may take on the wire, in bytes.
 const MAX_STATUS: usize = 4096;

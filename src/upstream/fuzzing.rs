@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Idempotency},
+    shares::HeldBytes,
     v1::{ListRunStepsRequest, Run},
 };
 
@@ -39,7 +40,9 @@ pub async fn read_answer(
         target: &target("/threads/{thread_id}/runs", &[("thread_id", "thread_1")])?,
         idempotency,
         own_key,
+        shows_marks: false,
         limit: usize::MAX,
+        held: &HeldBytes::default(),
         until: tokio::time::Instant::now() + std::time::Duration::from_secs(60),
     };
     answer::read(&mut response.into(), bytes::Bytes::new(), &reading).await

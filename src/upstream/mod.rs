@@ -15,7 +15,7 @@
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answerable.rs` | the messages that it answers with |
 //! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
-//! | `error_body.rs` | what an error's body says, in any of its shapes; `fields.rs`: of which fields |
+//! | `error_body/` | what an error's body says, in any of its shapes; `fields.rs`: of which fields |
 //! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
