@@ -1,5 +1,5 @@
 //! What is read from files that may change while the gateway runs: keys, certificates, tokens; and
-//! what any value that changes needs ([`Setter`], [`Complaint`]).
+//! what any value that changes needs (`Setter`, `Complaint`).
 //!
 //! Must hold:
 //!

@@ -13,7 +13,7 @@
 //! Must hold:
 //!
 //! - No text comes twice, however often a stream breaks.
-//! - What others wrote reaches the terminal only as [`printable`] makes it.
+//! - What others wrote reaches the terminal only as `printable` makes it.
 //! - Nothing is created twice: what cannot be resumed is an error that says so.
 //! - What is made for a question is removed once its run is over. While the run goes on it is left,
 //!   and named.

@@ -14,7 +14,7 @@
 //! | `chat.rs` | chat completions, of a model behind the embedded API |
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answerable.rs` | the messages that it answers with |
-//! | `answer.rs` | from an HTTP answer to a message or an [`Error`] |
+//! | `answer.rs` | from an HTTP answer to a message or an error |
 //! | `error_body/` | what an error's body says, in any of its shapes; `fields.rs`: of which fields |
 //! | `delay.rs` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |

@@ -9,7 +9,7 @@
 //!   only one that makes it.
 //! - What is another caller's, what is nobody's ([`Unmarked::Deny`]) and what does not exist is one
 //!   error, made in one place ([`not_found`]), after the same work: one read, which is remembered
-//!   for [`DENIED`]. So neither bytes nor time tell them apart.
+//!   for a second. So neither bytes nor time tell them apart.
 //! - What is remembered is bounded in number and age, and is one caller's: that somebody else uses
 //!   a thread changes nothing for who asks.
 //! - After a deletion nothing of what was read before it is remembered.
