@@ -1,5 +1,7 @@
 //! An issuer of JWTs for one test: keys of each kind, what it publishes of them, and what it signs.
 
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     hmac,

@@ -2,7 +2,7 @@
 //!
 //! | file | promise |
 //! |---|---|
-//! | `matrix.rs` | every RPC, two callers, each kind of thread |
+//! | `matrix.rs` | every RPC, two callers, each kind of thread, each way to know callers |
 //! | `marks.rs` | nobody sees, sets, changes or washes off a mark |
 //! | `memory.rs` | how often marks are read, and when they are read again |
 //! | `usage.rs` | what each caller used is counted, by its name |
@@ -10,10 +10,15 @@
 
 mod api;
 mod assistants;
+#[path = "../access/certificates.rs"]
+mod certificates;
+#[path = "../access/issuer.rs"]
+mod issuer;
 mod marks;
 mod matrix;
 mod memory;
 mod rows;
+mod sources;
 #[path = "../support/mod.rs"]
 mod support;
 mod usage;
@@ -48,25 +53,28 @@ struct Isolated {
 }
 
 impl Isolated {
+    /// Callers are known by their tokens.
     async fn start(flags: &[&str]) -> Self {
+        let tokens = format!("{SECRET} a\n{OTHER} b\n");
+        Self::with(&[("--tokens-file", &tokens)], flags).await
+    }
+
+    /// With these files, each the value of a flag, and these flags.
+    async fn with(files: &[(&str, &str)], flags: &[&str]) -> Self {
         let folder = TempDir::new().expect("a folder");
-        let write = |name: &str, text: &str| {
-            let path = folder.path().join(name);
-            fs::write(&path, text).expect("a file");
-            path.display().to_string()
-        };
-        let tokens = write("tokens", &format!("{SECRET} a\n{OTHER} b\n"));
-        let key = write("key", &"k".repeat(32));
+        let key = "k".repeat(32);
+        let key = [("--isolation-key-file", &*key)];
+        let files = files.iter().chain(&key);
+        let files: Vec<_> = files
+            .map(|(flag, text)| {
+                let path = folder.path().join(flag.trim_start_matches('-'));
+                fs::write(&path, text).expect("a file");
+                [(*flag).to_owned(), path.display().to_string()]
+            })
+            .collect();
         let (store, upstream) = Store::upstream().await;
-        let mut all = vec![
-            "--upstream-api-key",
-            "sk-own",
-            "--tokens-file",
-            &tokens,
-            "--isolate-callers",
-            "--isolation-key-file",
-            &key,
-        ];
+        let mut all = vec!["--upstream-api-key", "sk-own", "--isolate-callers"];
+        all.extend(files.as_flattened().iter().map(String::as_str));
         all.extend(flags);
         let gateway = spawn_gateway(&upstream.url(), &all).await;
         Self {

@@ -11,8 +11,11 @@ use tonic::{
     Request, Status,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    metadata::MetadataKey,
     transport::Channel,
 };
+
+use crate::sources::Caller;
 
 /// All RPCs of the contract.
 pub(crate) fn contract() -> Vec<MethodDescriptor> {
@@ -210,26 +213,54 @@ pub(crate) fn about(rpc: &MethodDescriptor, thread: &str) -> Vec<Vec<u8>> {
     }
 }
 
-/// Makes a call, of whatever kind: all its answers, as bytes.
+/// Makes a call by the caller of this token.
 pub(crate) async fn call(
     channel: Channel,
     rpc: &MethodDescriptor,
     token: &str,
     request: Vec<u8>,
 ) -> Result<Vec<Bytes>, Status> {
-    let mut request = Request::new(tokio_stream::once(request));
-    let value = format!("Bearer {token}").parse().expect("a value");
-    request.metadata_mut().insert("authorization", value);
-    let path = format!("/{}/{}", rpc.parent_service().full_name(), rpc.name());
-    let path = PathAndQuery::try_from(path).expect("a path");
-    let mut client = Grpc::new(channel);
-    client.ready().await.expect("a channel");
-    let mut stream = client.streaming(request, path, Raw).await?.into_inner();
-    let mut answers = Vec::new();
-    while let Some(answer) = stream.message().await? {
-        answers.push(answer);
+    let caller = Caller {
+        channel,
+        metadata: Some(("authorization", format!("Bearer {token}"))),
+    };
+    caller.call(rpc, request).await
+}
+
+impl Caller {
+    /// Makes a call, of whatever kind: all its answers, as bytes.
+    pub(crate) async fn call(
+        &self,
+        rpc: &MethodDescriptor,
+        request: Vec<u8>,
+    ) -> Result<Vec<Bytes>, Status> {
+        let mut request = Request::new(tokio_stream::once(request));
+        if let Some((name, value)) = &self.metadata {
+            let value = value.parse().expect("a value");
+            request
+                .metadata_mut()
+                .insert(MetadataKey::from_static(name), value);
+        }
+        let path = format!("/{}/{}", rpc.parent_service().full_name(), rpc.name());
+        let path = PathAndQuery::try_from(path).expect("a path");
+        let mut client = Grpc::new(self.channel.clone());
+        client.ready().await.expect("a channel");
+        let mut stream = client.streaming(request, path, Raw).await?.into_inner();
+        let mut answers = Vec::new();
+        while let Some(answer) = stream.message().await? {
+            answers.push(answer);
+        }
+        Ok(answers)
     }
-    Ok(answers)
+
+    /// A thread that it made.
+    pub(crate) async fn thread(&self) -> String {
+        let contract = contract();
+        let rpc = contract.iter().find(|rpc| rpc.name() == "CreateThread");
+        let made = self.call(rpc.expect("an RPC"), Vec::new()).await;
+        let made = made.expect("a thread").swap_remove(0);
+        ThreadResource::decode(made).expect("a thread").id
+    }
 }
 
 /// Messages as bytes.
