@@ -45,13 +45,17 @@ class Bench:
     def _start(self, name):
         match name:
             case "upstream":
-                return sides.unary_upstream(self.folder, unary.TEXT)
+                return sides.unary_upstream(self.folder, unary.TEXT, unary.THREAD)
             case "events":
                 return sides.events_upstream(self.load)
             case "gateway":
                 return sides.Gateway(self.side("upstream"))
             case "gateway-traces":
                 return sides.Gateway(self.side("upstream"), sides.traces(self.side("upstream")))
+            case "gateway-named":
+                return sides.Gateway(self.side("upstream"), sides.named(), sides.CALLER)
+            case "gateway-isolated":
+                return sides.Gateway(self.side("upstream"), sides.isolated(self.folder), sides.CALLER)
             case "nginx":
                 return sides.nginx_proxy(name, self.folder, self.side("upstream"))
             case "envoy":
@@ -72,10 +76,11 @@ class Bench:
     def calls(self, name, method, **how):
         """CPU per call; a real client's call before and after."""
         side, method = self.side(name), "REST" if name == "nginx" else method
+        known = (side.metadata,) if name in ("gateway-named", "gateway-isolated") else ()
         check = {"envoy": unary.check_envoy, "nginx": unary.check_rest}.get(name, unary.check_gateway)
-        answer = check(side.address)
+        answer = check(side.address, *known)
         spent = unary.calls(self.folder, side, method, answer, self.seconds, **how)
-        check(side.address)
+        check(side.address, *known)
         return spent
 
     def store(self):
@@ -182,6 +187,12 @@ def other_works():
         must, aim = (1.2, 1.05) if side == "gateway" else (None, None)
         beside = {"64 at a time": Peer(concurrent(8), must, aim)}
         yield Work(f"concurrency-{side}", "GetRun, CPU per call, 1,000 calls at a time", "µs", concurrent(125), beside, side=side)
+    called = lambda side: lambda bench: bench.calls(side, "GetRun", rate=8000)
+    yield Work("identity", "GetRun, CPU per call, 8,000 calls/s, callers named by a mesh", "µs", called("gateway-named"), {"nameless": Peer(called("gateway"))})
+    yield Work(
+        "isolation", "GetRun, CPU per call, 8,000 calls/s, callers isolated, on a thread that is remembered", "µs", called("gateway-isolated"),
+        {"not isolated": Peer(called("gateway-named"), 2, 1)}, difference=True,
+    )
     traced = lambda side: lambda bench: bench.calls(side, "GetRun", rate=8000)
     yield Work("traces", "GetRun, CPU per call, 8,000 calls/s, 1% traced", "µs", traced("gateway-traces"), {"not traced": Peer(traced("gateway"), 1.1, 1.05)})
 

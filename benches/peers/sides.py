@@ -77,9 +77,10 @@ class Side:
 class Gateway(Side):
     """The gateway, everything at its defaults but for one worker thread."""
 
-    def __init__(self, upstream, variables=None):
+    def __init__(self, upstream, variables=None, metadata=()):
         port = free_port()
         command = gateway_command(upstream, port)
+        self.metadata = metadata
         shown = " ".join([*(f"{name}={value}" for name, value in (variables or {}).items()), *command])
         super().__init__("gateway", command, port, shown=shown, variables=variables)
 
@@ -95,6 +96,22 @@ def traces(collector):
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01",
     }
+
+
+# What a mesh's proxy says of a caller.
+CALLER = (("x-forwarded-client-cert", "By=spiffe://mesh/gateway;Hash=00;URI=spiffe://mesh/bench"),)
+
+
+def named():
+    """Variables with which callers have the names that a mesh gives them, and a key of the gateway's own."""
+    return {"RUNS_GATEWAY_UPSTREAM_API_KEY": "sk-bench", "RUNS_GATEWAY_MESH_IDENTITY": "xfcc", "RUNS_GATEWAY_MESH_PEER": "loopback"}
+
+
+def isolated(folder):
+    """The same, with callers that are kept from each other. The upstream's threads are nobody's, which all may use."""
+    key = folder / "isolation-key"
+    key.write_text("a secret of at least thirty-two bytes")
+    return named() | {"RUNS_GATEWAY_ISOLATE_CALLERS": "true", "RUNS_GATEWAY_ISOLATION_KEY_FILE": str(key), "RUNS_GATEWAY_ISOLATE_UNMARKED": "allow"}
 
 
 def gateway_command(upstream, port):
@@ -130,10 +147,14 @@ http {{
     return Side(name, ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)], port, core)
 
 
-def unary_upstream(folder, run):
-    """A REST API that answers every request with the same run: HTTP/1.1, and on the next port HTTP/2 for direct calls."""
+def unary_upstream(folder, run, thread):
+    """A REST API that answers every request with the same run, but for one `thread`: HTTP/1.1, and on the next port HTTP/2 for direct calls."""
     second = free_port()
-    answer = "default_type application/json; add_header x-request-id req_4kTq0Zb9; location / { return 200 '%s'; } location /v1/traces { return 200 ''; }" % run
+    document = '{"id":"%s","object":"thread","created_at":1764672000,"metadata":{}}' % thread
+    answer = (
+        "default_type application/json; add_header x-request-id req_4kTq0Zb9; location / { return 200 '%s'; } location /v1/traces { return 200 ''; } "
+        "location = /threads/%s { return 200 '%s'; }" % (run, thread, document)
+    )
     side = nginx(
         "upstream", folder,
         f"server {{ listen 127.0.0.1:PORT backlog=4096; {answer} }} server {{ listen 127.0.0.1:{second} http2; http2_max_concurrent_streams 1024; {answer} }}",

@@ -41,12 +41,12 @@ def expect(what, is_so):
         sys.exit(f"compare: {what}")
 
 
-def check_gateway(address):
+def check_gateway(address, metadata=()):
     """Calls both methods as a real client does, and compares. Returns the length of an answer as it is framed."""
     with grpc.insecure_channel(address) as channel:
         runs = run_service_pb2_grpc.RunServiceStub(channel)
-        got = runs.GetRun(run_service_pb2.GetRunRequest(thread_id=THREAD, run_id=RUN_ID), timeout=PATIENCE)
-        made = runs.CreateRun(run_service_pb2.CreateRunRequest(thread_id=THREAD, run=run_pb2.RunSpec(**SPEC)), timeout=PATIENCE)
+        got = runs.GetRun(run_service_pb2.GetRunRequest(thread_id=THREAD, run_id=RUN_ID), timeout=PATIENCE, metadata=metadata)
+        made = runs.CreateRun(run_service_pb2.CreateRunRequest(thread_id=THREAD, run=run_pb2.RunSpec(**SPEC)), timeout=PATIENCE, metadata=metadata)
     for run in (got, made):
         _check_common(run, "gateway")
         expect(f"gateway: extra_json is {run.extra_json}", run.extra_json == "")
@@ -119,7 +119,8 @@ def _h2load(folder, side, method, answer, number, rate, streams):
         command.append(f"http://{side.address}{path()}")
     else:
         package = "transcoded.v1" if side.name == "envoy" else "runsgateway.v1"
-        command += [f"-d{folder / method}", "-Hcontent-type: application/grpc", "-Hte: trailers", f"http://{side.address}/{package}.RunService/{method}"]
+        metadata = (f"-H{name}: {value}" for name, value in getattr(side, "metadata", ()))
+        command += [f"-d{folder / method}", "-Hcontent-type: application/grpc", "-Hte: trailers", *metadata, f"http://{side.address}/{package}.RunService/{method}"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     done = int(re.search(r"(\d+) succeeded", said)[1])
     bytes_of_answers = int(re.search(r"\((\d+)\) data", said)[1])

@@ -87,7 +87,12 @@ async fn every_official_example_passes_unchanged_both_ways() {
                 if call.ids().contains(&id) {
                     call.set(&id, answer["id"].as_str().expect("an id"));
                 }
-                upstream.push(Answer::json(200, answered.to_owned()));
+                // What replaces metadata is read before: it may have a mark.
+                let is_marked = ["ModifyRun", "ModifyMessage", "ModifyAssistant"];
+                let is_read = is_marked.contains(&call.rpc()) && line.contains("\"metadata\"");
+                for _ in 0..=usize::from(is_read) {
+                    upstream.push(Answer::json(200, answered.to_owned()));
+                }
                 let got = call
                     .on(&gateway)
                     .await
