@@ -187,7 +187,7 @@ async function readErrorDetails(runs: RunServiceClient) {
   const calls = [
     ask<Run>((done) => runs.getRun({ threadId: "", runId: "run_1" }, done)),
     ask<Run>((done) => runs.getRun({ threadId: "thread_nowhere", runId: "run_1" }, done)),
-    ask<Run>((done) => runs.createThreadAndRun({ threadAndRun: busy }, done)),
+    ask<Run>((done) => runs.createThreadAndRun(CreateThreadAndRunRequest.fromPartial({ threadAndRun: busy }), done)),
   ];
   for (const outcome of await Promise.allSettled(calls)) {
     if (outcome.status === "rejected") console.log(`  ${describe(outcome.reason)}`);

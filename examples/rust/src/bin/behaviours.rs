@@ -306,6 +306,7 @@ async fn resumed_stream(cutting: &mut Runs) -> Result<String> {
             resumable: true,
             ..Default::default()
         }),
+        ..Default::default()
     };
     let opened = cutting.stream_create_thread_and_run(request).await;
     let mut events = Resuming::new(cutting.clone(), opened);
