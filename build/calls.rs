@@ -297,19 +297,22 @@ fn answer(
         out,
         "impl Answerable for {name} {{\n    fn is_whole(&self, {text}: &[u8]) -> bool {{\n        {whole}\n    }}"
     )?;
-    let fields = message.fields().filter(|field| ids.contains(field.name()));
-    let mut named: Vec<_> = own_id
-        .map(|id| format!("target.names(\"{id}\", &self.id)"))
-        .into_iter()
-        .chain(fields.map(|field| format!("target.names(\"{0}\", &self.{0})", field.name())))
-        .collect();
-    if text == "text" {
-        named.push("self.data.iter().all(|one| one.is_of(target))".to_owned());
-    }
+    // A create and a list ask for no resource by its id: mock servers answer them with examples.
+    let is_of = own_id.map_or_else(
+        || ("_target", "true".to_owned()),
+        |own| {
+            let of = |field: &str, name: &str| format!("target.names(\"{name}\", &self.{field})");
+            let fields = message.fields().filter(|it| ids.contains(it.name()));
+            let fields = fields.map(|it| of(it.name(), it.name()));
+            let all: Vec<_> = [of("id", own)].into_iter().chain(fields).collect();
+            let named = format!("target.id(\"{own}\").is_empty() || {}", all.join(" && "));
+            ("target", named)
+        },
+    );
     writeln!(
         out,
-        "    fn is_of(&self, target: &Target) -> bool {{\n        {}\n    }}",
-        named.join(" && ")
+        "    fn is_of(&self, {}: &Target) -> bool {{\n        {}\n    }}",
+        is_of.0, is_of.1
     )?;
     if name == "Run" {
         writeln!(

@@ -6,7 +6,7 @@ use crate::{json, v1::Run};
 /// A message that the upstream answers with. Generated from the contract.
 pub(super) trait Answerable: json::Document {
     /// Whether the ids that it has, its own and those of what it belongs to, are those that were
-    /// asked for; of a list, whether all its entries' are.
+    /// asked for, if it was asked for by its id. A create and a list ask for none.
     fn is_of(&self, target: &Target) -> bool;
 
     /// Whether a document that was read is such a resource at all. `text` is the document.
