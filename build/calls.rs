@@ -297,23 +297,20 @@ fn answer(
         out,
         "impl Answerable for {name} {{\n    fn is_whole(&self, {text}: &[u8]) -> bool {{\n        {whole}\n    }}"
     )?;
-    // A create and a list ask for no resource by its id: mock servers answer them with examples.
-    let is_of = own_id.map_or_else(
-        || ("_target", "true".to_owned()),
-        |own| {
-            let of = |field: &str, name: &str| format!("target.names(\"{name}\", &self.{field})");
-            let fields = message.fields().filter(|it| ids.contains(it.name()));
-            let fields = fields.map(|it| of(it.name(), it.name()));
-            let all: Vec<_> = [of("id", own)].into_iter().chain(fields).collect();
-            let named = format!("target.id(\"{own}\").is_empty() || {}", all.join(" && "));
-            ("target", named)
-        },
-    );
-    writeln!(
-        out,
-        "    fn is_of(&self, {}: &Target) -> bool {{\n        {}\n    }}",
-        is_of.0, is_of.1
-    )?;
+    let of = |field: &str, name: &str| format!("target.names(\"{name}\", &self.{field})");
+    let own = own_id.map(|own| of("id", own)).into_iter().collect();
+    let fields = message.fields().filter(|it| ids.contains(it.name()));
+    let parents = fields.map(|it| of(it.name(), it.name())).collect();
+    for (name, named) in [("is_of", own), ("is_within", parents)] {
+        let named: Vec<String> = named;
+        if !named.is_empty() {
+            writeln!(
+                out,
+                "    fn {name}(&self, target: &Target) -> bool {{\n        {}\n    }}",
+                named.join(" && ")
+            )?;
+        }
+    }
     if name == "Run" {
         writeln!(
             out,

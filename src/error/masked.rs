@@ -9,6 +9,9 @@ const MAX_WORDS: usize = 40;
 /// No plain word is longer, in letters.
 const MAX_LETTERS: usize = 16;
 
+/// The most punctuation around a plain word.
+const MAX_MARKS: usize = 4;
+
 /// The same words, with all masked that may be a part of a key.
 pub(super) fn masked(words: &str) -> String {
     let each = words.split_whitespace().take(MAX_WORDS);
@@ -19,7 +22,11 @@ pub(super) fn masked(words: &str) -> String {
 }
 
 fn is_plain(word: &str) -> bool {
+    let whole = word.len();
     let word = word.trim_matches(|letter: char| letter.is_ascii_punctuation());
+    if word.is_empty() || whole - word.len() > MAX_MARKS {
+        return false;
+    }
     let is_number = word.len() <= 3 && word.bytes().all(|byte| byte.is_ascii_digit());
     let rest = word.get(1..).unwrap_or_default();
     let is_word = word.len() <= MAX_LETTERS
@@ -45,6 +52,8 @@ mod tests {
             ("Bearer SECRET", "Bearer ***"),
             ("abcdefghijklmnopqrstuvwxyz", "***"),
             ("sk_live", "***"),
+            ("!#!!#!#!!#!!##!!", "***"),
+            ("no!#!!#!#!!#!!##!!", "***"),
             ("\u{fc}ber", "***"),
             ("", ""),
         ];

@@ -64,6 +64,8 @@ pub(super) struct Reading<'a> {
     pub(super) idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub(super) own_key: bool,
+    /// Nothing was written. What a write gives is taken whatever it says to belong to: it was done.
+    pub(super) is_read: bool,
     /// Marks are shown. Otherwise they are taken out.
     pub(super) shows_marks: bool,
     /// The largest answer, in bytes.
@@ -108,7 +110,9 @@ pub(super) async fn read<M: Answerable>(
     })?;
     if !message.is_whole(text) {
         Err(unusable("JSON of another shape".to_owned()))
-    } else if !message.is_of(reading.target) {
+    } else if !message.is_of(reading.target)
+        || reading.is_read && !message.is_within(reading.target)
+    {
         Err(unusable(ANOTHER_RESOURCE.to_owned()))
     } else {
         reading.held.keep(held);

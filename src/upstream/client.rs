@@ -166,6 +166,7 @@ impl Client {
             target: &request.target,
             idempotency: request.idempotency,
             own_key: self.own_key,
+            is_read: request.method == Method::GET,
             shows_marks: request.shows_marks,
             limit: self.max_answer_bytes,
             held: &caller.held,

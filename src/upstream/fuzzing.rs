@@ -40,6 +40,7 @@ pub async fn read_answer(
         target: &target("/threads/{thread_id}/runs", &[("thread_id", "thread_1")])?,
         idempotency,
         own_key,
+        is_read: true,
         shows_marks: false,
         limit: usize::MAX,
         held: &HeldBytes::default(),
