@@ -225,8 +225,13 @@ impl Client {
     ) -> Result<Answer<M>, Error> {
         if modification.names("metadata") {
             let read = modification.read_before().showing_marks();
-            let there = self.send::<M>(caller, read).await?;
-            if let Some(mark) = there.message.mark(marks::REQUEST_ID) {
+            let mark = match self.send::<M>(caller, read).await {
+                Ok(there) => there.message.mark(marks::REQUEST_ID),
+                // What cannot be read has no mark that this gateway made.
+                Err(Error::Unusable { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            if let Some(mark) = mark {
                 modification = modification.marked(&mark)?;
             }
         }
