@@ -1,5 +1,5 @@
-//! The codec of each message of the contract, as `build/codec.rs` generates it in terms of the rules in
-//! [`crate::json`].
+//! The codec of each message of the contract, as
+//! `build/codec.rs` generates it in terms of the rules in [`crate::json`].
 
 #![allow(clippy::all, clippy::pedantic, reason = "generated")]
 

@@ -4,7 +4,7 @@
 //! things, and was woken by one of them, need not ask the others again: for every event of a stream
 //! that would be two timers and a cancellation.
 //!
-//! Must hold: a task is noted only if the future really wakes it. One of tokio's that is polled
+//! Must hold: a task is registered only if the future really wakes it. One of tokio's that is polled
 //! when the task's budget is spent wakes the task at once instead, and notes nothing.
 
 use std::{
@@ -66,15 +66,15 @@ mod tests {
             .await;
         });
         let mut others = pin!(sleep(Duration::from_secs(3)));
-        let (mut noted, mut asked, mut other) = (RegisteredWaker::default(), 0, false);
+        let (mut registered, mut asked, mut other) = (RegisteredWaker::default(), 0, false);
         poll_fn(|cx| {
             asked += 1;
             other = other || others.as_mut().poll(cx).is_ready();
             // As its users do: whether it is due is known by other means.
-            if noted.is(cx) && asked < 3 {
+            if registered.is(cx) && asked < 3 {
                 Poll::Pending
             } else {
-                noted.poll(timer.as_mut(), cx)
+                registered.poll(timer.as_mut(), cx)
             }
         })
         .await;
@@ -87,23 +87,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_without_budget_is_not_noted() {
+    async fn a_task_without_budget_is_not_registered() {
         let mut timer = pin!(sleep(Duration::from_secs(60)));
-        let mut noted = RegisteredWaker::default();
+        let mut registered = RegisteredWaker::default();
         poll_fn(|cx| {
             while let Poll::Ready(budget) = poll_proceed(cx) {
                 budget.made_progress();
             }
-            assert!(noted.poll(timer.as_mut(), cx).is_pending());
-            assert!(!noted.is(cx));
+            assert!(registered.poll(timer.as_mut(), cx).is_pending());
+            assert!(!registered.is(cx));
             Poll::Ready(())
         })
         .await;
         // Polled anew, it has a budget again.
         yield_now().await;
         poll_fn(|cx| {
-            assert!(noted.poll(timer.as_mut(), cx).is_pending());
-            assert!(noted.is(cx));
+            assert!(registered.poll(timer.as_mut(), cx).is_pending());
+            assert!(registered.is(cx));
             Poll::Ready(())
         })
         .await;

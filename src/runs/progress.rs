@@ -52,7 +52,7 @@ impl SharedResume {
         resume
     }
 
-    /// An event that a progress [has noted](Progress::will_send) is sent now.
+    /// An event that a progress [knows of](Progress::will_send) is sent now.
     pub(super) fn sent(&self, event: &StreamedEvent) {
         let reached = &mut *self.lock();
         reached.resume.last_event = event.kind();

@@ -70,7 +70,7 @@ pub(super) struct Call {
     /// Ready when the call is cut.
     is_cut: Pin<Box<dyn Future<Output = Termination> + Send>>,
     /// Whom that will wake.
-    noted: RegisteredWaker,
+    registered: RegisteredWaker,
     pub(super) termination_status: TerminationStatus,
     /// How it ended, once that is known.
     pub(super) code: Option<Code>,
@@ -125,7 +125,7 @@ impl Call {
             limit,
             end,
             is_cut: Box::pin(is_cut),
-            noted: RegisteredWaker::default(),
+            registered: RegisteredWaker::default(),
             termination_status: TerminationStatus::default(),
             code: None,
             open: on.open.clone(),
@@ -160,8 +160,8 @@ impl Call {
             Some(cut) => cut,
             None => match caught(|| poll(cx)) {
                 Some(Poll::Ready(polled)) => return Poll::Ready(Ok(polled)),
-                Some(Poll::Pending) if self.noted.is(cx) => return Poll::Pending,
-                Some(Poll::Pending) => ready!(self.noted.poll(self.is_cut.as_mut(), cx)),
+                Some(Poll::Pending) if self.registered.is(cx) => return Poll::Pending,
+                Some(Poll::Pending) => ready!(self.registered.poll(self.is_cut.as_mut(), cx)),
                 None => Termination::Panic,
             },
         };

@@ -1,7 +1,7 @@
 //! What a connection writes while it is polled once, as one write.
 //!
 //! HTTP/2 flushes after every piece of a body, and many calls that have something to say at the
-//! same time share a connection: 16 answers would be 16 system calls. Here a flush is only noted;
+//! same time share a connection: 16 answers would be 16 system calls. Here a flush is only marked;
 //! [`Writes::polled`] polls the connection, which takes all frames that are ready, and then writes
 //! them. Nothing is delayed by that: the write follows in the same turn.
 //!

@@ -59,7 +59,7 @@ pub(super) fn answer(
     tonic::Response::from_parts(metadata, RunEvents(()), extensions)
 }
 
-/// Events as messages. What is sent is noted.
+/// Events as messages. What is sent is counted.
 struct EventBody {
     /// `None` after the last one.
     events: Option<StreamedEvents>,

@@ -30,13 +30,9 @@ pub(super) async fn stream_create_run(
         Idempotency::Idempotent
     };
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
-        streams.create_run(caller, message, resume, leave).await
+        streams
+            .create_run(call.caller, call.message, call.resume, call.leave)
+            .await
     })
     .await
 }
@@ -47,14 +43,8 @@ pub(super) async fn stream_create_thread_and_run(
     idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
         streams
-            .create_thread_and_run(caller, message, resume, leave)
+            .create_thread_and_run(call.caller, call.message, call.resume, call.leave)
             .await
     })
     .await
@@ -66,14 +56,8 @@ pub(super) async fn stream_submit_tool_outputs(
     idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
         streams
-            .submit_tool_outputs(caller, message, resume, leave)
+            .submit_tool_outputs(call.caller, call.message, call.resume, call.leave)
             .await
     })
     .await
@@ -85,14 +69,8 @@ pub(super) async fn converse_run(
     idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
         streams
-            .converse(caller, inbound(message), resume, leave)
+            .converse(call.caller, inbound(call.message), call.resume, call.leave)
             .await
     })
     .await
@@ -104,13 +82,9 @@ pub(super) async fn watch_run(
     idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
-        streams.watch_run(&caller, &message, resume, leave).await
+        streams
+            .watch_run(&call.caller, &call.message, call.resume, call.leave)
+            .await
     })
     .await
 }
@@ -121,13 +95,9 @@ pub(super) async fn resume_run(
     idempotency: Idempotency,
 ) -> Result<Response<RunEvents>, Status> {
     streaming(gateway, request, idempotency, |streams, call| async move {
-        let Begun {
-            caller,
-            resume,
-            leave,
-            message,
-        } = call;
-        streams.resume_run(caller, &message, resume, leave).await
+        streams
+            .resume_run(call.caller, &call.message, call.resume, call.leave)
+            .await
     })
     .await
 }

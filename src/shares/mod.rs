@@ -580,15 +580,15 @@ mod tests {
 
     /// Notes that its permit was taken back, and drops it then.
     #[derive(Debug, Default)]
-    struct Noted(Mutex<Option<Permit>>);
+    struct Holder(Mutex<Option<Permit>>);
 
-    impl GivesWay for Noted {
+    impl GivesWay for Holder {
         fn give_way(&self) {
             drop(self.0.lock().expect("no panic").take());
         }
     }
 
-    impl Noted {
+    impl Holder {
         fn is_there(&self) -> bool {
             self.0.lock().expect("no panic").is_some()
         }
@@ -600,15 +600,15 @@ mod tests {
         let (a, b, c) = (Owner::of(&"a"), Owner::of(&"b"), Owner::of(&"c"));
         let yielding = |owner: Owner, weight: usize| {
             let mut permit = shares.take(owner, weight).expect("room");
-            let noted = Arc::new(Noted::default());
-            let holder: Weak<Noted> = Arc::downgrade(&noted);
+            let held_permit = Arc::new(Holder::default());
+            let holder: Weak<Holder> = Arc::downgrade(&held_permit);
             permit.give_way(Instant::now() + std::time::Duration::from_secs(1), holder);
-            *noted.0.lock().expect("no panic") = Some(permit);
-            noted
+            *held_permit.0.lock().expect("no panic") = Some(permit);
+            held_permit
         };
         let (small, first, second) = (yielding(b, 10), yielding(a, 30), yielding(a, 20));
         let all = [&small, &first, &second];
-        let there = || all.map(|noted| noted.is_there());
+        let there = || all.map(|held_permit| held_permit.is_there());
         assert!(shares.take(c, 45).is_err(), "it is too early to give way");
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
         let third = shares.take(c, 45).expect("the largest holder gives way");
@@ -618,7 +618,7 @@ mod tests {
         assert_eq!(there(), [true, false, true]);
         // One's own do.
         let mut stays = shares.take(b, 5).expect("room");
-        stays.give_way(Instant::now(), Weak::<Noted>::new());
+        stays.give_way(Instant::now(), Weak::<Holder>::new());
         stays.stay();
         drop((third, small, first, second));
         assert_eq!(shares.state().ledger.free(), 95);

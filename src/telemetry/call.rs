@@ -39,7 +39,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// A call that is open. Cheap to clone. The default stands for none, such as a poller's own
-/// requests: what is noted of it is lost.
+/// requests: what is recorded of it is lost.
 #[derive(Clone, Default)]
 pub struct Call(Option<Arc<Open>>);
 

@@ -75,7 +75,7 @@ struct IdleTimer {
     /// When it fires. Asked here and not of the timer, whose memory is seldom at hand: there are
     /// many streams, and each event comes alone.
     fires: Option<Instant>,
-    noted: RegisteredWaker,
+    registered: RegisteredWaker,
 }
 
 /// What a request for a stream gave.
@@ -371,13 +371,13 @@ impl IdleTimer {
                 return Poll::Pending;
             };
             // It never fires too late: no read that came before this one could wait longer.
-            if self.fires.is_some_and(|fires| now < fires) && self.noted.is(cx) {
+            if self.fires.is_some_and(|fires| now < fires) && self.registered.is(cx) {
                 return Poll::Pending;
             }
             let timer = self
                 .timer
                 .get_or_insert_with(|| Box::pin(sleep_until(until)));
-            while self.noted.poll(timer.as_mut(), cx).is_ready() {
+            while self.registered.poll(timer.as_mut(), cx).is_ready() {
                 if Instant::now() >= until {
                     return Poll::Ready(None);
                 }
