@@ -20,6 +20,7 @@
 //! | [`shares`] | how much of what is limited one caller may hold |
 //! | [`reloadable`] | what is read from files that may change: certificates, keys, tokens |
 //! | `pem` | certificates and keys |
+//! | `setting` | how settings are read from flags, for the structs of settings wherever they are |
 //! | `registered_waker` | which task a pending future will wake, so that it is not asked for nothing |
 //! | [`conversation`], [`resuming`] | the caller's side of `ConverseRun`, and of a stream that resumes by itself, for services in Rust |
 //! | `codec`, [`json`], [`wire`] | the codec: how a message looks as JSON, and (`wire`) how it is written as protobuf; `codec` has the generated lines |
@@ -55,6 +56,7 @@ pub mod resuming;
 pub mod runs;
 pub mod server;
 pub mod service;
+mod setting;
 pub mod shares;
 pub mod telemetry;
 pub mod terminal;

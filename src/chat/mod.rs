@@ -19,6 +19,7 @@ mod request;
 
 use std::{sync::Arc, time::Duration};
 
+use clap::Args;
 use tokio::{
     sync::mpsc::{self, Sender},
     time::timeout,
@@ -26,6 +27,8 @@ use tokio::{
 
 use crate::{
     embedded::model::{Model, ModelChunk, PIECES, Prompt, Tokens, Unsupported},
+    error::Idempotency,
+    setting::{defaults, some, some_time},
     upstream::{ChatReply, Client, EventStream},
     v1::{Run, ThreadMessage},
 };
@@ -34,28 +37,30 @@ use crate::{
 const USAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What one reply may take.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct ChatLimits {
-    /// Bytes of text, names and arguments in one reply.
-    pub reply_bytes: usize,
-    /// Calls in one reply.
-    pub tool_calls: usize,
-    /// Time from the request to the last word.
-    pub time: Duration,
-    /// Tokens that the model reads and writes at most. Of a longer conversation the oldest messages
-    /// are left out, by an estimate.
+    /// Tokens that the model reads and writes at most. Of a longer thread the oldest messages are
+    /// left out, by an estimate.
+    #[arg(id = "model-context-tokens", long, default_value = "128000", value_parser = some::<u32>)]
     pub context_tokens: u32,
+
+    /// Time from a request to the last word of its reply.
+    // A run has no more.
+    #[arg(id = "model-timeout", long, default_value = "10m", value_parser = some_time)]
+    pub time: Duration,
+
+    /// Bytes of text, names and arguments in one reply of the model.
+    #[arg(id = "model-max-reply-bytes", long, default_value_t = 1 << 20, value_parser = some::<usize>)]
+    pub reply_bytes: usize,
+
+    /// Tool calls in one reply of the model.
+    #[arg(id = "model-max-tool-calls", long, default_value = "128")]
+    pub tool_calls: usize,
 }
 
 impl Default for ChatLimits {
     fn default() -> Self {
-        Self {
-            reply_bytes: 1 << 20,
-            tool_calls: 128,
-            // A run has no more.
-            time: Duration::from_secs(600),
-            context_tokens: 128_000,
-        }
+        defaults()
     }
 }
 
@@ -167,7 +172,11 @@ impl Endpoint {
 
     fn failed(&self, fault: reply::Fault) -> ModelChunk {
         match fault {
-            reply::Fault::Error(data) => failure::of(&self.client.failed_by_event(&data)),
+            reply::Fault::Error(data) => failure::of(
+                &self
+                    .client
+                    .failed_by_event(&data, Idempotency::NonIdempotent),
+            ),
             reply::Fault::Broken(why) => failure::broken(&why),
         }
     }

@@ -1,9 +1,8 @@
 //! The flags that say who may call, and how the listener shows who it is.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
-use humantime::Duration;
 use url::{Host, Url};
 
 use super::invalid::Invalid;
@@ -13,6 +12,7 @@ use crate::{
         self, FetchRules, Jwks, Jwt, JwtRules, KeySet, Mesh, MeshIdentity, MeshPeer, Origin,
         RemoteKeys, TlsFiles, Tokens,
     },
+    setting::time,
     shares::Weights,
     telemetry::Telemetry,
 };
@@ -53,44 +53,8 @@ pub(super) struct AccessArgs {
     )]
     jwt_name_claim: String,
 
-    /// The age at which keys of --jwt-jwks-url are fetched again. If that fails, it is tried ten
-    /// times as often.
-    #[arg(
-        long,
-        default_value = "5m",
-        requires = "jwt_jwks_url",
-        conflicts_with = "jwt_jwks_file"
-    )]
-    jwt_jwks_renewal: Duration,
-
-    /// The age at which keys of --jwt-jwks-url that could not be fetched again are used no longer:
-    /// no JWT is admitted then.
-    #[arg(
-        long,
-        default_value = "1h",
-        requires = "jwt_jwks_url",
-        conflicts_with = "jwt_jwks_file"
-    )]
-    jwt_jwks_max_age: Duration,
-
-    /// The shortest time between two fetches of --jwt-jwks-url, however many JWTs name keys that
-    /// are not known.
-    #[arg(
-        long,
-        default_value = "5s",
-        requires = "jwt_jwks_url",
-        conflicts_with = "jwt_jwks_file"
-    )]
-    jwt_jwks_pause: Duration,
-
-    /// The longest time of a fetch of --jwt-jwks-url, and for which calls wait for it.
-    #[arg(
-        long,
-        default_value = "5s",
-        requires = "jwt_jwks_url",
-        conflicts_with = "jwt_jwks_file"
-    )]
-    jwt_jwks_timeout: Duration,
+    #[command(flatten)]
+    jwt_jwks_fetch: FetchRules,
 
     /// The header by which a mesh's proxies say who calls: `xfcc` (`x-forwarded-client-cert`, of
     /// Envoy and Istio) or `l5d-client-id` (of Linkerd).
@@ -139,7 +103,7 @@ pub(super) struct AccessArgs {
     web_origins: Vec<Origin>,
 
     /// How often files of keys, certificates and tokens are looked at for changes. 0s: never.
-    #[arg(long, default_value = "5s")]
+    #[arg(long, default_value = "5s", value_parser = time)]
     reload_interval: Duration,
 }
 
@@ -197,7 +161,7 @@ pub struct AccessConfig {
     /// TLS for the listener.
     pub tls: Option<TlsFiles>,
     /// How often files are looked at for changes.
-    pub reload_interval: std::time::Duration,
+    pub reload_interval: Duration,
 }
 
 /// Where an issuer's keys are.
@@ -230,17 +194,7 @@ impl AccessArgs {
                  by --tls-client-ca-file",
             ));
         }
-        let zero = [
-            ("--jwt-jwks-renewal", self.jwt_jwks_renewal),
-            ("--jwt-jwks-pause", self.jwt_jwks_pause),
-            ("--jwt-jwks-timeout", self.jwt_jwks_timeout),
-        ];
-        if let Some((flag, _)) = zero.iter().find(|(_, time)| time.is_zero()) {
-            return Err(Invalid::new(format!(
-                "{flag} 0s would leave no time to fetch keys in"
-            )));
-        }
-        if *self.jwt_jwks_max_age <= *self.jwt_jwks_renewal {
+        if self.jwt_jwks_fetch.max_age <= self.jwt_jwks_fetch.renewal {
             return Err(Invalid::new(
                 "--jwt-jwks-max-age must be longer than --jwt-jwks-renewal: keys would be too old \
                  before they are fetched again",
@@ -254,8 +208,8 @@ impl AccessArgs {
         self.web_origins.iter().any(Origin::is_any)
     }
 
-    pub(super) fn reload_interval(&self) -> std::time::Duration {
-        *self.reload_interval
+    pub(super) fn reload_interval(&self) -> Duration {
+        self.reload_interval
     }
 
     /// The flag by which callers' `authorization` is for this gateway, if it is.
@@ -265,16 +219,11 @@ impl AccessArgs {
     }
 
     fn jwt(&mut self) -> Result<Option<(JwtRules, JwksSource)>, Invalid> {
-        let fetch = FetchRules {
-            renewal: *self.jwt_jwks_renewal,
-            max_age: *self.jwt_jwks_max_age,
-            pause: *self.jwt_jwks_pause,
-            timeout: *self.jwt_jwks_timeout,
-        };
         let file = self.jwt_jwks_file.take().map(JwksSource::File);
         let url = self.jwt_jwks_url.take();
         let url = url.map(|url| jwks_url(&url)).transpose()?;
-        let source = file.or_else(|| url.map(|url| JwksSource::Url(url, fetch)));
+        let source =
+            file.or_else(|| url.map(|url| JwksSource::Url(url, self.jwt_jwks_fetch.clone())));
         let rules = self.jwt_issuer.take().map(|issuer| JwtRules {
             issuer,
             audiences: std::mem::take(&mut self.jwt_audience),
@@ -341,7 +290,7 @@ impl AccessConfig {
             what,
             files: vec![NamedFile { flag, path }],
             interval: self.reload_interval,
-            renewal: std::time::Duration::ZERO,
+            renewal: Duration::ZERO,
             failing: telemetry.metrics().reload_failing(what),
         };
         let made = Reloadable::new(source, move |contents| {
@@ -391,7 +340,7 @@ impl TryFrom<AccessArgs> for AccessConfig {
             clients,
             web_origins: args.web_origins,
             tls,
-            reload_interval: *args.reload_interval,
+            reload_interval: args.reload_interval,
         })
     }
 }

@@ -92,6 +92,13 @@ fn with_variable(arg: Arg) -> Arg {
     let Some(flag) = arg.get_long().map(str::to_owned) else {
         return arg;
     };
+    // Where clap was given a flag's name, it takes that for its value's, too.
+    let is_of_value = arg.get_value_names().is_some_and(|names| names[0] != flag);
+    let arg = if is_of_value || !arg.get_action().takes_values() {
+        arg
+    } else {
+        arg.value_name(flag.to_ascii_uppercase().replace('-', "_"))
+    };
     let old = RENAMED.iter().find(|(_, new)| *new == flag);
     let arg = old.map_or(arg.clone(), |(old, _)| arg.alias(*old));
     if arg.get_env().is_some() {

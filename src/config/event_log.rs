@@ -1,5 +1,5 @@
-//! The flags of the event log. What each means, and why its default is right for most, stands with
-//! [`LogLimits`].
+//! The flags that say where the event log is kept. Those of its limits stand with
+//! [`LogLimits`](crate::runs::LogLimits).
 
 use std::{
     fs,
@@ -7,17 +7,17 @@ use std::{
 };
 
 use clap::Args;
-use humantime::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::invalid::Invalid;
-use crate::runs::{LogLimits, LogStore, RedisStore};
+use crate::runs::{LogStore, RedisStore};
 
 /// The fewest bytes of a secret.
 pub(super) const MIN_SECRET: usize = 32;
 
-/// The flags. A duration is written `500ms`, `30s`, `10m`.
+/// The flags.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "a flag is called like its field")]
 #[command(next_help_heading = "Event log")]
 pub(super) struct EventLogArgs {
     /// Where resumable streams are recorded: `memory` (of this replica), `off`, or the URL of a
@@ -38,38 +38,6 @@ pub(super) struct EventLogArgs {
     /// A file with the CA certificates (PEM) that the store is trusted by. Not set: the system's.
     #[arg(long, value_name = "FILE")]
     event_log_ca_file: Option<PathBuf>,
-
-    /// The most that all logs take in memory, in bytes; the oldest are dropped.
-    #[arg(long, default_value_t = LogLimits::default().bytes)]
-    event_log_bytes: usize,
-
-    /// The most that the log of one run takes, in bytes; its oldest entries are dropped.
-    #[arg(long, default_value_t = LogLimits::default().run_bytes)]
-    event_log_run_bytes: usize,
-
-    /// The most entries in the log of one run; its oldest are dropped.
-    #[arg(long, default_value_t = LogLimits::default().run_entries)]
-    event_log_run_entries: usize,
-
-    /// How long a log is kept after its run has ended.
-    #[arg(long, default_value_t = LogLimits::default().ttl.into())]
-    event_log_ttl: Duration,
-
-    /// How long a log is kept without a new entry while its run has not ended.
-    #[arg(long, default_value_t = LogLimits::default().live_ttl.into())]
-    event_log_live_ttl: Duration,
-
-    /// How long a live stream waits for the store before it goes on without being recorded.
-    #[arg(long, default_value_t = LogLimits::default().timeout.into())]
-    event_log_timeout: Duration,
-
-    /// How long nobody else may write to a log after its writer was last heard of.
-    #[arg(long, default_value_t = LogLimits::default().lease.into())]
-    event_log_lease: Duration,
-
-    /// How long a run is recorded at the longest, whoever reads it.
-    #[arg(long, default_value_t = LogLimits::default().source_age.into())]
-    max_source_age: Duration,
 }
 
 impl EventLogArgs {
@@ -112,20 +80,6 @@ impl EventLogArgs {
             secret,
         )
         .map_err(|error| Invalid::new(format!("--event-log: {error}")))
-    }
-
-    /// How much of them, and how long.
-    pub(super) fn limits(&self) -> LogLimits {
-        LogLimits {
-            bytes: self.event_log_bytes,
-            run_bytes: self.event_log_run_bytes,
-            run_entries: self.event_log_run_entries,
-            ttl: *self.event_log_ttl,
-            live_ttl: *self.event_log_live_ttl,
-            timeout: *self.event_log_timeout,
-            lease: *self.event_log_lease,
-            source_age: *self.max_source_age,
-        }
     }
 }
 

@@ -4,17 +4,15 @@ use std::net::SocketAddr;
 
 use clap::Args;
 use http::HeaderName;
-use humantime::Duration;
 
 use super::{
     access::AccessArgs,
+    event_log::EventLogArgs,
     isolation::IsolationArgs,
-    limits::LimitArgs,
-    requests::RequestArgs,
-    streams::StreamArgs,
     telemetry::TelemetryArgs,
     values::{FRAMING, address},
 };
+use crate::{runs::StreamLimits, server::Limits, upstream::UpstreamLimits};
 
 /// The flags. A duration is written `500ms`, `30s`, `10m`.
 #[derive(Debug, Args)]
@@ -33,26 +31,6 @@ pub(super) struct GatewayArgs {
     )]
     pub(super) forward_metadata: Vec<HeaderName>,
 
-    /// The longest time for connecting to the upstream, TLS included.
-    #[arg(long, default_value = "5s")]
-    pub(super) connect_timeout: Duration,
-
-    /// The longest time for an upstream answer, from sending the request to the answer's last byte.
-    #[arg(long, default_value = "60s")]
-    pub(super) answer_timeout: Duration,
-
-    /// The largest upstream answer, in bytes.
-    #[arg(long, default_value_t = 16 << 20)]
-    pub(super) max_answer_bytes: usize,
-
-    /// The largest event of an upstream's stream, in bytes.
-    #[arg(long, default_value_t = 4 << 20)]
-    pub(super) max_event_bytes: usize,
-
-    /// The largest gRPC request message, in bytes.
-    #[arg(long, default_value_t = 4 << 20)]
-    pub(super) max_request_bytes: usize,
-
     /// Threads that serve calls. By default one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) worker_threads: Option<u16>,
@@ -67,13 +45,16 @@ pub(super) struct GatewayArgs {
     pub(super) isolation: IsolationArgs,
 
     #[command(flatten)]
-    pub(super) requests: RequestArgs,
+    pub(super) upstream: UpstreamLimits,
 
     #[command(flatten)]
-    pub(super) limits: LimitArgs,
+    pub(super) limits: Limits,
 
     #[command(flatten)]
-    pub(super) streams: StreamArgs,
+    pub(super) streams: StreamLimits,
+
+    #[command(flatten)]
+    pub(super) event_log: EventLogArgs,
 }
 
 /// The name of metadata that may be passed on.

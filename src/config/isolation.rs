@@ -1,9 +1,8 @@
 //! The flags that keep callers from each other. What each means stands with [`IsolationRules`].
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
-use humantime::Duration;
+use clap::Args;
 use secrecy::ExposeSecret as _;
 
 use super::{
@@ -11,7 +10,10 @@ use super::{
     access::WAYS,
     event_log::{MIN_SECRET, read_secret},
 };
-use crate::upstream::{IsolationRules, MarkKey, Unmarked};
+use crate::{
+    setting::time,
+    upstream::{IsolationRules, MarkKey, Unmarked},
+};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -31,7 +33,7 @@ pub(super) struct IsolationArgs {
 
     /// Who may use threads (and assistants) without a mark, such as those that were made before.
     #[arg(long, value_enum, default_value = "deny", requires = "isolate_callers")]
-    isolate_unmarked: UnmarkedArg,
+    isolate_unmarked: Unmarked,
 
     /// Assistants, too, belong to the callers that made them. Otherwise all callers share them.
     #[arg(long, requires = "isolate_callers")]
@@ -43,17 +45,8 @@ pub(super) struct IsolationArgs {
     max_remembered_threads: usize,
 
     /// How long it is remembered that a thread is its caller's.
-    #[arg(long, default_value = "10m", requires = "isolate_callers")]
+    #[arg(long, default_value = "10m", value_parser = time, requires = "isolate_callers")]
     remembered_thread_age: Duration,
-}
-
-/// Who may use what has no mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum UnmarkedArg {
-    /// All callers.
-    Allow,
-    /// Nobody.
-    Deny,
 }
 
 impl IsolationArgs {
@@ -73,7 +66,8 @@ impl IsolationArgs {
         };
         if !has_key {
             return Err(Invalid::new(
-                "--isolate-callers needs a key of the gateway's own, by --upstream-api-key-file: with their own keys, callers see what those may see",
+                "--isolate-callers needs a key of the gateway's own, by --upstream-api-key-file: with \
+                 their own keys, callers see what those may see",
             ));
         }
         if !has_names {
@@ -90,13 +84,10 @@ impl IsolationArgs {
         }
         Ok(Some(IsolationRules {
             key: MarkKey::new(secret),
-            unmarked: match self.isolate_unmarked {
-                UnmarkedArg::Allow => Unmarked::Allow,
-                UnmarkedArg::Deny => Unmarked::Deny,
-            },
+            unmarked: self.isolate_unmarked,
             assistants: self.isolate_assistants,
             max_remembered: self.max_remembered_threads,
-            max_age: *self.remembered_thread_age,
+            max_age: self.remembered_thread_age,
         }))
     }
 }

@@ -1,21 +1,19 @@
 //! The flags of the model that answers behind the embedded API.
 //!
-//! Must hold: no error text holds a key. What each limit means stands with [`ChatLimits`].
+//! Must hold: no error text holds a key. What limits there are stands with [`ChatLimits`].
 
 use std::path::PathBuf;
 
 use clap::Args;
-use http::HeaderMap;
-use humantime::Duration;
 use url::Url;
 
 use super::{invalid::Invalid, values::base_url};
 use crate::{
     chat::ChatLimits,
-    upstream::{AuthStyle, HttpVersion, Upstream, UpstreamFiles},
+    upstream::{HttpVersion, Upstream, UpstreamFiles, UpstreamLimits},
 };
 
-/// The flags. A duration is written `500ms`, `30s`, `10m`.
+/// The flags.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(super) struct ModelArgs {
@@ -36,22 +34,8 @@ pub(super) struct ModelArgs {
     #[arg(long, requires = "model_url")]
     model: Option<String>,
 
-    /// Tokens that the model reads and writes at most. Of a longer thread the oldest messages are
-    /// left out, by an estimate.
-    #[arg(long, default_value_t = ChatLimits::default().context_tokens, value_parser = clap::value_parser!(u32).range(1..))]
-    model_context_tokens: u32,
-
-    /// Time from a request to the last word of its reply.
-    #[arg(long, default_value_t = ChatLimits::default().time.into())]
-    model_timeout: Duration,
-
-    /// Bytes of text, names and arguments in one reply of the model.
-    #[arg(long, default_value_t = ChatLimits::default().reply_bytes)]
-    model_max_reply_bytes: usize,
-
-    /// Tool calls in one reply of the model.
-    #[arg(long, default_value_t = ChatLimits::default().tool_calls)]
-    model_max_tool_calls: usize,
+    #[command(flatten)]
+    limits: ChatLimits,
 }
 
 /// A model behind a chat-completions endpoint.
@@ -78,21 +62,10 @@ impl ModelArgs {
                 "--model-url is the URL before /chat/completions: leave that out",
             ));
         }
-        let limits = ChatLimits {
-            reply_bytes: self.model_max_reply_bytes,
-            tool_calls: self.model_max_tool_calls,
-            time: *self.model_timeout,
-            context_tokens: self.model_context_tokens,
-        };
-        if limits.time.is_zero() || limits.reply_bytes == 0 {
-            return Err(Invalid::new(
-                "--model-timeout 0s and --model-max-reply-bytes 0 leave no reply: give them more",
-            ));
-        }
         Ok(Some(ModelConfig {
             base,
             name: self.model.filter(|name| !name.is_empty()),
-            limits,
+            limits: self.limits,
             files: UpstreamFiles {
                 key: self.model_api_key_file,
                 ca: self.model_ca_file,
@@ -111,13 +84,13 @@ impl ModelConfig {
     /// How the endpoint is talked to: as `upstream` is, in all that is not said of it.
     pub fn upstream(&self, upstream: &Upstream) -> Upstream {
         Upstream {
-            base: self.base.clone(),
-            auth: AuthStyle::Bearer,
-            key: None,
-            headers: HeaderMap::new(),
-            http: HttpVersion::Negotiated,
+            limits: UpstreamLimits {
+                http: HttpVersion::Negotiated,
+                ..upstream.limits.clone()
+            },
             files: self.files.clone(),
-            ..upstream.clone()
+            reload_interval: upstream.reload_interval,
+            ..Upstream::new(self.base.clone())
         }
     }
 }

@@ -13,7 +13,10 @@ use super::{
     invalid::Invalid,
     values::{FRAMING, base_url},
 };
-use crate::upstream::{AuthStyle, KeyCommand, RENEWAL, UpstreamFiles, upstream_key};
+use crate::{
+    setting::some_time,
+    upstream::{AuthStyle, KeyCommand, Upstream, UpstreamFiles, upstream_key},
+};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -49,8 +52,8 @@ pub(super) struct UpstreamArgs {
     upstream_key_command: Option<SecretString>,
 
     /// How long that command may take before it is killed.
-    #[arg(long, default_value = "30s")]
-    upstream_key_command_timeout: humantime::Duration,
+    #[arg(long, default_value = "30s", value_parser = some_time)]
+    upstream_key_command_timeout: Duration,
 
     /// CAs that sign the upstream's certificate, PEM, in place of the system's.
     #[arg(long)]
@@ -63,11 +66,6 @@ pub(super) struct UpstreamArgs {
     /// The private key of that certificate, PEM.
     #[arg(long, requires = "upstream_client_cert_file")]
     upstream_client_key_file: Option<PathBuf>,
-
-    /// The age at which connections to the upstream are not used for new requests any more, so that
-    /// changed addresses are followed. 0s: never.
-    #[arg(long, default_value_t = RENEWAL.into())]
-    upstream_renewal: humantime::Duration,
 
     /// Who runs the models, as metrics and traces name it (`gen_ai.provider.name`). By default the
     /// profile's, or `unknown` where --upstream-url replaces the URL of the default profile.
@@ -122,8 +120,24 @@ impl Profile {
 }
 
 impl UpstreamArgs {
+    /// The upstream.
+    pub(super) fn upstream(&self) -> Result<Upstream, Invalid> {
+        let assistants = HeaderValue::from_static("assistants=v2");
+        Ok(Upstream {
+            auth: self.auth()?,
+            key: self.key()?,
+            key_command: self.key_command()?,
+            headers: self.headers()?,
+            default_headers: [(HeaderName::from_static("openai-beta"), assistants)]
+                .into_iter()
+                .collect(),
+            files: self.files(),
+            ..Upstream::new(self.base()?)
+        })
+    }
+
     /// The URL before `/threads`, with its query.
-    pub(super) fn base(&self) -> Result<Url, Invalid> {
+    fn base(&self) -> Result<Url, Invalid> {
         let known = match self.upstream_profile {
             Profile::Aimlapi => Some("https://api.aimlapi.com"),
             Profile::Openai => Some("https://api.openai.com/v1"),
@@ -164,7 +178,7 @@ impl UpstreamArgs {
     }
 
     /// How the key is sent.
-    pub(super) fn auth(&self) -> Result<AuthStyle, Invalid> {
+    fn auth(&self) -> Result<AuthStyle, Invalid> {
         match (self.upstream_auth.as_deref(), self.upstream_profile) {
             (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
             (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
@@ -177,7 +191,7 @@ impl UpstreamArgs {
     }
 
     /// The gateway's own key, if it was given itself and not as a file.
-    pub(super) fn key(&self) -> Result<Option<SecretString>, Invalid> {
+    fn key(&self) -> Result<Option<SecretString>, Invalid> {
         let Some(key) = &self.upstream_api_key else {
             return Ok(None);
         };
@@ -186,7 +200,7 @@ impl UpstreamArgs {
     }
 
     /// The command that prints it, if it expires.
-    pub(super) fn key_command(&self) -> Result<Option<KeyCommand>, Invalid> {
+    fn key_command(&self) -> Result<Option<KeyCommand>, Invalid> {
         let Some(line) = &self.upstream_key_command else {
             return Ok(None);
         };
@@ -199,15 +213,8 @@ impl UpstreamArgs {
         Ok(Some(KeyCommand {
             program,
             arguments: words.collect(),
-            timeout: *self.upstream_key_command_timeout,
+            timeout: self.upstream_key_command_timeout,
         }))
-    }
-
-    /// Whether the gateway has a key of its own.
-    pub(super) fn has_key(&self) -> bool {
-        self.upstream_api_key.is_some()
-            || self.upstream_api_key_file.is_some()
-            || self.upstream_key_command.is_some()
     }
 
     /// What whoever runs the gateway has to know of the upstream, if it is one that ended.
@@ -226,7 +233,7 @@ impl UpstreamArgs {
     }
 
     /// Files that may change while the gateway runs.
-    pub(super) fn files(&self) -> UpstreamFiles {
+    fn files(&self) -> UpstreamFiles {
         UpstreamFiles {
             key: self.upstream_api_key_file.clone(),
             ca: self.upstream_ca_file.clone(),
@@ -235,11 +242,6 @@ impl UpstreamArgs {
                 .clone()
                 .zip(self.upstream_client_key_file.clone()),
         }
-    }
-
-    /// The age at which connections are renewed.
-    pub(super) fn renewal(&self) -> Duration {
-        *self.upstream_renewal
     }
 
     /// Who runs the models, for telemetry.
@@ -259,9 +261,8 @@ impl UpstreamArgs {
     }
 
     /// The headers of every upstream request. Values may be secrets.
-    pub(super) fn headers(&self) -> Result<HeaderMap, Invalid> {
+    fn headers(&self) -> Result<HeaderMap, Invalid> {
         let mut headers = HeaderMap::new();
-        headers.insert("openai-beta", HeaderValue::from_static("assistants=v2"));
         for line in &self.upstream_headers {
             let parsed = line
                 .expose_secret()
@@ -286,8 +287,6 @@ impl UpstreamArgs {
                     "--upstream-header {name}: the gateway sets it"
                 )));
             }
-            // It may be a secret, and it tells what a flag fixed from what is only a default
-            // (`Serve::forwarded`).
             value.set_sensitive(true);
             headers.insert(name, value);
         }

@@ -50,6 +50,21 @@ pub struct ErrorBody {
     pub fields: Vec<FieldError>,
 }
 
+impl ErrorBody {
+    /// All texts of it.
+    pub(crate) fn texts_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let fields = self.fields.iter_mut();
+        let fields = fields.flat_map(|it| [&mut it.field, &mut it.message]);
+        let own = [
+            &mut self.message,
+            &mut self.code,
+            &mut self.r#type,
+            &mut self.param,
+        ];
+        fields.chain(own)
+    }
+}
+
 /// What an upstream says of one field of the request.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct FieldError {

@@ -365,21 +365,9 @@ impl Fetch {
     }
 
     async fn list_messages(&mut self, run: &Run, pace: &Pace) -> Result<Messages, Error> {
-        let request = ListMessagesRequest {
-            thread_id: self.thread_id.clone(),
-            run_id: self.run_id.clone(),
-            limit: Some(100),
-            order: SortOrder::Asc.into(),
-            ..ListMessagesRequest::default()
-        };
         pace.turn().await.take();
-        let listed = self.all("messages", &request, pace).await?;
-        // Some services do not know the filter, and some do not say whose a message is.
-        let is_own = |message: &ThreadMessage| match &*message.run_id {
-            "" => message.role() == MessageRole::Assistant && is_later(message, run),
-            run_id => run_id == self.run_id,
-        };
-        let own = listed.into_iter().filter(is_own);
+        let listed = self.all("messages", &messages_of(run), pace).await?;
+        let own = listed.into_iter().filter(|message| is_of(message, run));
         let (read, unread): (Vec<_>, Vec<_>) = own.partition(is_whole);
         Ok(Messages {
             read: read.into_iter().map(Arc::new).collect(),
@@ -479,6 +467,26 @@ pub(super) fn has_ended(step: &RunStep) -> bool {
 pub(super) fn message_id(step: &RunStep) -> Option<&str> {
     let creation = step.step_details.as_ref()?.message_creation.as_ref()?;
     Some(&*creation.message_id).filter(|id| !id.is_empty())
+}
+
+/// The first page of a run's messages.
+pub(super) fn messages_of(run: &Run) -> ListMessagesRequest {
+    ListMessagesRequest {
+        thread_id: run.thread_id.clone(),
+        run_id: run.id.clone(),
+        limit: Some(100),
+        order: SortOrder::Asc.into(),
+        ..ListMessagesRequest::default()
+    }
+}
+
+/// Whether a message that is listed is the run's. Some services do not know the filter, and some do
+/// not say whose a message is.
+pub(super) fn is_of(message: &ThreadMessage, run: &Run) -> bool {
+    match &*message.run_id {
+        "" => message.role() == MessageRole::Assistant && is_later(message, run),
+        run_id => run_id == run.id,
+    }
 }
 
 /// The message was made after the run.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     changes::Changes,
-    fetch::{Snapshot, is_whole},
+    fetch::{Snapshot, is_of, is_whole, messages_of},
     is_settled,
     progress::{Progress, gap_event, message_event, run_event},
     watch::Subscription,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::Error,
     upstream::{Caller, Client},
-    v1::{Gap, GetMessageRequest, Run, RunEvent, ThreadMessage, run_event::Payload},
+    v1::{Gap, GetMessageRequest, Run, RunEvent, RunStatus, ThreadMessage, run_event::Payload},
 };
 
 /// A run that is followed. Dropping it stops the polling.
@@ -21,8 +21,9 @@ pub(super) struct Follow {
     watch: Subscription,
     changes: Changes,
     mode: Mode,
-    /// The first state, if it was awaited before anybody asked for it.
-    first: Option<Arc<Snapshot>>,
+    /// A state that has come and was not told yet: the first, if it was awaited before anybody asked
+    /// for it, and one for which something else has to be read.
+    untold: Option<Arc<Snapshot>>,
     /// What reads messages that no step tells of.
     reads: Option<(Client, Caller)>,
 }
@@ -56,7 +57,7 @@ impl Follow {
             watch,
             changes: Changes::default(),
             mode: Mode::Rest,
-            first: None,
+            untold: None,
             reads: None,
         }
     }
@@ -105,14 +106,14 @@ impl Follow {
 
     /// Waits for the first state: its error is that of a run that cannot be had.
     pub(super) async fn begin(&mut self) -> Result<(), Arc<Error>> {
-        self.first = Some(self.watch.next().await?);
+        self.untold = Some(self.watch.next().await?);
         Ok(())
     }
 
     /// What comes next, given what was sent. May be dropped while it waits: nothing is lost.
     pub(super) async fn next(&mut self, progress: &Progress) -> Result<Followed, Arc<Error>> {
-        let snapshot = match self.first.take() {
-            Some(first) => first,
+        let snapshot = match self.untold.take() {
+            Some(untold) => untold,
             None => self.watch.next().await?,
         };
         if self.mode != Mode::Rest {
@@ -124,9 +125,11 @@ impl Follow {
                 changes.filter(|event| !progress.has(event)).collect(),
             ));
         }
+        self.untold = Some(Arc::clone(&snapshot));
         let gap = match (&snapshot.steps, progress.gap(&snapshot)) {
             // Something was missed, and nobody can say what: a gap that names nothing says so.
             (Some(Err(_)), None) => Some(Gap::default()),
+            (Some(Ok(steps)), None) if steps.is_empty() => self.unheard(&snapshot, progress).await,
             (_, gap) => gap,
         };
         let mut events = Vec::new();
@@ -135,8 +138,33 @@ impl Follow {
             events.push(gap_event(gap));
             events.extend(missed.into_iter().map(message_event));
         }
+        self.untold = None;
         events.push(run_event(snapshot.run.clone()));
         Ok(Followed::Settled(events, snapshot.run.clone()))
+    }
+
+    /// What was missed of a run that has no steps, and said something of which nothing was heard.
+    async fn unheard(&self, snapshot: &Snapshot, progress: &Progress) -> Option<Gap> {
+        let run = &snapshot.run;
+        let is_heard = snapshot.messages.is_some() || progress.whole().next().is_some();
+        let (client, caller) = self.reads.as_ref()?;
+        if is_heard || !matches!(run.status(), RunStatus::Completed | RunStatus::Incomplete) {
+            return None;
+        }
+        let listed = client.list_messages(caller, &messages_of(run)).await;
+        let listed = match listed {
+            Ok(listed) => listed.message.data,
+            Err(error) => {
+                tracing::info!(error = %error.log(), "messages were not listed");
+                return Some(Gap::default());
+            }
+        };
+        let own = listed.into_iter().filter(|message| is_of(message, run));
+        let message_ids: Vec<_> = own.map(|message| message.id).collect();
+        (!message_ids.is_empty()).then(|| Gap {
+            message_ids,
+            ..Gap::default()
+        })
     }
 
     /// The next events of a stream that is resumed.

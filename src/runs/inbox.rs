@@ -1,8 +1,7 @@
 //! What a conversation's caller says: tool outputs and approvals, held until the run asks for them,
 //! and the wish to cancel, passed on at once. What is said of outputs here is true of approvals.
 //!
-//! Must hold: the caller is heard, whatever the conversation waits for
-//! ([`ToolOutputInbox::attend`]), as soon as the run has a name: before, a mistake would lose the
+//! Must hold: the caller is heard as soon as the run has a name: before, a mistake would lose the
 //! run, and there is nothing to cancel. What is held for it is bounded in bytes; HTTP/2 bounds what
 //! is not heard yet. An output that nobody asked for is told to the caller, unless it is only late.
 //! All futures here may be dropped while they wait: nothing is lost.
@@ -10,7 +9,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{BuildHasher as _, RandomState},
-    pin::pin,
 };
 
 use tokio::task::AbortHandle;
@@ -87,22 +85,6 @@ impl ToolOutputInbox {
         first.ok_or_else(|| {
             Error::invalid("message", "the first message must be `start` or `attach`")
         })
-    }
-
-    /// Does `work`, and hears the caller meanwhile. Ends with the caller's mistake, if it makes
-    /// one.
-    pub(super) async fn attend<T>(
-        &mut self,
-        canceller: &CancelOnDisconnect,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Error> {
-        let mut work = pin!(work);
-        loop {
-            tokio::select! {
-                done = &mut work => return Ok(done),
-                heard = self.hear(canceller) => heard?,
-            }
-        }
     }
 
     /// Hears the caller's next message. Waits for ever once it will say no more, and as long as the

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_stream::try_stream;
 use http::HeaderMap;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
@@ -340,7 +340,7 @@ fn events<E: From<RunEvent> + Send>(
 }
 
 /// The next event of the upstream's stream; `None` once it is over, in whatever way but an error of
-/// the upstream's own.
+/// the upstream's own. May be dropped while it waits: nothing is lost.
 pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error> {
     let told = reader.progress.terminal_sent();
     let limits = &reader.streams.limits;
@@ -350,10 +350,14 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
     let next = source.stream.next(limits.idle);
     // After the run's last event only `done` is to come, and some upstreams never send it.
     let next = if told {
-        timeout(limits.linger, next).await.unwrap_or(Ok(None))
+        let until = *source
+            .done_until
+            .get_or_insert_with(|| Instant::now() + limits.linger);
+        timeout_at(until, next).await.unwrap_or(Ok(None))
     } else {
         next.await
     };
+    source.done_until = None;
     let frame = match next {
         Ok(Some(frame)) => frame,
         Ok(None) => return Ok(None),
@@ -385,7 +389,14 @@ pub(super) async fn next(reader: &mut Reader) -> Result<Option<RunEvent>, Error>
             Ok(told.then_some(event))
         }
         Received::Error(data) => {
-            Err(reader.interrupted(reader.streams.client.failed_by_event(&data)))
+            // Once it is known which run it is, its caller goes on with that one.
+            let idempotency = if reader.progress.resume().run_id.is_empty() {
+                Idempotency::NonIdempotent
+            } else {
+                Idempotency::Idempotent
+            };
+            let client = &reader.streams.client;
+            Err(reader.interrupted(client.failed_by_event(&data, idempotency)))
         }
     }
 }

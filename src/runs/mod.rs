@@ -9,7 +9,8 @@
 //! | `observe.rs` | runs that somebody else started: watching and waiting |
 //! | `follow.rs` | a run by polling, for a stream that lost its upstream |
 //! | `creates/` | creates that may be repeated, and creates on threads that are busy |
-//! | `converse.rs` | a conversation: all rounds of a run on one stream |
+//! | `converse.rs` | `ConverseRun`: all rounds of a run on one stream |
+//! | `conversation.rs` | a conversation as an actor: its states, and what happens to it |
 //! | `inbox.rs` | what a conversation's caller says: outputs, held until they are asked for |
 //! | `record.rs` | a source: a run's events, recorded as they come, whoever reads them |
 //! | `log/` | the event log: what was recorded, in memory or shared by replicas |
@@ -30,6 +31,7 @@
 //! Dropping a stream lets go of all that it holds at once.
 
 mod changes;
+mod conversation;
 mod converse;
 mod creates;
 mod delivery;
@@ -56,6 +58,7 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use clap::Args;
 use http::HeaderMap;
 use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -71,6 +74,7 @@ use log::{EventLog, Key, Keys, LogError, MemoryLog, RedisLog};
 
 use crate::{
     error::{Error, Resume},
+    setting::{defaults, some, some_time, time},
     shares::{Limit, Permit, Shares},
     telemetry::{EventLogMetrics, OncePerSecond},
     upstream::{Caller, Client},
@@ -109,31 +113,51 @@ impl From<StreamedEvents> for Started {
 }
 
 /// Limits of streams. [`Default`] suits most deployments.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Streams")]
 pub struct StreamLimits {
-    /// Live event streams of the upstream at a time; each has a connection of its own. One more is
-    /// refused at once.
+    /// Live event streams of the upstream at a time; one more is refused at once. Each has a
+    /// connection of its own.
+    #[arg(id = "max-live-streams", long, default_value = "4096", value_parser = some::<usize>)]
     pub live: usize,
+
     /// How long the upstream may be silent on a live stream before the gateway looks at the run
     /// itself.
+    #[arg(id = "stream-idle-timeout", long, default_value = "1m", value_parser = some_time)]
     pub idle: Duration,
-    /// How long to wait for the upstream's `done` after the run's last event: some never send it.
+
+    /// How long to wait for the upstream's `done` after a run's last event: some never send it.
+    #[arg(id = "done-timeout", long, default_value = "2s", value_parser = time)]
     pub linger: Duration,
-    /// How long `WaitRun` waits when nobody says how long. A run expires ten minutes after it was
-    /// created.
+
+    /// How long `WaitRun` waits when nobody says how long.
+    // A run expires ten minutes after it was created.
+    #[arg(id = "max-wait", long, default_value = "15m", value_parser = time)]
     pub wait: Duration,
-    /// How long a cancellation goes on after its caller has left.
+
+    /// How long the cancellation of a run whose caller left may take.
+    #[arg(id = "cancel-timeout", long, default_value = "30s", value_parser = some_time)]
     pub cancel_timeout: Duration,
+
     /// The most tool outputs that are held for a conversation, in bytes; each counts 256 more than
     /// its text.
+    #[arg(id = "max-held-output-bytes", long, default_value_t = 16 << 20, value_parser = some::<usize>)]
     pub held_output_bytes: usize,
+
     /// Polling.
+    #[command(flatten)]
     pub poll: PollLimits,
+
     /// Creates that may be repeated, and creates that wait.
+    #[command(flatten)]
     pub creates: CreateLimits,
+
     /// Where resumable streams are recorded.
+    #[arg(skip)]
     pub store: LogStore,
+
     /// The event log.
+    #[command(flatten)]
     pub log: LogLimits,
 }
 
@@ -151,18 +175,7 @@ pub enum LogStore {
 
 impl Default for StreamLimits {
     fn default() -> Self {
-        Self {
-            live: 4096,
-            idle: Duration::from_secs(60),
-            linger: Duration::from_secs(2),
-            wait: Duration::from_secs(15 * 60),
-            cancel_timeout: Duration::from_secs(30),
-            held_output_bytes: 16 << 20,
-            poll: PollLimits::default(),
-            creates: CreateLimits::default(),
-            store: LogStore::default(),
-            log: LogLimits::default(),
-        }
+        defaults()
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -22,37 +23,42 @@ use super::{
 };
 use crate::{
     error::Error,
+    setting::{defaults, some, some_time, time},
     shares::{Permit, Shares},
     upstream::{Client, Identity},
 };
 
 /// Limits of polling. [`Default`] suits most upstreams.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct PollLimits {
-    /// The shortest time between two fetches of a run.
+    /// The shortest time between two polls of a run.
+    #[arg(id = "poll-floor", long, default_value = "250ms", value_parser = time)]
     pub floor: Duration,
-    /// The longest time between two fetches of a run.
+
+    /// The longest time between two polls of a run.
+    #[arg(id = "poll-ceiling", long, default_value = "5s", value_parser = some_time)]
     pub ceiling: Duration,
-    /// Fetches a second, of all runs together.
+
+    /// Polls a second, of all runs together.
+    #[arg(id = "poll-rate", long, default_value = "200", value_parser = some::<u32>)]
     pub rate: u32,
-    /// Runs polled at a time. One more is refused.
+
+    /// Runs polled at a time; one more is refused.
+    #[arg(id = "max-polled-runs", long, default_value = "10000", value_parser = some::<usize>)]
     pub runs: usize,
-    /// How long fetches may fail before watches end.
+
+    /// How long polls may fail before watches end.
+    #[arg(id = "poll-failure-timeout", long, default_value = "1m", value_parser = time)]
     pub patience: Duration,
-    /// The most that the steps of one run may take, in bytes; its messages, the same.
+
+    /// The most that the steps of one polled run may take, in bytes; its messages, the same.
+    #[arg(id = "max-polled-step-bytes", long, default_value_t = 16 << 20, value_parser = some::<usize>)]
     pub step_bytes: usize,
 }
 
 impl Default for PollLimits {
     fn default() -> Self {
-        Self {
-            floor: Duration::from_millis(250),
-            ceiling: Duration::from_secs(5),
-            rate: 200,
-            runs: 10_000,
-            patience: Duration::from_secs(60),
-            step_bytes: 16 << 20,
-        }
+        defaults()
     }
 }
 

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use tokio::{
     runtime::Handle,
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -51,6 +51,8 @@ pub(super) struct Reader {
 /// A live stream of the upstream, with its part of those that there may be.
 pub(super) struct Source {
     pub(super) stream: Box<EventStream>,
+    /// When the wait for the stream's end is over, while there is one.
+    pub(super) done_until: Option<Instant>,
     pub(super) _permit: Permit,
 }
 
@@ -102,6 +104,7 @@ impl Reader {
             UpstreamReply::Stream(stream, headers) => {
                 self.source = Some(Source {
                     stream,
+                    done_until: None,
                     _permit: permit,
                 });
                 (headers, events)

@@ -38,7 +38,7 @@ use super::{
     message::{self, Messages, Rules},
     open_call::{Call, Connected, PermitSource},
     routes::{Routes, is_asking_health, is_grpc, is_infra},
-    termination::TerminationStatus,
+    termination::{Termination, TerminationStatus},
     trailers::{add_reason, code},
 };
 use crate::{
@@ -131,12 +131,13 @@ impl Calls {
         let size = metadata_size(&request);
         let timeout = deadline::take(request.headers_mut());
         let encoding = message::take_encoding(request.headers_mut());
-        let deadline = timeout
-            .as_ref()
-            .ok()
-            .copied()
-            .flatten()
-            .map(|timeout| began + timeout.min(self.max_deadline));
+        let deadline = timeout.as_ref().ok().copied().flatten().map(|timeout| {
+            if timeout > self.max_deadline {
+                (began + self.max_deadline, Termination::MaxDeadline)
+            } else {
+                (began + timeout, Termination::Deadline)
+            }
+        });
         let path = request.uri().path();
         let record = self.telemetry.call(path, request.headers());
         let mut call = Call::begin(&self.connected, record, is_infra(path), deadline);
@@ -185,7 +186,7 @@ impl Calls {
         let source = self.permit_source(request.uri().path(), account.owner);
         let (held, whose) = (call.held.clone(), account.clone());
         request.extensions_mut().insert(CallContext {
-            deadline,
+            deadline: deadline.map(|(at, _)| at),
             termination_status,
             record,
             account,

@@ -1,117 +1,174 @@
-//! What a server allows its callers, and how long.
+//! The limits of the server, and their flags.
 
 use std::time::Duration;
 
-/// The limits of a server. [`Default`] suits most deployments.
-#[derive(Debug, Clone)]
+use clap::{Args, builder::RangedI64ValueParser};
+
+use super::memory;
+use crate::setting::{Switchable, defaults, some, some_time, time, time_or_never};
+
+/// The limits of the server. [`Default`] suits most deployments. A duration is written `500ms`,
+/// `30s`, `10m`; where a limit can be off, `0s` is off.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Connections open at a time, those that are still in their handshake among them, shared out
-    /// by address. For one more, one without a call of a known caller gives way, the idlest of the
-    /// largest holder first. Where there is none, the new one is accepted and closed at once: its
-    /// caller goes to another replica. Left in the backlog it would look connected, and calls on it
-    /// would hang until their deadline.
+    /// Connections open at a time, shared out by address. For one more, one without a call of a
+    /// known caller gives way, the idlest first; where there is none, it is closed at once.
+    ///
+    /// Those that are still in their handshake count, too. It is the largest holder's that gives
+    /// way. A connection that is closed at once sends its caller to another replica; left in the
+    /// backlog it would look connected, and calls on it would hang until their deadline.
+    #[arg(id = "max-connections", long, default_value = "4096", value_parser = some::<usize>)]
     pub connections: usize,
-    /// Time from accepting a connection to its HTTP/2 preface, TLS included. Over HTTP/1.1 also for
-    /// the head of a request, from the end of the one before, and for each piece of its body.
-    pub handshake: Duration,
-    /// Streams open at a time per connection. One more is refused, which callers know to be safe to
-    /// repeat.
+
+    /// Calls open at a time on a connection; one more is refused, and safe to repeat.
+    #[arg(id = "max-streams-per-connection", long, default_value = "1000", value_parser = some::<u32>)]
     pub streams: u32,
-    /// Calls open at a time on all connections together, streams among them, from their first whole
-    /// message on. One more is refused with a time to come back, and has done nothing. Calls of
-    /// health and reflection are not counted: they are answered when nothing else is. Their streams
-    /// have places of their own, as many as connections, and the oldest gives way.
+
+    /// Calls whose message has come, open at a time on all connections together; one more is refused
+    /// with a time to come back.
+    ///
+    /// It has done nothing. Calls of health and reflection are not counted: they are answered when
+    /// nothing else is. Their streams have places of their own, as many as connections, and the
+    /// oldest gives way.
+    // An open call takes some 10 KiB, a stream some 50: half a GiB of the latter.
+    #[arg(id = "max-calls", long, default_value = "10000", value_parser = some::<usize>)]
     pub calls: usize,
-    /// Bytes that are held for callers, of all together: messages as they come and while they are
-    /// worked on, answers and events until they are written, outputs of conversations, states of
-    /// runs that are polled. Shared out by caller. Past it calls are refused with a time to come
-    /// back, and the largest holder's answers that nobody reads end, the oldest first.
+
+    /// Bytes held for callers, of all together: messages, answers and events until they are
+    /// written, outputs of conversations, states of polled runs. Past it calls are refused, and
+    /// answers that nobody reads end. `auto`: a quarter of the container's memory limit, or of the
+    /// machine's memory.
+    ///
+    /// They are shared out by caller. Calls are refused with a time to come back; of the answers it
+    /// is the largest holder's that end, the oldest first.
+    #[arg(id = "max-held-bytes", long, default_value = "auto", value_parser = held_bytes)]
     pub held_bytes: usize,
+
     /// Time from a call's headers to the end of its first message.
+    #[arg(id = "message-timeout", long, default_value = "30s", value_parser = time)]
     pub message: Duration,
-    /// Bytes that a caller may send ahead on one stream.
-    pub stream_window: u32,
-    /// Bytes that a caller may send ahead on all streams of a connection.
-    pub connection_window: u32,
-    /// Bytes that the HTTP library holds per stream for a caller that does not read. What the answer
-    /// itself holds is counted in [`Limits::held_bytes`].
-    pub stream_send_buffer: u32,
-    /// Bytes of a call's metadata, as HTTP/2 counts them: name, value and 32 more for each. Over
-    /// HTTP/1.1: of a request's head.
-    pub metadata: u32,
-    /// Bytes of a request's message, unpacked too. Those of health and reflection have 4 KiB.
+
+    /// The largest gRPC request message, in bytes, unpacked. Those of health and reflection have
+    /// 4 KiB.
+    #[arg(id = "max-request-bytes", long, default_value_t = 4 << 20, value_parser = some::<usize>)]
     pub request_bytes: usize,
-    /// Messages of answers with more bytes are packed, for callers that accept gzip; `None` for
-    /// none.
-    pub pack_above: Option<usize>,
-    /// Time between two pings on a connection; `None` for no pings.
-    pub ping_interval: Option<Duration>,
-    /// Time that a ping may go unanswered before the connection is closed.
+
+    /// Bytes of a call's metadata.
+    ///
+    /// As HTTP/2 counts them: name, value and 32 more for each. Over HTTP/1.1: of a request's head.
+    #[arg(id = "max-metadata-bytes", long, default_value_t = 16 << 10, value_parser = some::<u32>)]
+    pub metadata: u32,
+
+    /// Messages of answers with more bytes are packed by gzip, if the caller accepts that. 0: none.
+    #[arg(id = "pack-above", long, default_value = "1024", value_parser = size_or_none)]
+    pub pack_above: Switchable<usize>,
+
+    /// Bytes that a caller may send ahead on one call.
+    #[arg(id = "stream-window", long, default_value_t = 64 << 10, value_parser = window())]
+    pub stream_window: u32,
+
+    /// Bytes that a caller may send ahead on all calls of a connection.
+    #[arg(id = "connection-window", long, default_value_t = 16 << 20, value_parser = window())]
+    pub connection_window: u32,
+
+    /// Bytes that the HTTP library holds per call for a caller that does not read.
+    ///
+    /// What the answer itself holds is counted in `--max-held-bytes`.
+    #[arg(id = "stream-send-buffer", long, default_value_t = 64 << 10, value_parser = some::<u32>)]
+    pub stream_send_buffer: u32,
+
+    /// Time from accepting a connection to its HTTP/2 preface, TLS included.
+    ///
+    /// Over HTTP/1.1 also for the head of a request, from the end of the one before, and for each
+    /// piece of its body.
+    #[arg(id = "handshake-timeout", long, default_value = "10s", value_parser = some_time)]
+    pub handshake: Duration,
+
+    /// Time between two pings on a connection. 0s: no pings.
+    #[arg(id = "ping-interval", long, default_value = "1m", value_parser = time_or_never)]
+    pub ping_interval: Switchable<Duration>,
+
+    /// Time that a ping may go unanswered; then its connection is closed.
+    #[arg(id = "ping-timeout", long, default_value = "20s", value_parser = some_time)]
     pub ping_timeout: Duration,
-    /// Time without a call after which a connection is closed; `None` for never.
-    pub idle: Option<Duration>,
-    /// Age at which a connection takes no more calls (GOAWAY), ±10% so that they do not all come
-    /// back at once; `None` for never. It is what lets callers find new replicas behind a balancer
-    /// that balances connections.
-    pub age: Option<Duration>,
-    /// Time from that GOAWAY (or the one for being idle) until what still runs on the connection
-    /// ends as UNAVAILABLE.
+
+    /// Time without a call after which a connection is closed. 0s: never.
+    #[arg(id = "max-connection-idle", long, default_value = "30m", value_parser = time_or_never)]
+    pub idle: Switchable<Duration>,
+
+    /// Age at which a connection takes no more calls. 0s: never.
+    ///
+    /// It says so by GOAWAY, ±10% of the time so that not all come back at once. It is what lets
+    /// callers find new replicas behind a balancer that balances connections.
+    #[arg(id = "max-connection-age", long, default_value = "30m", value_parser = time_or_never)]
+    pub age: Switchable<Duration>,
+
+    /// Time after that until what still runs on it is ended.
+    ///
+    /// It ends as UNAVAILABLE; so it does on a connection that was idle.
+    // A run expires ten minutes after it was created: the stream of one that was just started can
+    // end by itself.
+    #[arg(id = "max-connection-age-grace", long, default_value = "15m", value_parser = time)]
     pub age_grace: Duration,
-    /// Streams of a connection that the server may have to reset for errors of the peer's, in the
-    /// connection's whole life and counting those refused for [`Limits::streams`]; one more closes
-    /// the connection.
+
+    /// Stream errors of the peer's that a connection survives.
+    ///
+    /// Counted over its whole life, with those refused for `--max-streams-per-connection`.
+    #[arg(id = "max-error-resets", long, default_value = "1024")]
     pub error_resets: usize,
-    /// Streams that a caller may have reset before the server came to see them; one more closes the
-    /// connection.
+
+    /// Calls that a caller may cancel before the server sees them; one more closes the connection.
+    // h2's own 20 is less than the calls that a busy caller may cancel together.
+    #[arg(id = "max-pending-resets", long, default_value = "100")]
     pub pending_resets: usize,
-    /// The longest deadline: a call that asks for more gets this. A call that asks for none has
-    /// none.
+
+    /// The longest deadline; a call that asks for more gets this. A call that asks for none has none.
+    #[arg(id = "max-deadline", long, default_value = "1day", value_parser = some_time)]
     pub deadline: Duration,
-    /// Age at which a call ends as UNAVAILABLE, ±10% so that streams that began together do not all
-    /// come back at once; `None` for never. A stream says then how to resume it, as in a drain. A
-    /// connection's age ends most streams sooner; this bounds them where connections have none.
-    pub call_age: Option<Duration>,
-    /// Time from the start of a drain (health turns `NOT_SERVING`) until connections are refused
-    /// and the open ones take no more calls. Whoever routes calls here learns in this time to route
-    /// them elsewhere.
+
+    /// Age at which a call ends as UNAVAILABLE; a stream then says how to resume it. 0s: never.
+    ///
+    /// ±10% of it, so that streams that began together do not all come back at once. A connection's
+    /// age ends most streams sooner; this bounds them where connections have none.
+    #[arg(id = "max-stream-age", long, default_value = "1h", value_parser = time_or_never)]
+    pub call_age: Switchable<Duration>,
+
+    /// Time from a shutdown signal until no more connections and calls are taken. Health says
+    /// `NOT_SERVING` meanwhile.
+    ///
+    /// Whoever routes calls here learns in this time to route them elsewhere.
+    // Together with the timeout it stays below the 30 s that Kubernetes gives a pod to end.
+    #[arg(id = "drain-delay", long, default_value = "5s", value_parser = time)]
     pub drain_delay: Duration,
-    /// Time after the delay until what still runs ends as UNAVAILABLE, and until cancellations that
-    /// callers have asked for in case they leave are given up.
+
+    /// Time after that until what still runs is ended.
+    ///
+    /// Cancellations that callers have asked for in case they leave are given up then, too.
+    #[arg(id = "drain-timeout", long, default_value = "20s", value_parser = time)]
     pub drain_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
-        Self {
-            connections: 4096,
-            handshake: Duration::from_secs(10),
-            streams: 1000,
-            // An open call takes some 10 KiB, a stream some 50: half a GiB of the latter.
-            calls: 10_000,
-            held_bytes: 1 << 30,
-            message: Duration::from_secs(30),
-            stream_window: 64 << 10,
-            connection_window: 16 << 20,
-            stream_send_buffer: 64 << 10,
-            metadata: 16 << 10,
-            request_bytes: 4 << 20,
-            pack_above: Some(1 << 10),
-            ping_interval: Some(Duration::from_secs(60)),
-            ping_timeout: Duration::from_secs(20),
-            idle: Some(minutes(30)),
-            age: Some(minutes(30)),
-            // A run expires ten minutes after it was created: the stream of one that was just
-            // started can end by itself.
-            age_grace: minutes(15),
-            error_resets: 1024,
-            // h2's own 20 is less than the calls that a busy caller may cancel together.
-            pending_resets: 100,
-            deadline: minutes(24 * 60),
-            call_age: Some(minutes(60)),
-            // Together they stay below the 30 s that Kubernetes gives a pod to end.
-            drain_delay: Duration::from_secs(5),
-            drain_timeout: Duration::from_secs(20),
-        }
+        defaults()
     }
+}
+
+fn held_bytes(text: &str) -> Result<usize, String> {
+    if text == "auto" {
+        Ok(memory::held_bytes())
+    } else {
+        some(text)
+    }
+}
+
+fn size_or_none(text: &str) -> Result<Switchable<usize>, String> {
+    let size: usize = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(Some(size).filter(|size| *size > 0))
+}
+
+/// Windows of HTTP/2 end there (RFC 9113, 6.9.1).
+fn window() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(i32::MAX))
 }

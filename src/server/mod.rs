@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `limits` | everything that is bounded, and the bounds |
+//! | `limits`, `memory` | everything that is bounded, and the bounds; what memory there is |
 //! | `routes` | the services by name; health and reflection beside the gateway's own |
 //! | `health`, `reflection` | what tools and balancers ask |
 //! | `message` | a call's messages on the wire: how many, how large, packed or not |
@@ -33,6 +33,7 @@ mod handshake;
 mod health;
 mod jitter;
 mod limits;
+mod memory;
 mod message;
 mod open_call;
 mod reflection;

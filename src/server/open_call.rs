@@ -96,7 +96,7 @@ impl Call {
         on: &Connected,
         record: telemetry::Call,
         is_infra: bool,
-        deadline: Option<Instant>,
+        deadline: Option<(Instant, Termination)>,
     ) -> Self {
         on.open.send_if_modified(|open| {
             open.all += 1;
@@ -106,11 +106,7 @@ impl Call {
         let age = on
             .max_age
             .map(|age| (Instant::now() + jittered(age), Termination::Closing));
-        let limit = deadline
-            .map(|deadline| (deadline, Termination::Deadline))
-            .into_iter()
-            .chain(age)
-            .min_by_key(|(at, _)| *at);
+        let limit = deadline.into_iter().chain(age).min_by_key(|(at, _)| *at);
         let is_cut = {
             let end = end.clone();
             async move {

@@ -14,6 +14,8 @@ pub enum Termination {
     Disconnect,
     /// Its deadline passed.
     Deadline,
+    /// The longest deadline that a call may have passed, before the caller's own.
+    MaxDeadline,
     /// Its connection, or the whole server, is about to close, or it has reached its own age.
     Closing,
     /// Its handler panicked.
@@ -27,7 +29,7 @@ impl Termination {
         match self {
             Self::Disconnect => Status::cancelled("the caller left"),
             Self::Panic => Status::internal("the gateway failed"),
-            Self::Deadline => {
+            Self::Deadline | Self::MaxDeadline => {
                 Status::deadline_exceeded("the deadline passed before the call was over")
             }
             Self::GaveWay => {

@@ -106,9 +106,10 @@ impl Gateway {
         termination_status.set(move |cut| {
             let resume = match cut {
                 Termination::Disconnect | Termination::Deadline => at_cut.abandon(),
-                Termination::Closing | Termination::Panic | Termination::GaveWay => {
-                    at_cut.hand_over()
-                }
+                Termination::MaxDeadline
+                | Termination::Closing
+                | Termination::Panic
+                | Termination::GaveWay => at_cut.hand_over(),
             };
             let is_unknown = resume.last_event == RunEventType::Unspecified && !at_cut.is_read();
             let repeatable = if is_unknown {
@@ -166,7 +167,7 @@ impl Gateway {
 /// may or may not have been done.
 fn ended(termination: Termination, idempotency: Idempotency) -> Error {
     match (termination, idempotency) {
-        (Termination::Deadline, _) => Error::DeadlineExceeded,
+        (Termination::Deadline | Termination::MaxDeadline, _) => Error::DeadlineExceeded,
         (Termination::GaveWay, Idempotency::Idempotent) => Error::Unread,
         (Termination::Closing | Termination::GaveWay, Idempotency::NonIdempotent) => Error::Lost {
             delivery: Delivery::Unknown,

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use prometheus::IntGauge;
 use tokio::{
     runtime::Handle,
@@ -32,37 +33,51 @@ use tokio::{
 
 use crate::{
     error::{Error, Idempotency},
+    setting::{defaults, some, time},
     shares::{Ledger, Limit, Owner},
 };
 
 /// Limits of upstream requests. [`Default`] suits most upstreams.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct RequestLimits {
-    /// Upstream requests in flight. A stream counts until its head is there, a request until its
-    /// answer is.
+    /// Upstream requests in flight; one more waits.
+    ///
+    /// A stream counts until its head is there, a request until its answer is.
+    #[arg(id = "max-upstream-requests", long, default_value = "512", value_parser = places)]
     pub requests: usize,
-    /// How many of them go to one client, which has one connection if the upstream speaks HTTP/2.
-    /// To be at most the upstream's stream limit.
+
+    /// Upstream requests in flight on one HTTP/2 connection. At most what the upstream allows.
+    #[arg(id = "max-requests-per-upstream-connection", long, default_value = "100", value_parser = places)]
     pub per_connection: usize,
-    /// Requests that wait for a place. One more is refused.
+
+    /// Upstream requests that wait for their turn; one more is refused.
+    #[arg(id = "max-upstream-queue", long, default_value = "1024")]
     pub queue: usize,
-    /// How long a request waits for a place before it is refused.
+
+    /// How long an upstream request waits for its turn before it is refused.
+    #[arg(id = "upstream-queue-timeout", long, default_value = "5s", value_parser = time)]
     pub wait: Duration,
-    /// How long a create or a submit keeps its place after its caller has left: the upstream goes
-    /// on with it. Without that, calls that are cancelled as soon as they are made would reach the
-    /// upstream without any bound; with it, as many a second as there are places.
+
+    /// How long a create or a submit keeps its place after its caller has left.
+    ///
+    /// The upstream goes on with it. Without that, calls that are cancelled as soon as they are made
+    /// would reach the upstream without any bound; with it, as many a second as there are places.
+    #[arg(id = "abandoned-write-hold", long, default_value = "1s", value_parser = time)]
     pub left: Duration,
 }
 
 impl Default for RequestLimits {
     fn default() -> Self {
-        Self {
-            requests: 512,
-            per_connection: 100,
-            queue: 1024,
-            wait: Duration::from_secs(5),
-            left: Duration::from_secs(1),
-        }
+        defaults()
+    }
+}
+
+/// A number of places: a semaphore of as many is made.
+fn places(text: &str) -> Result<usize, String> {
+    const MAX: usize = 65_536;
+    match some(text)? {
+        places @ 1..=MAX => Ok(places),
+        _ => Err(format!("it is above {MAX}")),
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     delay,
     error_body::{self, Said},
     failure, marks,
+    own_secrets::OwnSecrets,
     target::Target,
 };
 use crate::{
@@ -64,6 +65,7 @@ pub(super) struct Reading<'a> {
     pub(super) idempotency: Idempotency,
     /// Whether the credential was the gateway's own.
     pub(super) own_key: bool,
+    pub(super) secrets: &'a OwnSecrets,
     /// Nothing was written. What a write gives is taken whatever it says to belong to: it was done.
     pub(super) is_read: bool,
     /// Marks are shown. Otherwise they are taken out.
@@ -262,10 +264,11 @@ fn rejected(
     status: u16,
     mut said: Said,
 ) -> Error {
-    if !reading.shows_marks
-        && let Some(error) = &mut said.error
-    {
-        marks::hide(error);
+    if let Some(error) = &mut said.error {
+        reading.secrets.hide(error);
+        if !reading.shows_marks {
+            marks::hide(error);
+        }
     }
     let should_retry = match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
         Some(b"true") => Some(true),

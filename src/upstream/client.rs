@@ -13,6 +13,7 @@ use super::{
     caller::{Caller, IDEMPOTENCY_KEY},
     failure,
     isolation::{Allowed, Isolation},
+    own_secrets::OwnSecrets,
     request::Request,
     retry::Retry,
     settings::Upstream,
@@ -36,6 +37,8 @@ pub struct Client {
     pub(super) retry: Arc<Retry>,
     pub(super) base: Base,
     pub(super) own_key: bool,
+    /// What no error tells of it.
+    pub(super) secrets: Arc<OwnSecrets>,
     /// Which callers may use what, if they are isolated from each other.
     pub(super) isolation: Option<Arc<Isolation>>,
     pub(super) answer_timeout: Duration,
@@ -53,10 +56,17 @@ impl Client {
         // reqwest takes whatever provider the process has. A second installation changes nothing
         // and is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let transport = Transport::watch(upstream, telemetry)?;
+        let secrets = Arc::<OwnSecrets>::default();
+        for value in upstream.headers.values() {
+            secrets.add(value.to_str().unwrap_or_default());
+        }
+        let transport = Transport::watch(upstream, telemetry, Arc::clone(&secrets))?;
         let auth = upstream.auth.clone();
         let key = match upstream.key_command.clone() {
-            Some(command) => Some((auth.header(), command.watch(auth, telemetry).await?)),
+            Some(command) => Some((
+                auth.header(),
+                command.watch(auth, telemetry, Arc::clone(&secrets)).await?,
+            )),
             None => None,
         };
         Ok(Self {
@@ -64,16 +74,17 @@ impl Client {
             transport,
             key,
             admission: Admission::new(
-                upstream.requests.clone(),
+                upstream.limits.requests.clone(),
                 telemetry.metrics().queued.clone(),
             ),
-            retry: Arc::new(Retry::new(upstream.retry.clone())),
+            retry: Arc::new(Retry::new(upstream.limits.retry.clone())),
             base: Base::new(&upstream.base),
             own_key: upstream.has_own_key(),
+            secrets,
             isolation: None,
-            answer_timeout: upstream.answer_timeout,
-            max_answer_bytes: upstream.max_answer_bytes,
-            max_event_bytes: upstream.max_event_bytes,
+            answer_timeout: upstream.limits.answer_timeout,
+            max_answer_bytes: upstream.limits.max_answer_bytes,
+            max_event_bytes: upstream.limits.max_event_bytes,
         })
     }
 
@@ -156,7 +167,7 @@ impl Client {
 
     /// How the answer to a request that was sent then is read.
     pub(super) fn reading<'a>(
-        &self,
+        &'a self,
         caller: &'a Caller,
         request: &'a Allowed,
         sent: Instant,
@@ -166,6 +177,7 @@ impl Client {
             target: &request.target,
             idempotency: request.idempotency,
             own_key: self.own_key,
+            secrets: &self.secrets,
             is_read: request.method == Method::GET,
             shows_marks: request.shows_marks,
             limit: self.max_answer_bytes,

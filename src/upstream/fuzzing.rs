@@ -4,6 +4,7 @@ use url::Url;
 
 use super::{
     Answer, answer,
+    own_secrets::OwnSecrets,
     target::{Base, Query, target},
 };
 use crate::{
@@ -40,6 +41,7 @@ pub async fn read_answer(
         target: &target("/threads/{thread_id}/runs", &[("thread_id", "thread_1")])?,
         idempotency,
         own_key,
+        secrets: &OwnSecrets::default(),
         is_read: true,
         shows_marks: false,
         limit: usize::MAX,

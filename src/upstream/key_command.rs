@@ -17,12 +17,13 @@
 
 use std::{
     process::Stdio,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::HeaderValue;
 use prost_types::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 use tokio::{
     io::AsyncReadExt as _,
@@ -32,7 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::auth::AuthStyle;
+use super::{auth::AuthStyle, own_secrets::OwnSecrets};
 use crate::{
     reloadable::{Complaint, Reloadable, Setter, reloads},
     telemetry::Telemetry,
@@ -68,6 +69,7 @@ pub struct KeyCommand {
 
 /// A key, as it was printed.
 struct Key {
+    secret: SecretString,
     header: HeaderValue,
     expires: Option<SystemTime>,
     /// When it is to be renewed.
@@ -83,19 +85,23 @@ impl KeyCommand {
         self,
         auth: AuthStyle,
         telemetry: &Telemetry,
+        secrets: Arc<OwnSecrets>,
     ) -> Result<Reloadable<HeaderValue>, String> {
         // From now on: a signal may come before the task begins.
         let asked = reloads();
         let Key {
+            secret,
             header,
             expires,
             due,
         } = self.key(&auth).await?;
+        secrets.add(secret.expose_secret());
         let metrics = telemetry.metrics();
         let value = Reloadable::fixed(header);
         let mut keeper = Keeper {
             command: self,
             auth,
+            secrets,
             value: value.setter(),
             complaint: Complaint::new("upstream key", metrics.reload_failing("upstream key")),
             expiry: metrics.upstream_key_expiry.clone(),
@@ -152,8 +158,9 @@ fn read(printed: &[u8], auth: &AuthStyle, now: SystemTime) -> Result<Key, String
     let token = object.pointer("/status/token").and_then(Value::as_str);
     let token = token.map(str::trim).filter(|token| !token.is_empty());
     let token = token.ok_or("what it prints has no text in status.token")?;
+    let secret = SecretString::from(token);
     let header = auth
-        .value(&SecretString::from(token))
+        .value(&secret)
         .map_err(|_| "status.token is not a key that a header can hold")?;
     let expires = match object.pointer("/status/expirationTimestamp") {
         None | Some(Value::Null) => None,
@@ -173,6 +180,7 @@ fn read(printed: &[u8], auth: &AuthStyle, now: SystemTime) -> Result<Key, String
         Some(_) => return Err("the key that it prints has expired".to_owned()),
     };
     Ok(Key {
+        secret,
         header,
         expires,
         due,
@@ -183,6 +191,7 @@ fn read(printed: &[u8], auth: &AuthStyle, now: SystemTime) -> Result<Key, String
 struct Keeper {
     command: KeyCommand,
     auth: AuthStyle,
+    secrets: Arc<OwnSecrets>,
     value: Setter<HeaderValue>,
     complaint: Complaint,
     expiry: prometheus::IntGauge,
@@ -222,6 +231,7 @@ impl Keeper {
     async fn renew(&mut self, asked: bool) {
         match self.command.key(&self.auth).await {
             Ok(key) => {
+                self.secrets.add(key.secret.expose_secret());
                 self.value.set(key.header);
                 self.expires(key.expires);
                 self.due = key.due;

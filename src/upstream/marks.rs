@@ -104,9 +104,7 @@ pub(super) fn hidden(text: &[u8]) -> Vec<u8> {
 
 /// Takes marks out of what an upstream says of an error.
 pub(super) fn hide(error: &mut ErrorBody) {
-    let fields = error.fields.iter_mut();
-    let fields = fields.flat_map(|it| [&mut it.field, &mut it.message]);
-    for text in fields.chain([&mut error.message, &mut error.param]) {
+    for text in error.texts_mut() {
         if may_be_in(text.as_bytes()) {
             "metadata".clone_into(text);
         }

@@ -25,6 +25,7 @@
 //! | `reconcile.rs` | writes of which nobody knows whether they took effect: the run tells |
 //! | `required_action.rs` | what a run in `requires_action` waits for, and what a submit gives |
 //! | `key_command.rs` | a key that expires, from a command that prints it |
+//! | `own_secrets.rs` | the gateway's own secrets, which no caller reads |
 //! | `caller_mark.rs` | the mark of a caller: whose a resource is |
 //! | `isolation/` | whose a thread is, and who may use it |
 //! | `admission.rs` | how many requests there are at a time, and whose turn it is |
@@ -57,6 +58,7 @@ pub mod fuzzing;
 mod isolation;
 mod key_command;
 mod marks;
+mod own_secrets;
 mod reconcile;
 mod request;
 mod required_action;
@@ -80,8 +82,8 @@ pub use self::{
     isolation::{IsolationRules, Unmarked},
     key_command::KeyCommand,
     retry::RetryLimits,
-    settings::{HttpVersion, Upstream, UpstreamFiles},
+    settings::{HttpVersion, Upstream, UpstreamFiles, UpstreamLimits},
     stream::{EventStream, StreamBroken, UpstreamReply},
-    transport::{RENEWAL, upstream_key},
+    transport::upstream_key,
 };
 pub(crate) use self::{chat::ChatReply, error_body::is_error, required_action::Wanted};

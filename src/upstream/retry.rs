@@ -22,44 +22,55 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use http::HeaderValue;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::caller::Caller;
-use crate::error::{Delivery, Error, Idempotency, Rejection};
+use crate::{
+    error::{Delivery, Error, Idempotency, Rejection},
+    setting::{defaults, some, time},
+};
 
 /// When retries are made. [`Default`] is what the official clients of such services do, with a
 /// budget.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct RetryLimits {
-    /// Retries of one request. With 0 a call is one request, and a submit in doubt is not looked
-    /// after either.
+    /// Retries of an upstream request that failed and may be made again. 0: none.
+    ///
+    /// With 0 a call is one request, and a submit in doubt is not looked after either.
+    #[arg(id = "max-retries", long, default_value = "2")]
     pub retries: u32,
-    /// The pause before the first retry; each further one is twice as long. Up to a quarter less,
-    /// at random. What the upstream asks for overrules it.
+
+    /// The pause before the first retry, if the upstream does not say; each further one is twice as
+    /// long. Up to a quarter less, at random.
+    #[arg(id = "retry-pause", long, default_value = "500ms", value_parser = time)]
     pub pause: Duration,
-    /// The longest pause, unless the upstream asks for a longer one.
+
+    /// The longest pause before a retry, if the upstream does not say.
+    #[arg(id = "max-retry-pause", long, default_value = "8s", value_parser = time)]
     pub max_pause: Duration,
-    /// Time from the first attempt after which none is begun.
+
+    /// Time after the first attempt in which retries may begin. An upstream that asks for a longer
+    /// pause is not asked again.
+    #[arg(id = "retry-window", long, default_value = "30s", value_parser = time)]
     pub total: Duration,
-    /// Tokens that failures may use up; retries are made above half of them. 0 is no retries.
+
+    /// Failures in a row after half of which there are no retries until answers come again. 0: no
+    /// retries.
+    // gRPC's retry throttling has the same shape, and 100 and 0.1 as the usual numbers.
+    #[arg(id = "retry-budget", long, default_value = "100")]
     pub budget: u32,
-    /// Answers that give one token back.
+
+    /// Answers that make up for one failure in that budget.
+    #[arg(id = "retry-budget-answers", long, default_value = "10", value_parser = some::<u32>)]
     pub answers_per_token: u32,
 }
 
 impl Default for RetryLimits {
     fn default() -> Self {
-        Self {
-            retries: 2,
-            pause: Duration::from_millis(500),
-            max_pause: Duration::from_secs(8),
-            total: Duration::from_secs(30),
-            // gRPC's retry throttling has the same shape, and 100 and 0.1 as the usual numbers.
-            budget: 100,
-            answers_per_token: 10,
-        }
+        defaults()
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
     sse::{self, Frame, Parser, TooLong},
 };
 use crate::{
-    error::Error,
+    error::{Error, Idempotency},
     json,
     registered_waker::RegisteredWaker,
     shares::{HeldPart, Limit},
@@ -67,10 +67,15 @@ pub struct EventStream {
     held: HeldPart,
 }
 
+/// A time longer than this is longer than some clock goes.
+const LONGEST_IDLE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Sees how long reads wait. The timer is set once for many reads: when it fires, it is
 /// set again to the end of the read that waits then.
 #[derive(Default)]
 struct IdleTimer {
+    /// When the wait that is under way is over.
+    until: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     /// When it fires. Asked here and not of the timer, whose memory is seldom at hand: there are
     /// many streams, and each event comes alone.
@@ -233,9 +238,16 @@ impl Client {
 }
 
 impl Client {
-    /// The error that an event of the upstream's says, told to whoever has to mend it.
-    pub fn failed_by_event(&self, data: &[u8]) -> Error {
-        let error = answer::error_event(data, self.own_key);
+    /// The error that an event of the upstream's says, told to whoever has to mend it. What the
+    /// stream was asked for by may be repeated as `idempotency` says.
+    pub fn failed_by_event(&self, data: &[u8], idempotency: Idempotency) -> Error {
+        let mut error = answer::error_event(data, self.own_key);
+        if let Error::Rejected(rejection) = &mut error {
+            rejection.idempotency = idempotency;
+            if let Some(body) = &mut rejection.body {
+                self.secrets.hide(body);
+            }
+        }
         self.telemetry.failed(&error);
         error
     }
@@ -357,19 +369,19 @@ fn shown<'a>(frame: Frame<'a>, unmarked: &'a mut Vec<u8>) -> Frame<'a> {
 }
 
 impl IdleTimer {
-    /// What is read, unless that takes longer than `idle`. A time longer than any clock goes is for
-    /// ever.
+    /// What is read, unless that takes longer than `idle`. Dropped while it waits and asked for anew,
+    /// it goes on to wait.
     async fn within<T>(&mut self, idle: Duration, read: impl Future<Output = T>) -> Option<T> {
         let mut read = pin!(read);
-        let mut until = None;
         poll_fn(|cx| {
             if let Poll::Ready(read) = read.as_mut().poll(cx) {
+                self.until = None;
                 return Poll::Ready(Some(read));
             }
             let now = Instant::now();
-            let Some(until) = *until.get_or_insert_with(|| now.checked_add(idle)) else {
-                return Poll::Pending;
-            };
+            let until = *self
+                .until
+                .get_or_insert_with(|| now + idle.min(LONGEST_IDLE));
             // It never fires too late: no read that came before this one could wait longer.
             if self.fires.is_some_and(|fires| now < fires) && self.registered.is(cx) {
                 return Poll::Pending;

@@ -4,7 +4,7 @@
 //! in time even if nothing changes: a connection that is kept alive for ever never sees that the
 //! upstream's address has changed. Requests under way keep what they began with.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use http::{HeaderValue, header};
 use reqwest::redirect;
@@ -13,10 +13,11 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     auth::AuthStyle,
+    own_secrets::OwnSecrets,
     settings::{HttpVersion, Upstream, UpstreamFiles},
 };
 use crate::{
@@ -46,6 +47,7 @@ impl Transport {
     pub(super) fn watch(
         upstream: &Upstream,
         telemetry: &Telemetry,
+        secrets: Arc<OwnSecrets>,
     ) -> Result<Reloadable<Self>, String> {
         let UpstreamFiles { key, ca, identity } = upstream.files.clone();
         let present = (key.is_some(), ca.is_some(), identity.is_some());
@@ -91,6 +93,9 @@ impl Transport {
                 .map(|(own, _)| (own.expires, own.expiry()));
             let identity = identity.map(|(own, key)| (own.chain, key));
             let value = Self::new(&settings, key.as_ref(), roots, identity)?;
+            if let Some(key) = &key {
+                secrets.add(key.expose_secret());
+            }
             // Of what is in use, and not of what was refused.
             if let Some((expiry, (_, ends))) = expiry.as_ref().zip(times) {
                 expiry.set(ends);
@@ -105,7 +110,7 @@ impl Transport {
             what: "upstream",
             files: files.into_iter().flatten().collect(),
             interval: upstream.reload_interval,
-            renewal: upstream.renewal,
+            renewal: upstream.limits.renewal,
             failing: telemetry.metrics().reload_failing("upstream"),
         };
         Reloadable::new(source, make)
@@ -117,7 +122,8 @@ impl Transport {
         ca: Option<RootCertStore>,
         identity: Option<Identity>,
     ) -> Result<Self, String> {
-        let mut headers = upstream.headers.clone();
+        let mut headers = upstream.default_headers.clone();
+        headers.extend(upstream.headers.clone());
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         // Without it any encoding would be allowed (RFC 9110, 12.5.3).
         headers.insert(
@@ -131,6 +137,7 @@ impl Transport {
             );
         }
         // An upstream in the clear needs no roots, and reading the system's takes time.
+        let limits = &upstream.limits;
         let tls = if upstream.base.scheme() == "https" {
             Some(tls(ca, identity)?)
         } else {
@@ -146,9 +153,9 @@ impl Transport {
                 .referer(false)
                 .no_proxy()
                 .tcp_nodelay(true)
-                .tcp_keepalive(upstream.ping_interval)
-                .tcp_keepalive_interval(upstream.ping_timeout)
-                .connect_timeout(upstream.connect_timeout);
+                .tcp_keepalive(limits.ping_interval)
+                .tcp_keepalive_interval(limits.ping_timeout)
+                .connect_timeout(limits.connect_timeout);
             let mut config = tls.clone().unwrap_or_else(no_tls);
             config.alpn_protocols = protocols
                 .iter()
@@ -163,15 +170,15 @@ impl Transport {
                 client
                     .http2_initial_stream_window_size(256 << 10)
                     .http2_initial_connection_window_size(64 << 20)
-                    .http2_keep_alive_interval(upstream.ping_interval)
-                    .http2_keep_alive_timeout(upstream.ping_timeout)
+                    .http2_keep_alive_interval(limits.ping_interval)
+                    .http2_keep_alive_timeout(limits.ping_timeout)
             };
-            match upstream.http {
+            match limits.http {
                 HttpVersion::Negotiated => windows(builder(&["h2", "http/1.1"])).build(),
                 HttpVersion::Http2 => windows(builder(&["h2"])).http2_prior_knowledge().build(),
             }
         };
-        let clients = (0..upstream.requests.connection_groups())
+        let clients = (0..limits.requests.connection_groups())
             .map(|_| unary())
             .collect::<Result<_, _>>();
         let streams = builder(&["http/1.1"]).http1_only().build();
@@ -277,7 +284,3 @@ fn config(
         .unwrap_or_else(|error| unreachable!("{error}"))
         .with_root_certificates(roots)
 }
-
-/// The default of [`Upstream::renewal`]: a changed address is followed within minutes, and
-/// handshakes stay rare.
-pub const RENEWAL: Duration = Duration::from_secs(300);

@@ -463,6 +463,8 @@ async fn a_run_that_is_called_a_stream_is_read_as_the_run() {
         let gateway = spawn_gateway(&upstream.url(), &FAST).await;
         upstream.push(answer);
         upstream.push(json(200, &completed));
+        // Its steps and its messages.
+        upstream.push(json(200, &list(&[])));
         upstream.push(json(200, &list(&[])));
         let stream = gateway.runs().stream_create_run(create()).await;
         let (events, ended) = hear(stream.map(tonic::Response::into_inner)).await;

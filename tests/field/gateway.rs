@@ -76,12 +76,16 @@ enum End {
     Drain,
     /// The caller's own.
     Deadline,
+    /// The longest that the gateway allows: the caller's own is later.
+    MaxDeadline,
 }
 
 fn request<M>(end: End, message: M) -> Request<M> {
     let mut request = Request::new(message);
-    if end == End::Deadline {
-        request.set_timeout(Duration::from_millis(500));
+    match end {
+        End::Deadline => request.set_timeout(Duration::from_millis(500)),
+        End::MaxDeadline => request.set_timeout(2 * LIMIT),
+        End::StreamAge | End::ConnectionAge | End::Drain => {}
     }
     request
 }
@@ -172,8 +176,8 @@ async fn call(mut runs: Runs, name: &'static str, cancels: bool, end: End) -> St
 /// G1, G2: a run is cancelled if its caller left, or cannot know it, and asked for that.
 #[tokio::test]
 async fn a_stream_that_the_gateway_ends_does_not_look_like_a_caller_that_left() {
-    use End::{ConnectionAge, Deadline, Drain, StreamAge};
-    const ALL: [End; 4] = [StreamAge, ConnectionAge, Drain, Deadline];
+    use End::{ConnectionAge, Deadline, Drain, MaxDeadline, StreamAge};
+    const ALL: [End; 5] = [StreamAge, ConnectionAge, Drain, Deadline, MaxDeadline];
     // After its timeout a drain waits for no create, so that end is not among those of one.
     // The call, whether its first upstream answer is still to come, the ends, and what the gateway
     // answers when it closes, and whether it then cancels the run.
@@ -182,7 +186,7 @@ async fn a_stream_that_the_gateway_ends_does_not_look_like_a_caller_that_left() 
         (
             "StreamCreateRun",
             true,
-            &[StreamAge, ConnectionAge, Deadline],
+            &[StreamAge, ConnectionAge, Deadline, MaxDeadline],
             Code::Unknown,
             true,
         ),
@@ -210,7 +214,7 @@ async fn a_stream_that_the_gateway_ends_does_not_look_like_a_caller_that_left() 
         (
             "ConverseRun attach",
             true,
-            &[StreamAge, ConnectionAge],
+            &[StreamAge, ConnectionAge, MaxDeadline],
             Code::Unavailable,
             false,
         ),
@@ -280,6 +284,7 @@ async fn ended(
             "200ms",
         ],
         End::Drain => &["--drain-timeout", "500ms"],
+        End::MaxDeadline => &["--max-deadline", "500ms"],
         End::Deadline => &[],
     };
     let gateway = spawn_gateway(&upstream.url(), flags).await;
@@ -324,7 +329,7 @@ async fn ended(
         status
     };
     let status = status.unwrap_or_else(|_| panic!("{what}: never ended"));
-    let code = if end == End::Deadline {
+    let code = if matches!(end, End::Deadline | End::MaxDeadline) {
         Code::DeadlineExceeded
     } else {
         code

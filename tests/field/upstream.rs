@@ -679,6 +679,8 @@ async fn the_same_events_in_whatever_dialect() {
         upstream.push(answer);
         if expected == alone {
             upstream.push(json(200, &completed));
+            // Its steps and its messages.
+            upstream.push(json(200, &list(&[])));
             upstream.push(json(200, &list(&[])));
         }
         let stream = gateway.runs().stream_create_run(create()).await;
@@ -760,14 +762,14 @@ async fn an_error_event_is_the_status_in_its_body() {
             None,
             "",
         ),
-        // Meshes repeat UNAVAILABLE, and this began with a create.
+        // It began with a create, but which run that made is known.
         (
             "U1 overloaded",
             "event: error\n",
             r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
-            C::Unknown,
-            "OUTCOME_UNKNOWN",
-            None,
+            C::Unavailable,
+            "UPSTREAM_UNAVAILABLE",
+            seconds(1),
             "",
         ),
         (
@@ -1015,6 +1017,12 @@ async fn a_cut_stream_names_all_that_it_lost() {
             "gap()",
         ),
         (
+            "nothing was begun, no steps, and a message is listed",
+            vec![],
+            none(),
+            "gap(msg_1)",
+        ),
+        (
             "nothing was lost",
             vec![begun("msg_1"), whole("msg_1")],
             none(),
@@ -1028,6 +1036,9 @@ async fn a_cut_stream_names_all_that_it_lost() {
         upstream.push(Answer::sse(head.into_iter().chain(chunks)));
         upstream.push(json(200, &run("completed")));
         upstream.push(steps);
+        if row.starts_with("nothing was begun") {
+            upstream.push(json(200, &list(&[message("msg_1", "completed")])));
+        }
         let stream = gateway.runs().stream_create_run(create()).await;
         let (events, ended) = hear(stream.map(tonic::Response::into_inner)).await;
         assert_eq!(ended, None, "{row}");
@@ -1126,6 +1137,62 @@ async fn a_name_that_the_gateway_owns_is_refused_in_any_case_of_letters() {
     created.expect("a run");
     let body = upstream.requests()[0].body.clone();
     assert_eq!(body, r#"{"assistant_id":"asst_1","Model":"m"}"#);
+    gateway.drain().await;
+}
+
+/// The gateway's own secrets are in no error, whatever an upstream says, and in whatever shape.
+#[tokio::test]
+async fn no_error_repeats_a_secret_of_the_gateways() {
+    const KEY: &str = "sk-own-0123456789";
+    const HEADER: &str = "header-secret-1";
+    let hides = |status: &tonic::Status, what: &str| {
+        let details = String::from_utf8_lossy(status.details()).into_owned();
+        let all = format!("{:?} {details}", status.message());
+        assert!(!all.contains(KEY) && !all.contains(HEADER), "{what}: {all}");
+    };
+    let words = [
+        format!("the key {KEY} is bad"),
+        format!("Invalid Authorization header: 'Bearer {KEY}', {HEADER}"),
+    ];
+    let shapes: [fn(&str) -> String; 5] = [
+        |words| serde_json::json!({"error": {"message": words, "param": words}}).to_string(),
+        |words| {
+            let at = serde_json::json!(["header", "authorization"]);
+            serde_json::json!({"detail": [{"loc": at, "msg": words}]}).to_string()
+        },
+        |words| serde_json::json!({"title": words, "detail": words}).to_string(),
+        |words| words.to_owned(),
+        |words| format!("<html><title>{words}</title></html>"),
+    ];
+    let upstream = Upstream::start().await;
+    let header = format!("x-partner: {HEADER}");
+    let flags = ["--upstream-api-key", KEY, "--upstream-header", &header];
+    let gateway = spawn_gateway(&upstream.url(), &flags).await;
+    let get = GetRunRequest {
+        thread_id: "thread_1".to_owned(),
+        run_id: "run_1".to_owned(),
+    };
+    for (words, shape) in words
+        .iter()
+        .flat_map(|words| shapes.map(|shape| (words, shape)))
+    {
+        let body = shape(words);
+        for status in [400, 401, 402, 404, 409, 422, 429, 500, 503] {
+            upstream.push(Answer::json(status, body.clone()));
+            let asked = gateway.runs().get_run(get.clone()).await.expect_err(&body);
+            hides(&asked, &format!("{status} {body}"));
+        }
+        upstream.push(Answer::sse([run_event("queued"), event("error", &body)]));
+        let stream = gateway.runs().stream_create_run(create()).await;
+        let mut stream = stream.expect("a stream").into_inner();
+        let ended = loop {
+            match stream.message().await {
+                Ok(event) => assert!(event.is_some(), "{body}: ended with OK"),
+                Err(status) => break status,
+            }
+        };
+        hides(&ended, &format!("error event {body}"));
+    }
     gateway.drain().await;
 }
 

@@ -10,14 +10,10 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
 use runs_gateway::{
     runs::{PollLimits, SharedResume, StreamLimits, StreamedEvent, Streams},
     telemetry::Telemetry,
-    upstream::{
-        AuthStyle, Caller, Client, HttpVersion, RENEWAL, RequestLimits, RetryLimits,
-        Upstream as Target, UpstreamFiles,
-    },
+    upstream::{Caller, Client, Upstream as Target},
     v1::{Run, RunEvent, RunStatus, WatchRunRequest},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -60,25 +56,7 @@ fn by(credential: &str, run_id: &str) -> Request<WatchRunRequest> {
 
 /// Streams without a gateway around them, so that a test knows when a watcher has joined.
 async fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
-    let target = Target {
-        base: upstream.url().parse().expect("a URL"),
-        auth: AuthStyle::Bearer,
-        key: None,
-        key_command: None,
-        headers: HeaderMap::new(),
-        connect_timeout: Duration::from_secs(5),
-        answer_timeout: Duration::from_secs(60),
-        max_answer_bytes: 1 << 20,
-        max_event_bytes: 1 << 20,
-        http: HttpVersion::Negotiated,
-        ping_interval: None,
-        ping_timeout: Duration::from_secs(10),
-        requests: RequestLimits::default(),
-        retry: RetryLimits::default(),
-        files: UpstreamFiles::default(),
-        reload_interval: Duration::from_secs(5),
-        renewal: RENEWAL,
-    };
+    let target = Target::new(upstream.url().parse().expect("a URL"));
     let client = Client::new(&target, &Telemetry::default())
         .await
         .expect("a client");

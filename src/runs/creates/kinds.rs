@@ -522,7 +522,9 @@ async fn named(
             }
             Received::Done => break,
             Received::Error(data) => {
-                return Err(streams.client.failed_by_event(&data));
+                return Err(streams
+                    .client
+                    .failed_by_event(&data, Idempotency::NonIdempotent));
             }
         }
         let resume = progress.resume();

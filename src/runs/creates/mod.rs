@@ -26,6 +26,7 @@ mod replicas;
 
 use std::{sync::Arc, time::Duration};
 
+use clap::Args;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout_at},
@@ -45,32 +46,36 @@ pub(super) use self::{
 use super::Streams;
 use crate::{
     error::Error,
+    setting::{defaults, time},
     upstream::{Caller, Client, CreateMark},
     v1::{ActiveRunPolicy, CreateThreadRequest, ThreadResource},
 };
 
 /// Limits of creates. [`Default`] suits most deployments.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct CreateLimits {
-    /// Creates that wait for the active run of one thread, behind the one whose turn it is. One
-    /// more is refused.
+    /// Creates that wait for the active run of one thread (`on_active_run`), behind the one whose
+    /// turn it is; one more is refused.
+    #[arg(long, default_value = "100")]
     pub active_run_queue: usize,
+
     /// How long a create waits for an active run that requires action.
+    #[arg(id = "active-run-action-wait", long, default_value = "1m", value_parser = time)]
     pub action_wait: Duration,
-    /// How long a create whose outcome is not known is looked for.
+
+    /// How long a create with a `request_id` whose answer was lost is looked for.
+    #[arg(id = "request-id-look", long, default_value = "10s", value_parser = time)]
     pub look: Duration,
-    /// The creates with a `request_id` that are remembered.
+
+    /// Creates with a `request_id` that a replica remembers, for ten minutes; the oldest are
+    /// forgotten.
+    #[arg(id = "max-request-ids", long, default_value = "10000")]
     pub request_ids: usize,
 }
 
 impl Default for CreateLimits {
     fn default() -> Self {
-        Self {
-            active_run_queue: 100,
-            action_wait: Duration::from_secs(60),
-            look: Duration::from_secs(10),
-            request_ids: 10_000,
-        }
+        defaults()
     }
 }
 

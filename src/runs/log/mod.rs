@@ -33,7 +33,10 @@ use std::{fmt::Debug, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use clap::Args;
 use tokio::time::timeout;
+
+use crate::setting::{defaults, some, some_time};
 
 pub(super) use board::{Board, STAY, Turn};
 pub(super) use creates::{CreateTurn, SharedCreate};
@@ -47,38 +50,45 @@ pub use redis::RedisStore;
 pub(super) const PAGE_BYTES: usize = 256 << 10;
 
 /// Limits of the event log. [`Default`] suits most deployments.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Event log")]
 pub struct LogLimits {
-    /// The most that all logs take in memory, in bytes. The oldest are dropped.
+    /// The most that all logs take in memory, in bytes; the oldest are dropped.
+    #[arg(id = "event-log-bytes", long, default_value_t = 64 << 20, value_parser = some::<usize>)]
     pub bytes: usize,
-    /// The most that the log of one run takes, in bytes. Its oldest entries are dropped.
+
+    /// The most that the log of one run takes, in bytes; its oldest entries are dropped.
+    #[arg(id = "event-log-run-bytes", long, default_value_t = 16 << 20, value_parser = some::<usize>)]
     pub run_bytes: usize,
-    /// The most entries in the log of one run. Its oldest entries are dropped.
+
+    /// The most entries in the log of one run; its oldest are dropped.
+    #[arg(id = "event-log-run-entries", long, default_value = "10000", value_parser = some::<usize>)]
     pub run_entries: usize,
+
     /// How long a log is kept after its run has ended.
+    #[arg(id = "event-log-ttl", long, default_value = "10m", value_parser = some_time)]
     pub ttl: Duration,
+
     /// How long a log is kept without a new entry while its run has not ended.
+    #[arg(id = "event-log-live-ttl", long, default_value = "2h", value_parser = some_time)]
     pub live_ttl: Duration,
-    /// How long a live stream waits for the store. After that it goes on without being recorded.
+
+    /// How long a live stream waits for the store before it goes on without being recorded.
+    #[arg(id = "event-log-timeout", long, default_value = "1s", value_parser = some_time)]
     pub timeout: Duration,
+
     /// How long nobody else may write to a log after its writer was last heard of.
+    #[arg(id = "event-log-lease", long, default_value = "10s", value_parser = some_time)]
     pub lease: Duration,
-    /// How long a run is recorded at the longest.
+
+    /// How long a run is recorded at the longest, whoever reads it.
+    #[arg(id = "max-source-age", long, default_value = "1h", value_parser = some_time)]
     pub source_age: Duration,
 }
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self {
-            bytes: 64 << 20,
-            run_bytes: 16 << 20,
-            run_entries: 10_000,
-            ttl: Duration::from_secs(10 * 60),
-            live_ttl: Duration::from_secs(2 * 60 * 60),
-            timeout: Duration::from_secs(1),
-            lease: Duration::from_secs(10),
-            source_age: Duration::from_secs(60 * 60),
-        }
+        defaults()
     }
 }
 

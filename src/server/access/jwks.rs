@@ -12,6 +12,7 @@
 use std::{fmt, future::ready, pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
+use clap::Args;
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
@@ -27,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use super::super::jitter::jittered;
-use crate::{reloadable::Reloadable, upstream::fetch_document};
+use crate::{reloadable::Reloadable, setting::some_time, upstream::fetch_document};
 
 /// The largest set that is fetched, in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -183,15 +184,29 @@ impl Jwks {
 }
 
 /// How keys by URL are fetched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Args)]
 pub struct FetchRules {
-    /// The age at which they are fetched again.
+    /// The age at which keys of --jwt-jwks-url are fetched again. If that fails, it is tried ten
+    /// times as often.
+    #[arg(id = "jwt-jwks-renewal", long, default_value = "5m", value_parser = some_time,
+        requires = "jwt_jwks_url", conflicts_with = "jwt_jwks_file")]
     pub renewal: Duration,
-    /// The age at which they are used no longer, if they could not be fetched again.
+
+    /// The age at which keys of --jwt-jwks-url that could not be fetched again are used no longer:
+    /// no JWT is admitted then.
+    #[arg(id = "jwt-jwks-max-age", long, default_value = "1h", value_parser = some_time,
+        requires = "jwt_jwks_url", conflicts_with = "jwt_jwks_file")]
     pub max_age: Duration,
-    /// The shortest time between the end of a fetch and the next.
+
+    /// The shortest time between two fetches of --jwt-jwks-url, however many JWTs name keys that
+    /// are not known.
+    #[arg(id = "jwt-jwks-pause", long, default_value = "5s", value_parser = some_time,
+        requires = "jwt_jwks_url", conflicts_with = "jwt_jwks_file")]
     pub pause: Duration,
-    /// The longest time of a fetch, connecting included.
+
+    /// The longest time of a fetch of --jwt-jwks-url, and for which calls wait for it.
+    #[arg(id = "jwt-jwks-timeout", long, default_value = "5s", value_parser = some_time,
+        requires = "jwt_jwks_url", conflicts_with = "jwt_jwks_file")]
     pub timeout: Duration,
 }
 

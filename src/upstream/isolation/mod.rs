@@ -21,6 +21,7 @@ mod memory;
 
 use std::{ops::Deref, sync::Mutex, time::Duration};
 
+use clap::ValueEnum;
 use http::{HeaderMap, Method};
 
 use self::memory::{Memory, Verdict, lock};
@@ -35,7 +36,7 @@ const NAMELESS: &str =
     "its certificate has no name, and callers are told apart by their names (--isolate-callers)";
 
 /// Who may use what nobody is marked to have made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Unmarked {
     /// All callers.
     Allow,

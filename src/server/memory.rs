@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path};
 
-use crate::server::Limits;
+/// What may be held for callers where not even the machine says what it has.
+const FALLBACK: usize = 1 << 30;
 
 /// As many bytes as may be held for callers where nobody says how many: a quarter. The rest is for
 /// what is not counted byte by byte, the event log, and what the allocator has not given back:
@@ -12,9 +13,7 @@ pub(super) fn held_bytes() -> usize {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limits = group_limits(&groups, read).chain(total(&machine));
-    limits
-        .min()
-        .map_or_else(|| Limits::default().held_bytes, |bytes| bytes / 4)
+    limits.min().map_or(FALLBACK, |bytes| bytes / 4)
 }
 
 /// The limits of the groups (v2) that the process is in, and of those above them. In a container
