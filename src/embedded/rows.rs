@@ -155,7 +155,7 @@ fn upsert<T>(rows: &mut Vec<T>, row: T, id: impl Fn(&T) -> &str) {
 
 fn add_to_message((message, delta): (&mut ThreadMessage, MessageDeltaBody)) {
     for piece in delta.content {
-        let index = usize::try_from(piece.index.unwrap_or_default()).unwrap_or_default();
+        let index = usize::try_from(piece.index()).unwrap_or_default();
         if index >= message.content.len() {
             message.content.push(ContentPart {
                 r#type: piece.r#type,
@@ -180,12 +180,12 @@ fn add_to_step((step, delta): (&mut RunStep, RunStepDeltaBody)) {
         return;
     };
     for piece in delta.tool_calls {
-        let index = usize::try_from(piece.index.unwrap_or_default()).unwrap_or_default();
+        let index = usize::try_from(piece.index()).unwrap_or_default();
         if let Some(call) = details.tool_calls.get_mut(index) {
             let function = call.function.as_mut().zip(piece.function);
             if let Some((function, more)) = function {
                 let arguments = function.arguments.get_or_insert_default();
-                arguments.push_str(&more.arguments.unwrap_or_default());
+                arguments.push_str(more.arguments());
             }
         } else {
             // It said that there are none yet.

@@ -1,6 +1,6 @@
 //! A thread and its messages, as they are made of what callers send.
 
-use std::{iter, time::Duration};
+use std::time::Duration;
 
 use super::{
     clock::stamp,
@@ -23,12 +23,11 @@ pub(super) fn create(spec: ThreadSpec, now: Duration) -> Vec<Change> {
         metadata: spec.metadata,
         extra_json: String::new(),
     };
+    let id = thread.id.clone();
+    let mut changes = vec![Row::Thread(thread).with_event("thread.created")];
     let messages = spec.messages.into_iter();
-    let messages = messages.map(|input| Row::Message(message(&thread.id, input, now)));
-    let messages: Vec<_> = messages.map(Row::without_event).collect();
-    iter::once(Row::Thread(thread).with_event("thread.created"))
-        .chain(messages)
-        .collect()
+    changes.extend(messages.map(|input| Row::Message(message(&id, input, now)).without_event()));
+    changes
 }
 
 /// A caller adds a message, which gets no event.
