@@ -1,9 +1,9 @@
 //! What moves runs on: one task for each run that is at work, from queued until it waits for
 //! outputs or ends.
 //!
-//! Must hold: the task keeps no state of the run; it looks at the run anew after every pause, and
-//! leaves when the run was cancelled, expired or deleted meanwhile. A caller that goes away does
-//! not matter to it.
+//! Must hold: the task keeps nothing of the run but the reply that it reads; it looks at the run anew
+//! after every pause, and leaves when the run was cancelled, expired or deleted meanwhile. A caller
+//! that goes away does not matter to it.
 
 use std::{sync::Arc, time::Duration};
 

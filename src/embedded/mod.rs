@@ -10,7 +10,7 @@
 //! | `assistants`, `threads`, `messages`, `runs`, `steps` | the routes |
 //! | `store` | what is remembered, within [`Limits`] |
 //! | `rows` | what there is to remember of a thread, and to tell when it changes |
-//! | `thread`, `run` | transitions: from rows and what happens to other rows and events |
+//! | `thread`, `run` | transitions: given rows and what happens, the rows and events that follow |
 //! | `drive` | the task that moves a run on |
 //! | `model`, `prompt`, `call_order` | what answers, as a run sees it, what it is told, and the order of its calls |
 //! | `builtin`, `sample`, `steering` | the model that is always there |

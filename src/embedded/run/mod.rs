@@ -114,44 +114,7 @@ impl Run {
         let Some(mut step) = self.close_step(RunStepStatus::Completed, None, now) else {
             return Err(Error::internal());
         };
-        let expected: Vec<&str> = step
-            .step_details
-            .iter()
-            .flat_map(|it| &it.tool_calls)
-            .map(|call| call.id.as_str())
-            .collect();
-        let got: Vec<&str> = outputs
-            .iter()
-            .map(|output| output.tool_call_id.as_str())
-            .collect();
-        let (mut all, mut given) = (expected.clone(), got.clone());
-        all.sort_unstable();
-        given.sort_unstable();
-        if all != given {
-            let list = |ids: Vec<&str>| {
-                ids.iter()
-                    .map(|id| format!("'{id}'"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let message = format!(
-                "Expected tool outputs for call_ids [{}], got [{}]",
-                list(expected),
-                list(got)
-            );
-            return Err(Error::conflict(message));
-        }
-        if let Some(details) = &mut step.step_details {
-            for output in outputs {
-                let call = details
-                    .tool_calls
-                    .iter_mut()
-                    .find(|call| call.id == output.tool_call_id);
-                if let Some(function) = call.and_then(|call| call.function.as_mut()) {
-                    function.output = Some(output.output.unwrap_or_default());
-                }
-            }
-        }
+        give(&mut step, outputs)?;
         let run = v1::Run {
             status: RunStatus::Queued.into(),
             required_action: None,
@@ -303,4 +266,37 @@ impl Run {
 
 fn told(event: &'static str, run: v1::Run) -> Change {
     Row::Run(Box::new(run)).with_event(event)
+}
+
+/// Gives the calls of a step their outputs, which have to be those of all of them.
+fn give(step: &mut RunStep, outputs: Vec<ToolOutput>) -> Result<(), Error> {
+    let calls = step.step_details.iter_mut();
+    let mut calls: Vec<_> = calls.flat_map(|it| &mut it.tool_calls).collect();
+    let expected: Vec<_> = calls.iter().map(|call| &*call.id).collect();
+    let got: Vec<_> = outputs.iter().map(|output| &*output.tool_call_id).collect();
+    let (mut all, mut given) = (expected.clone(), got.clone());
+    all.sort_unstable();
+    given.sort_unstable();
+    if all != given {
+        let list = |ids: Vec<&str>| {
+            let ids: Vec<_> = ids.iter().map(|id| format!("'{id}'")).collect();
+            ids.join(", ")
+        };
+        let (expected, got) = (list(expected), list(got));
+        return Err(Error::conflict(format!(
+            "Expected tool outputs for call_ids [{expected}], got [{got}]"
+        )));
+    }
+    for ToolOutput {
+        tool_call_id,
+        output,
+        ..
+    } in outputs
+    {
+        let call = calls.iter_mut().find(|call| call.id == tool_call_id);
+        if let Some(function) = call.and_then(|call| call.function.as_mut()) {
+            function.output = Some(output.unwrap_or_default());
+        }
+    }
+    Ok(())
 }

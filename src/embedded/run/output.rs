@@ -38,15 +38,15 @@ impl Run {
             Some(last) if last.r#type() == kind => content.len() - 1,
             _ => content.len(),
         };
-        let (value, refusal) = if kind == ContentPartType::Text {
+        let (text, refusal) = if kind == ContentPartType::Text {
+            let text = TextContent {
+                value: Some(text),
+                ..TextContent::default()
+            };
             (Some(text), None)
         } else {
             (None, Some(text))
         };
-        let text = value.map(|value| TextContent {
-            value: Some(value),
-            ..TextContent::default()
-        });
         let part = ContentPartDelta {
             index: i32::try_from(index).ok(),
             r#type: kind.into(),
