@@ -116,7 +116,7 @@ impl Model for ChatModel {
         reply
     }
 
-    fn unsupported(&self, run: &Run, messages: &[ThreadMessage]) -> Option<Unsupported> {
+    fn unsupported(&self, run: &Run, messages: &[&ThreadMessage]) -> Option<Unsupported> {
         request::unsupported(run, messages)
     }
 }

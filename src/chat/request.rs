@@ -85,7 +85,7 @@ pub(super) fn of(prompt: &Prompt, name: Option<&str>, context: i64) -> Result<Re
 }
 
 /// What of a run a chat-completions endpoint cannot do.
-pub(super) fn unsupported(run: &Run, messages: &[ThreadMessage]) -> Option<Unsupported> {
+pub(super) fn unsupported(run: &Run, messages: &[&ThreadMessage]) -> Option<Unsupported> {
     let needs_files = |kind: ToolType| match kind {
         ToolType::CodeInterpreter => Some("code_interpreter"),
         ToolType::FileSearch => Some("file_search"),

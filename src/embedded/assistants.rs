@@ -61,7 +61,7 @@ async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, E
         extra_json: String::new(),
     };
     let created = answer(&assistant);
-    api.store().add_assistant(assistant);
+    api.store().put_assistant(assistant);
     Ok(created)
 }
 
@@ -88,7 +88,7 @@ async fn modify(
 ) -> Result<Response, Error> {
     let body = Body::<AssistantSpec>::read(&bytes, &tables::ASSISTANT)?;
     let mut store = api.store();
-    let assistant = store.assistant(&id)?;
+    let mut assistant = store.assistant(&id)?.clone();
     // `null` and empty forms clear a member, which only the JSON can tell from its absence.
     let names = |member| body.names(member);
     let spec = body.message.clone();
@@ -125,7 +125,9 @@ async fn modify(
     if names("response_format") {
         assistant.response_format = spec.response_format;
     }
-    Ok(answer(assistant))
+    let modified = answer(&assistant);
+    store.put_assistant(assistant);
+    Ok(modified)
 }
 
 async fn delete(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {

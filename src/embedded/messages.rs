@@ -16,7 +16,8 @@ use super::{
     body::{Body, answer},
     error::Error,
     page::Query,
-    tables,
+    rows::Row,
+    tables, thread,
 };
 use crate::v1::{DeleteMessageResponse, ListMessagesResponse, MessageInput, MessageUpdate};
 
@@ -37,14 +38,10 @@ async fn create(
     let message = Body::<MessageInput>::read(&bytes, &tables::MESSAGE)?.message;
     let now = api.clock.now();
     api.store().write(&thread_id, now, |thread| {
-        if let Some(run) = thread.active_run() {
-            let message = format!(
-                "Can't add messages to {thread_id} while a run {} is active.",
-                run.resource.id
-            );
-            return Err(Error::conflict(message));
-        }
-        Ok(answer(thread.add_message(message, now)))
+        let message = thread::add_message(thread.rows(), message, now)?;
+        let created = answer(&message);
+        thread.apply([Row::Message(message).without_event()]);
+        Ok(created)
     })
 }
 
@@ -55,8 +52,8 @@ async fn list(
 ) -> Result<Response, Error> {
     let query = Query::of(&uri, &["run_id"])?;
     let mut store = api.store();
-    let messages = store.thread(&thread_id, api.clock.now())?.messages.iter();
-    let of_run = messages.filter(|message| {
+    let rows = store.thread(&thread_id, api.clock.now())?.rows();
+    let of_run = rows.messages.iter().filter(|message| {
         query
             .run_id
             .as_ref()
@@ -79,11 +76,9 @@ async fn read(
     State(api): State<Arc<Api>>,
     Path((thread_id, id)): Place,
 ) -> Result<Response, Error> {
-    Ok(answer(
-        api.store()
-            .thread(&thread_id, api.clock.now())?
-            .message(&id)?,
-    ))
+    let mut store = api.store();
+    let rows = store.thread(&thread_id, api.clock.now())?.rows();
+    Ok(answer(rows.message(&id)?))
 }
 
 async fn modify(
@@ -93,11 +88,13 @@ async fn modify(
 ) -> Result<Response, Error> {
     let body = Body::<MessageUpdate>::read(&bytes, &tables::UPDATE)?;
     api.store().write(&thread_id, api.clock.now(), |thread| {
-        let message = thread.message(&id)?;
+        let mut message = thread.rows().message(&id)?.clone();
         if body.names("metadata") {
             message.metadata = body.message.metadata;
         }
-        Ok(answer(message))
+        let modified = answer(&message);
+        thread.apply([Row::Message(message).without_event()]);
+        Ok(modified)
     })
 }
 
@@ -106,8 +103,8 @@ async fn delete(
     Path((thread_id, id)): Place,
 ) -> Result<Response, Error> {
     api.store().write(&thread_id, api.clock.now(), |thread| {
-        thread.message(&id)?;
-        thread.messages.retain(|message| message.id != id);
+        thread.rows().message(&id)?;
+        thread.apply([Row::DeletedMessage(id.clone()).without_event()]);
         Ok(())
     })?;
     Ok(answer(&DeleteMessageResponse {

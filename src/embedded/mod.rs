@@ -9,8 +9,10 @@
 //! |---|---|
 //! | `assistants`, `threads`, `messages`, `runs`, `steps` | the routes |
 //! | `store` | what is remembered, within [`Limits`] |
-//! | `run`, `drive` | a run's states and events, and the task that moves it on |
-//! | `model`, `prompt` | what answers, as a run sees it, and what it is told |
+//! | `rows` | what there is to remember of a thread, and to tell when it changes |
+//! | `thread`, `run` | transitions: given rows and what happens, the rows and events that follow |
+//! | `drive` | the task that moves a run on |
+//! | `model`, `prompt`, `call_order` | what answers, as a run sees it, what it is told, and the order of its calls |
 //! | `builtin`, `sample`, `steering` | the model that is always there |
 //! | `stream` | event streams |
 //! | `body`, `tables`, `shape`, `page`, `error` | bodies, their validation, lists, errors |
@@ -23,6 +25,7 @@
 mod assistants;
 mod body;
 mod builtin;
+mod call_order;
 mod clock;
 mod codec;
 mod drive;
@@ -33,6 +36,7 @@ mod messages;
 pub(crate) mod model;
 mod page;
 mod prompt;
+mod rows;
 mod run;
 mod runs;
 mod sample;
@@ -42,6 +46,7 @@ mod steps;
 mod store;
 mod stream;
 mod tables;
+mod thread;
 mod threads;
 pub(crate) mod v1;
 

@@ -29,7 +29,7 @@ pub(crate) trait Model: Send + Sync {
 
     /// What of a run that is to be made it cannot do; `None` if it can do all of it. `messages` are
     /// those of the thread.
-    fn unsupported(&self, _run: &v1::Run, _messages: &[ThreadMessage]) -> Option<Unsupported> {
+    fn unsupported(&self, _run: &v1::Run, _messages: &[&ThreadMessage]) -> Option<Unsupported> {
         None
     }
 }

@@ -5,7 +5,7 @@
 
 use super::{
     model::{Call, Prompt, PromptMessage, PromptPart},
-    run::Run,
+    rows::Run,
 };
 use crate::v1::{
     ContentPart, ContentPartType, ImageDetail, MessageRole, RunStep, ThreadMessage, ToolCall,
@@ -40,8 +40,8 @@ pub(super) fn of(run: &Run, messages: &[ThreadMessage]) -> Prompt {
         reasoning_effort: resource.reasoning_effort.clone(),
         max_prompt_tokens: resource.max_prompt_tokens,
         max_completion_tokens: resource.max_completion_tokens,
-        spent: run.spent,
-        steering: run.steering.clone(),
+        spent: run.progress.spent,
+        steering: run.steering(),
     }
 }
 

@@ -29,7 +29,8 @@ async fn list(
 ) -> Result<Response, Error> {
     let query = Query::of(&uri, &["include[]"])?;
     let mut store = api.store();
-    let (run, _) = store.thread(&thread_id, api.clock.now())?.run(&run_id)?;
+    let rows = store.thread(&thread_id, api.clock.now())?.rows();
+    let run = rows.run(&run_id)?;
     let page = query.page(run.steps.iter(), |step| &step.id)?;
     Ok(answer(&ListRunStepsResponse {
         object: "list".to_owned(),
@@ -46,8 +47,9 @@ async fn read(
     Path((thread_id, run_id, id)): Path<(String, String, String)>,
 ) -> Result<Response, Error> {
     let mut store = api.store();
-    let (run, _) = store.thread(&thread_id, api.clock.now())?.run(&run_id)?;
-    let step = run
+    let rows = store.thread(&thread_id, api.clock.now())?.rows();
+    let step = rows
+        .run(&run_id)?
         .steps
         .iter()
         .find(|step| step.id == id)

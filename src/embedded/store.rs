@@ -1,29 +1,29 @@
 //! What the API remembers: assistants, and threads with their messages and runs.
 //!
-//! Must hold: memory is bounded by [`Limits`]: the threads that were not used for longest go, never
-//! one whose run is active or that was used within the last second ([`USED`]), and where none can
-//! go, what would add to them is refused; whoever looks at a thread sees its run as it is now,
-//! expired if its time is over, whether or not a task has come to say so. One lock guards it all:
-//! requests are short, and nothing waits while it is held.
+//! Must hold: a thread's rows change, and events are published, in [`Thread::apply`] and nowhere
+//! else; memory is bounded by [`Limits`]: the threads that were not used for longest go, never one
+//! whose run is active or that was used within the last second ([`USED`]), and where none can go,
+//! what would add to them is refused; whoever looks at a thread sees its run as it is now, expired
+//! if its time is over, whether or not a task has come to say so. One lock guards it all: requests
+//! are short, and nothing waits while it is held.
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
-use prost::Message as _;
+use tokio::sync::Notify;
 
 use super::{
     Limits,
     clock::stamp,
     error::Error,
-    id,
-    run::{Ending, Run, is_active},
+    rows::{Change, Row, Rows},
+    run::Ending,
+    stream::Events,
 };
-use crate::v1::{
-    Assistant, ContentPart, ContentPartType, InputContentPart, MessageInput, MessageStatus,
-    TextContent, ThreadMessage, ThreadResource, ThreadSpec,
-};
+use crate::v1::{Assistant, RunStatus};
 
 /// The id of the assistant that is always there, for callers that cannot make one, as those of the
 /// gateway cannot.
@@ -43,11 +43,11 @@ pub(super) struct Store {
 
 /// A thread and all that is on it.
 pub(super) struct Thread {
-    pub(super) resource: ThreadResource,
-    /// In the order of their creation.
-    pub(super) messages: Vec<ThreadMessage>,
-    /// In the order of their creation: only the last one can be active.
-    pub(super) runs: Vec<Run>,
+    rows: Rows,
+    /// Where the events of the last run go.
+    events: Events,
+    /// Wakes the task that drives the last run.
+    wake: Arc<Notify>,
     bytes: usize,
     /// When it was used last, and which use that was.
     used: (Duration, u64),
@@ -79,16 +79,18 @@ impl Store {
         self.assistants.iter()
     }
 
-    pub(super) fn assistant(&mut self, id: &str) -> Result<&mut Assistant, Error> {
-        let assistant = self
-            .assistants
-            .iter_mut()
-            .find(|assistant| assistant.id == id);
+    pub(super) fn assistant(&self, id: &str) -> Result<&Assistant, Error> {
+        let assistant = self.assistants().find(|assistant| assistant.id == id);
         assistant.ok_or_else(|| Error::not_found("assistant", id))
     }
 
-    pub(super) fn add_assistant(&mut self, assistant: Assistant) {
-        self.assistants.push_back(assistant);
+    /// Keeps an assistant, in the place of its older form if there is one.
+    pub(super) fn put_assistant(&mut self, assistant: Assistant) {
+        let mut assistants = self.assistants.iter_mut();
+        match assistants.find(|it| it.id == assistant.id) {
+            Some(older) => *older = assistant,
+            None => self.assistants.push_back(assistant),
+        }
         if self.assistants.len() > self.limits.assistants + 1 {
             self.assistants.remove(1);
         }
@@ -105,7 +107,7 @@ impl Store {
     /// Adds a thread, if there is room for one.
     pub(super) fn add_thread(&mut self, thread: Thread, now: Duration) -> Result<(), Error> {
         self.make_room(1, now)?;
-        let id = thread.resource.id.clone();
+        let id = thread.rows.resource.id.clone();
         self.threads.insert(id.clone(), thread);
         self.thread(&id, now)?;
         self.weigh(&id, now);
@@ -129,8 +131,8 @@ impl Store {
             .ok_or_else(|| Error::not_found("thread", id))?;
         self.uses += 1;
         thread.used = (now, self.uses);
-        if let Some(run) = thread.runs.last_mut().filter(|run| run.is_due(now)) {
-            run.end(Ending::Expired, &mut thread.messages, now);
+        if let Some(run) = thread.rows.active_run().filter(|run| run.is_due(now)) {
+            thread.apply(run.end(Ending::Expired, &thread.rows.messages, now));
         }
         Ok(thread)
     }
@@ -177,112 +179,75 @@ impl Store {
     }
 }
 
+impl Drop for Thread {
+    /// Nobody can see it any more: what drives its run is to stop.
+    fn drop(&mut self) {
+        self.wake.notify_one();
+    }
+}
+
 impl Thread {
-    pub(super) fn new(spec: ThreadSpec, now: Duration) -> Self {
-        let resource = ThreadResource {
-            id: id::new("thread"),
-            object: "thread".to_owned(),
-            created_at: Some(stamp(now)),
-            tool_resources: spec.tool_resources,
-            metadata: spec.metadata,
-            extra_json: String::new(),
-        };
+    /// A thread that is being made. The events of its run go to `events`.
+    pub(super) fn new(created: Vec<Change>, events: Events, now: Duration) -> Self {
         let mut thread = Self {
-            resource,
-            messages: Vec::new(),
-            runs: Vec::new(),
+            rows: Rows::default(),
+            events,
+            wake: Arc::default(),
             bytes: 0,
             used: (now, 0),
         };
-        for message in spec.messages {
-            thread.add_message(message, now);
-        }
+        thread.apply(created);
         thread
     }
 
-    pub(super) fn id(&self) -> &str {
-        &self.resource.id
+    pub(super) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// Wakes when the last run has been cancelled, or the thread is gone.
+    pub(super) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    /// From now on the events of its run go to `events`.
+    pub(super) fn follow(&mut self, events: Events) {
+        self.events = events;
+        self.wake = Arc::default();
+    }
+
+    /// Keeps the rows of a transition and publishes its events.
+    pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for Change { row, event } in changes {
+            if let Some(event) = event {
+                self.publish(event, &row);
+            }
+            self.rows.put(row);
+        }
+    }
+
+    /// Publishes an event. `done` follows where there are no more until somebody asks for them.
+    fn publish(&mut self, event: &str, row: &Row) {
+        self.events.send(event, row);
+        let Row::Run(run) = row else { return };
+        match run.status() {
+            RunStatus::Queued | RunStatus::InProgress => {}
+            RunStatus::Cancelling => self.wake.notify_one(),
+            _ => self.events.done(),
+        }
     }
 
     /// Nobody uses it, nor waits for its run.
     fn may_go(&self, now: Duration) -> bool {
-        let is_at_work = self.active_run().is_some_and(|run| !run.is_due(now));
+        let active = self.rows.active_run();
+        let is_at_work = active.is_some_and(|run| !run.is_due(now));
         !is_at_work && now.saturating_sub(self.used.0) >= USED
-    }
-
-    /// The run that holds the thread, if there is one.
-    pub(super) fn active_run(&self) -> Option<&Run> {
-        self.runs
-            .last()
-            .filter(|run| is_active(run.resource.status()))
-    }
-
-    /// A run, and the messages that it may write to.
-    pub(super) fn run(&mut self, id: &str) -> Result<(&mut Run, &mut Vec<ThreadMessage>), Error> {
-        let run = self
-            .runs
-            .iter_mut()
-            .find(|run| run.resource.id == id)
-            .ok_or_else(|| Error::not_found("run", id))?;
-        Ok((run, &mut self.messages))
-    }
-
-    pub(super) fn message(&mut self, id: &str) -> Result<&mut ThreadMessage, Error> {
-        self.messages
-            .iter_mut()
-            .find(|message| message.id == id)
-            .ok_or_else(|| Error::not_found("message", id))
-    }
-
-    /// Adds a message that a caller sent.
-    pub(super) fn add_message(&mut self, input: MessageInput, now: Duration) -> &ThreadMessage {
-        let content = input.content.unwrap_or_default();
-        let bare = content.text.map(|text| InputContentPart {
-            text: Some(text),
-            ..InputContentPart::default()
-        });
-        let message = ThreadMessage {
-            id: id::new("msg"),
-            object: "thread.message".to_owned(),
-            created_at: Some(stamp(now)),
-            thread_id: self.resource.id.clone(),
-            status: MessageStatus::Completed.into(),
-            completed_at: Some(stamp(now)),
-            role: input.role,
-            content: bare.into_iter().chain(content.parts).map(part).collect(),
-            attachments: input.attachments,
-            metadata: input.metadata,
-            ..ThreadMessage::default()
-        };
-        self.messages.push(message);
-        &self.messages[self.messages.len() - 1]
     }
 
     /// Drops what is beyond the limits and measures the rest.
     fn weight(&mut self, limits: &Limits) -> usize {
-        self.messages
-            .drain(..self.messages.len().saturating_sub(limits.messages));
-        self.runs
-            .drain(..self.runs.len().saturating_sub(limits.runs.max(1)));
-        let messages: usize = self.messages.iter().map(prost::Message::encoded_len).sum();
-        let runs: usize = self.runs.iter().map(Run::weight).sum();
-        self.resource.encoded_len() + messages + runs
-    }
-}
-
-fn part(input: InputContentPart) -> ContentPart {
-    let kind = match (input.r#type(), &input.text) {
-        (ContentPartType::Unspecified, Some(_)) => ContentPartType::Text,
-        (kind, _) => kind,
-    };
-    ContentPart {
-        r#type: kind.into(),
-        text: input.text.map(|text| TextContent {
-            value: Some(text),
-            ..TextContent::default()
-        }),
-        image_file: input.image_file,
-        image_url: input.image_url,
-        ..ContentPart::default()
+        let Rows { messages, runs, .. } = &mut self.rows;
+        messages.drain(..messages.len().saturating_sub(limits.messages));
+        runs.drain(..runs.len().saturating_sub(limits.runs.max(1)));
+        self.rows.weight()
     }
 }

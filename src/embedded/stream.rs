@@ -1,9 +1,8 @@
 //! Event streams: what happens to a run, as server-sent events.
 //!
-//! Must hold: an event is sent by the very line that changes the run, so that streams and polling
-//! cannot disagree; a reader that is slow or gone holds nobody up. What waits for a slow reader is
-//! one round of one run, which the model bounds: hence a queue without a limit. A stream ends in
-//! `done`, or, if the run was taken away under it, in an `error` event.
+//! Must hold: a reader that is slow or gone holds nobody up. What waits for a slow reader is one
+//! round of one run, which the model bounds: hence a queue without a limit. A stream ends in `done`,
+//! or, if the run was taken away under it, in an `error` event.
 
 use std::{
     convert::Infallible,
@@ -19,8 +18,8 @@ use axum::{
 use http_body::Frame;
 use tokio::sync::mpsc;
 
-use super::error::Error;
-use crate::json::{self, Document};
+use super::{error::Error, rows::Row};
+use crate::json;
 
 /// Where the events of a round go; nowhere, unless somebody asked for them.
 #[derive(Debug, Default)]
@@ -47,9 +46,20 @@ impl Events {
         )
     }
 
-    pub(super) fn send<M: Document>(&mut self, name: &str, data: &M) {
+    /// Sends an event whose data are this row.
+    pub(super) fn send(&mut self, name: &str, row: &Row) {
         let Some(to) = &self.0 else { return };
-        let Ok(data) = json::encode(data) else {
+        let data = match row {
+            Row::Thread(row) => json::encode(row),
+            Row::Message(row) => json::encode(row),
+            Row::MessageDelta(row) => json::encode(row),
+            Row::Run(row) => json::encode(&**row),
+            Row::Step(row) => json::encode(&**row),
+            Row::StepDelta(row) => json::encode(row),
+            // Callers do not see these.
+            Row::DeletedMessage(_) | Row::Progress(_) => return,
+        };
+        let Ok(data) = data else {
             // What cannot be written cannot have been read. The stream ends in an error.
             self.0 = None;
             return;

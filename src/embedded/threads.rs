@@ -14,8 +14,10 @@ use super::{
     Api,
     body::{Body, answer},
     error::Error,
+    rows::Row,
     store::Thread,
-    tables,
+    stream::Events,
+    tables, thread,
 };
 use crate::v1::{DeleteThreadResponse, ThreadSpec};
 
@@ -29,14 +31,16 @@ pub(super) fn routes() -> Router<Arc<Api>> {
 async fn create(State(api): State<Arc<Api>>, bytes: Bytes) -> Result<Response, Error> {
     let spec = Body::<ThreadSpec>::read(&bytes, &tables::THREAD)?.message;
     let now = api.clock.now();
-    let thread = Thread::new(spec, now);
-    let created = answer(&thread.resource);
+    let thread = Thread::new(thread::create(spec, now), Events::default(), now);
+    let created = answer(&thread.rows().resource);
     api.store().add_thread(thread, now)?;
     Ok(created)
 }
 
 async fn read(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Error> {
-    Ok(answer(&api.store().thread(&id, api.clock.now())?.resource))
+    let mut store = api.store();
+    let rows = store.thread(&id, api.clock.now())?.rows();
+    Ok(answer(&rows.resource))
 }
 
 async fn modify(
@@ -47,13 +51,16 @@ async fn modify(
     let body = Body::<ThreadSpec>::read(&bytes, &tables::THREAD_UPDATE)?;
     api.store().write(&id, api.clock.now(), |thread| {
         let (metadata, tool_resources) = (body.names("metadata"), body.names("tool_resources"));
+        let mut row = thread.rows().resource.clone();
         if metadata {
-            thread.resource.metadata = body.message.metadata;
+            row.metadata = body.message.metadata;
         }
         if tool_resources {
-            thread.resource.tool_resources = body.message.tool_resources;
+            row.tool_resources = body.message.tool_resources;
         }
-        Ok(answer(&thread.resource))
+        let modified = answer(&row);
+        thread.apply([Row::Thread(row).without_event()]);
+        Ok(modified)
     })
 }
 

@@ -40,6 +40,11 @@ impl OnModel {
     pub(crate) async fn start(flags: &[&str]) -> Self {
         let model = Upstream::start().await;
         let url = format!("{}/v1", model.url());
+        Self::start_at(model, &url, flags).await
+    }
+
+    /// The same, with the model's URL.
+    pub(crate) async fn start_at(model: Upstream, url: &str, flags: &[&str]) -> Self {
         let free = "127.0.0.1:0";
         let mut words = vec![
             "runs-gateway",
@@ -49,7 +54,7 @@ impl OnModel {
             "--admin-listen",
             free,
         ];
-        words.extend(["--model-url", &url, "--retry-pause", "1ms"]);
+        words.extend(["--model-url", url, "--retry-pause", "1ms"]);
         words.extend(flags);
         let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
         let Command::Dev(args) = cli.command else {

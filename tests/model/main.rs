@@ -3,6 +3,10 @@
 //!
 //! With `RUNS_OPENAPI` naming the API's schema document, every event and every run is held to it.
 
+#[path = "../access/certificates.rs"]
+mod certificates;
+#[path = "../access/front.rs"]
+mod front;
 #[path = "../embedded/schema.rs"]
 mod schema;
 #[path = "../support/mod.rs"]
@@ -16,3 +20,4 @@ mod logs;
 mod refused;
 mod replies;
 mod requests;
+mod tls;

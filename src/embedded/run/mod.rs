@@ -6,58 +6,31 @@
 //!   in_progress ──> completed | incomplete | failed
 //! ```
 //!
-//! Must hold: every change of a state sends its event, here and nowhere else; a run that has ended
-//! never changes but for its metadata; after `done`, which follows `requires_action` and the end,
-//! there are no events until somebody asks for more. No clock and no model in here: the time and
-//! the pieces of the answer are handed in.
+//! Must hold: every change of a state has its event; a run that has ended never changes but for its
+//! metadata. No clock and no store in here: the time, the rows and the pieces of the answer are
+//! handed in, and new ids come from `id`.
 
-mod call_order;
+mod create;
 mod output;
+#[cfg(test)]
+mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use call_order::CallOrder;
-use output::usage;
-use prost::Message as _;
-use tokio::sync::Notify;
+pub(super) use create::create;
+use output::{closed, usage};
 
 use super::{
     clock::stamp,
     error::Error,
     model::{End, ModelChunk, Tokens},
-    steering::Steering,
-    stream::Events,
+    rows::{Change, Progress, Row, Run},
 };
 use crate::v1::{
     self, ContentPartType, RequiredAction, RequiredActionType, RequiredFunctionCall,
     RequiredToolCall, RunError, RunIncompleteDetails, RunStatus, RunStep, RunStepStatus,
-    RunStepType, SubmitToolOutputsAction, ThreadMessage, ToolOutput,
+    SubmitToolOutputsAction, ThreadMessage, ToolOutput,
 };
-
-pub(super) struct Run {
-    pub(super) resource: v1::Run,
-    pub(super) steps: Vec<RunStep>,
-    /// What its metadata asks for.
-    pub(super) steering: Steering,
-    /// When it is to be moved on.
-    pub(super) due: Duration,
-    /// Wakes the task that drives the run, when it has been cancelled.
-    pub(super) wake: Arc<Notify>,
-    events: Events,
-    /// The calls of this round.
-    calls: CallOrder,
-    /// The cost of the last reply, until its step is completed.
-    reply: Tokens,
-    /// The cost of all replies.
-    pub(super) spent: Tokens,
-}
-
-impl Drop for Run {
-    /// Nobody can see it any more: whoever drives it is to stop.
-    fn drop(&mut self) {
-        self.wake.notify_one();
-    }
-}
 
 /// How a run ends.
 #[derive(Debug)]
@@ -70,12 +43,6 @@ pub(super) enum Ending {
     Expired,
 }
 
-/// Whether a run in this state holds its thread.
-pub(super) fn is_active(status: RunStatus) -> bool {
-    use RunStatus::{Cancelling, InProgress, Queued, RequiresAction};
-    matches!(status, Queued | InProgress | RequiresAction | Cancelling)
-}
-
 /// A status as JSON has it.
 pub(super) fn status_name(status: RunStatus) -> String {
     status
@@ -85,107 +52,58 @@ pub(super) fn status_name(status: RunStatus) -> String {
 }
 
 impl Run {
-    pub(super) fn new(
-        resource: v1::Run,
-        steering: Steering,
-        events: Events,
-        now: Duration,
-    ) -> Self {
-        let mut run = Self {
-            resource,
-            steps: Vec::new(),
-            due: now + steering.step,
-            steering,
-            wake: Arc::default(),
-            events,
-            calls: CallOrder::default(),
-            reply: Tokens::default(),
-            spent: Tokens::default(),
-        };
-        run.resource.status = RunStatus::Queued.into();
-        run.send("created");
-        run.send("queued");
-        run
-    }
-
-    /// Whether its time is over.
-    pub(super) fn is_due(&self, now: Duration) -> bool {
-        is_active(self.resource.status())
-            && self
-                .resource
-                .expires_at
-                .is_some_and(|expiry| expiry.seconds <= stamp(now).seconds)
-    }
-
-    pub(super) fn weight(&self) -> usize {
-        self.resource.encoded_len()
-            + self
-                .steps
-                .iter()
-                .map(prost::Message::encoded_len)
-                .sum::<usize>()
-    }
-
     /// The model sets to work.
-    pub(super) fn begin(&mut self, now: Duration) {
-        self.resource.status = RunStatus::InProgress.into();
-        self.resource.started_at = Some(stamp(now));
-        self.due = now + self.steering.step;
-        self.send("in_progress");
-    }
-
-    /// A piece of the model's reply has come.
-    pub(super) fn take(
-        &mut self,
-        piece: ModelChunk,
-        messages: &mut Vec<ThreadMessage>,
-        now: Duration,
-    ) {
-        self.due = now + self.steering.piece;
-        let held = if piece.is_last() {
-            self.calls.end()
-        } else {
-            Vec::new()
+    pub(super) fn begin(&self, now: Duration) -> Vec<Change> {
+        let run = v1::Run {
+            status: RunStatus::InProgress.into(),
+            started_at: Some(stamp(now)),
+            ..self.resource.clone()
         };
-        for piece in held.into_iter().chain(self.calls.take(piece)) {
-            self.take_in_order(piece, messages, now);
-        }
+        vec![told("thread.run.in_progress", run), self.rest(now)]
     }
 
-    fn take_in_order(
-        &mut self,
+    /// A piece of the model's reply has come. Those of calls come in the order of the calls.
+    pub(super) fn take(
+        &self,
         piece: ModelChunk,
-        messages: &mut Vec<ThreadMessage>,
+        messages: &[ThreadMessage],
         now: Duration,
-    ) {
-        match piece {
+    ) -> Vec<Change> {
+        let due = now + self.steering().piece;
+        let mut progress = Progress {
+            due,
+            ..self.progress
+        };
+        let mut changes = match piece {
             ModelChunk::Text(text) => self.write(ContentPartType::Text, text, messages, now),
             ModelChunk::Refusal(text) => self.write(ContentPartType::Refusal, text, messages, now),
             ModelChunk::Call { id, name } => self.call(id, name, messages, now),
             ModelChunk::Arguments { call, text } => self.arguments(call, text),
             ModelChunk::End(end, cost) => {
-                self.reply = cost;
-                self.spent.add(cost);
-                let calls = self
-                    .open_step()
-                    .is_some_and(|step| step.r#type() == RunStepType::ToolCalls);
-                match end {
-                    End::Whole if calls => self.require_action(),
-                    End::Whole => self.end(Ending::Completed, messages, now),
-                    end => self.end(Ending::Incomplete(end), messages, now),
+                progress.reply = cost;
+                progress.spent.add(cost);
+                let run = Self {
+                    progress,
+                    ..self.clone()
+                };
+                match (end, run.open_calls()) {
+                    (End::Whole, Some(step)) => vec![run.require_action(step)],
+                    (End::Whole, None) => run.end(Ending::Completed, messages, now),
+                    (end, _) => run.end(Ending::Incomplete(end), messages, now),
                 }
             }
             ModelChunk::Failed(error) => self.end(Ending::Failed(error), messages, now),
-        }
+        };
+        changes.push(Row::Progress(progress).without_event());
+        changes
     }
 
-    /// The outputs of this round's calls have come, and more events may be wanted.
+    /// The outputs of this round's calls have come.
     pub(super) fn submit(
-        &mut self,
+        &self,
         outputs: Vec<ToolOutput>,
-        events: Events,
         now: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Change>, Error> {
         let status = self.resource.status();
         if status != RunStatus::RequiresAction {
             let status = status_name(status);
@@ -193,58 +111,29 @@ impl Run {
                 "Runs in status \"{status}\" do not accept tool outputs."
             )));
         }
-        let Some(step) = self.open_step() else {
+        let Some(mut step) = self.close_step(RunStepStatus::Completed, None, now) else {
             return Err(Error::internal());
         };
-        let expected: Vec<&str> = step
-            .step_details
-            .iter()
-            .flat_map(|it| &it.tool_calls)
-            .map(|call| call.id.as_str())
-            .collect();
-        let got: Vec<&str> = outputs
-            .iter()
-            .map(|output| output.tool_call_id.as_str())
-            .collect();
-        let (mut all, mut given) = (expected.clone(), got.clone());
-        all.sort_unstable();
-        given.sort_unstable();
-        if all != given {
-            let list = |ids: Vec<&str>| {
-                ids.iter()
-                    .map(|id| format!("'{id}'"))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let message = format!(
-                "Expected tool outputs for call_ids [{}], got [{}]",
-                list(expected),
-                list(got)
-            );
-            return Err(Error::conflict(message));
-        }
-        if let Some(details) = &mut step.step_details {
-            for output in outputs {
-                let call = details
-                    .tool_calls
-                    .iter_mut()
-                    .find(|call| call.id == output.tool_call_id);
-                if let Some(function) = call.and_then(|call| call.function.as_mut()) {
-                    function.output = Some(output.output.unwrap_or_default());
-                }
-            }
-        }
-        self.events = events;
-        self.close_step(RunStepStatus::Completed, None, now);
-        self.resource.required_action = None;
-        self.resource.status = RunStatus::Queued.into();
-        self.due = now + self.steering.step;
-        self.send("queued");
-        Ok(())
+        give(&mut step, outputs)?;
+        let run = v1::Run {
+            status: RunStatus::Queued.into(),
+            required_action: None,
+            ..self.resource.clone()
+        };
+        let progress = Progress {
+            due: now + self.steering().step,
+            reply: Tokens::default(),
+            ..self.progress
+        };
+        Ok(vec![
+            closed(step),
+            told("thread.run.queued", run),
+            Row::Progress(progress).without_event(),
+        ])
     }
 
     /// Somebody wants the run to stop.
-    pub(super) fn cancel(&mut self, now: Duration) -> Result<(), Error> {
+    pub(super) fn cancel(&self, now: Duration) -> Result<Vec<Change>, Error> {
         use RunStatus::{InProgress, Queued, RequiresAction};
         let status = self.resource.status();
         if !matches!(status, Queued | InProgress | RequiresAction) {
@@ -253,15 +142,20 @@ impl Run {
                 "Cannot cancel run with status '{status}'."
             )));
         }
-        self.resource.status = RunStatus::Cancelling.into();
-        self.due = now + self.steering.step;
-        self.send("cancelling");
-        self.wake.notify_one();
-        Ok(())
+        let run = v1::Run {
+            status: RunStatus::Cancelling.into(),
+            ..self.resource.clone()
+        };
+        Ok(vec![told("thread.run.cancelling", run), self.rest(now)])
     }
 
     /// The run is over, and with it what it was at.
-    pub(super) fn end(&mut self, ending: Ending, messages: &mut [ThreadMessage], now: Duration) {
+    pub(super) fn end(
+        &self,
+        ending: Ending,
+        messages: &[ThreadMessage],
+        now: Duration,
+    ) -> Vec<Change> {
         let at = Some(stamp(now));
         let (step, cut) = match &ending {
             Ending::Completed => (RunStepStatus::Completed, None),
@@ -271,24 +165,30 @@ impl Run {
             Ending::Cancelled => (RunStepStatus::Cancelled, Some("run_cancelled")),
             Ending::Expired => (RunStepStatus::Expired, Some("run_expired")),
         };
-        self.close_message(cut, messages, now);
         let error = if let Ending::Failed(error) = &ending {
             Some(error.clone())
         } else {
             None
         };
-        self.close_step(step, error, now);
-        for step in &mut self.steps {
-            step.expires_at = None;
+        let mut changes = Vec::from_iter(self.close_message(cut, messages, now));
+        let mut steps = self.steps.clone();
+        if let Some(step) = self.close_step(step, error, now) {
+            changes.push(closed(step.clone()));
+            steps.pop();
+            steps.push(step);
         }
-        let run = &mut self.resource;
-        run.usage = Some(usage(self.spent));
+        changes.extend(steps.into_iter().map(|step| {
+            let expires_at = None;
+            Row::Step(Box::new(RunStep { expires_at, ..step })).without_event()
+        }));
+        let mut run = self.resource.clone();
+        run.usage = Some(usage(self.progress.spent));
         run.required_action = None;
         let expires_at = run.expires_at.take();
         let (status, event) = match ending {
             Ending::Completed => {
                 run.completed_at = at;
-                (RunStatus::Completed, "completed")
+                (RunStatus::Completed, "thread.run.completed")
             }
             Ending::Incomplete(end) => {
                 let reason = match end {
@@ -301,33 +201,31 @@ impl Run {
                     reason: reason.to_owned(),
                     ..RunIncompleteDetails::default()
                 });
-                (RunStatus::Incomplete, "incomplete")
+                (RunStatus::Incomplete, "thread.run.incomplete")
             }
             Ending::Failed(error) => {
                 run.failed_at = at;
                 run.last_error = Some(error);
-                (RunStatus::Failed, "failed")
+                (RunStatus::Failed, "thread.run.failed")
             }
             Ending::Cancelled => {
                 run.cancelled_at = at;
-                (RunStatus::Cancelled, "cancelled")
+                (RunStatus::Cancelled, "thread.run.cancelled")
             }
             Ending::Expired => {
                 run.expires_at = expires_at;
-                (RunStatus::Expired, "expired")
+                (RunStatus::Expired, "thread.run.expired")
             }
         };
         run.status = status.into();
-        self.send(event);
-        self.events.done();
+        changes.push(told(event, run));
+        changes
     }
 
-    fn require_action(&mut self) {
-        let calls = self
-            .steps
-            .last()
-            .and_then(|step| step.step_details.as_ref())
-            .map(|details| &details.tool_calls);
+    /// The outputs of the step's calls are wanted.
+    fn require_action(&self, step: &RunStep) -> Change {
+        let details = step.step_details.as_ref();
+        let calls = details.map(|details| &details.tool_calls);
         let calls = calls.into_iter().flatten().map(|call| {
             let function = call.function.as_ref().map(|function| RequiredFunctionCall {
                 name: function.name.clone(),
@@ -345,18 +243,60 @@ impl Run {
             tool_calls: calls.collect(),
             ..SubmitToolOutputsAction::default()
         };
-        self.resource.required_action = Some(RequiredAction {
+        let action = RequiredAction {
             r#type: RequiredActionType::SubmitToolOutputs.into(),
             submit_tool_outputs: Some(action),
             ..RequiredAction::default()
-        });
-        self.resource.status = RunStatus::RequiresAction.into();
-        self.send("requires_action");
-        self.events.done();
+        };
+        let run = v1::Run {
+            status: RunStatus::RequiresAction.into(),
+            required_action: Some(action),
+            ..self.resource.clone()
+        };
+        told("thread.run.requires_action", run)
     }
 
-    fn send(&mut self, event: &str) {
-        self.events
-            .send(&format!("thread.run.{event}"), &self.resource);
+    /// Nothing happens to it for the pause before a step.
+    fn rest(&self, now: Duration) -> Change {
+        let due = now + self.steering().step;
+        let progress = self.progress;
+        Row::Progress(Progress { due, ..progress }).without_event()
     }
+}
+
+fn told(event: &'static str, run: v1::Run) -> Change {
+    Row::Run(Box::new(run)).with_event(event)
+}
+
+/// Gives the calls of a step their outputs, which have to be those of all of them.
+fn give(step: &mut RunStep, outputs: Vec<ToolOutput>) -> Result<(), Error> {
+    let calls = step.step_details.iter_mut();
+    let mut calls: Vec<_> = calls.flat_map(|it| &mut it.tool_calls).collect();
+    let expected: Vec<_> = calls.iter().map(|call| &*call.id).collect();
+    let got: Vec<_> = outputs.iter().map(|output| &*output.tool_call_id).collect();
+    let (mut all, mut given) = (expected.clone(), got.clone());
+    all.sort_unstable();
+    given.sort_unstable();
+    if all != given {
+        let list = |ids: Vec<&str>| {
+            let ids: Vec<_> = ids.iter().map(|id| format!("'{id}'")).collect();
+            ids.join(", ")
+        };
+        let (expected, got) = (list(expected), list(got));
+        return Err(Error::conflict(format!(
+            "Expected tool outputs for call_ids [{expected}], got [{got}]"
+        )));
+    }
+    for ToolOutput {
+        tool_call_id,
+        output,
+        ..
+    } in outputs
+    {
+        let call = calls.iter_mut().find(|call| call.id == tool_call_id);
+        if let Some(function) = call.and_then(|call| call.function.as_mut()) {
+            function.output = Some(output.unwrap_or_default());
+        }
+    }
+    Ok(())
 }

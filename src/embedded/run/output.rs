@@ -1,20 +1,18 @@
 //! What a run writes while it is at work: steps, the message of an answer, calls and their
 //! arguments.
 //!
-//! Must hold: only the last step is ever in progress, and a step is closed before the next begins;
-//! what a delta adds is added to the resource by the same function.
+//! Must hold: only the last step is ever in progress, and a step is closed before the next begins.
 
 use std::time::Duration;
 
-use super::{Run, Tokens, stamp};
+use super::{Change, Row, Run, Tokens, stamp};
 use crate::{
     embedded::id,
     v1::{
-        CompletionTokensDetails, ContentPart, ContentPartDelta, ContentPartType, FunctionCall,
-        MessageCreation, MessageDelta, MessageDeltaBody, MessageIncompleteDetails, MessageRole,
-        MessageStatus, PromptTokensDetails, RunError, RunStep, RunStepDelta, RunStepDeltaBody,
-        RunStepStatus, RunStepType, StepDetails, TextContent, ThreadMessage, ToolCall, ToolType,
-        Usage,
+        CompletionTokensDetails, ContentPartDelta, ContentPartType, FunctionCall, MessageCreation,
+        MessageDelta, MessageDeltaBody, MessageIncompleteDetails, MessageRole, MessageStatus,
+        PromptTokensDetails, RunError, RunStep, RunStepDelta, RunStepDeltaBody, RunStepStatus,
+        RunStepType, StepDetails, TextContent, ThreadMessage, ToolCall, ToolType, Usage,
     },
 };
 
@@ -22,59 +20,35 @@ use crate::{
 const MAX_ID: usize = 256;
 
 impl Run {
+    /// More of the answer, or of the refusal to answer.
     pub(super) fn write(
-        &mut self,
+        &self,
         kind: ContentPartType,
         text: String,
-        messages: &mut Vec<ThreadMessage>,
+        messages: &[ThreadMessage],
         now: Duration,
-    ) {
-        let open = self
-            .open_step()
-            .filter(|step| step.r#type() == RunStepType::MessageCreation);
-        let created = open.and_then(|step| step.step_details.as_ref()?.message_creation.as_ref());
-        let message_id = created.map(|created| created.message_id.clone());
-        let message_id = message_id.unwrap_or_else(|| self.open_message(messages, now));
-        let (value, refusal) = if kind == ContentPartType::Text {
+    ) -> Vec<Change> {
+        let (mut changes, id) = match self.open_message() {
+            Some(id) => (Vec::new(), id.to_owned()),
+            None => self.begin_message(now),
+        };
+        let message = messages.iter().rfind(|message| message.id == id);
+        let content = message.map_or(&[][..], |message| &message.content);
+        let index = match content.last() {
+            Some(last) if last.r#type() == kind => content.len() - 1,
+            _ => content.len(),
+        };
+        let (text, refusal) = if kind == ContentPartType::Text {
+            let text = TextContent {
+                value: Some(text),
+                ..TextContent::default()
+            };
             (Some(text), None)
         } else {
             (None, Some(text))
         };
-        let index = messages
-            .iter_mut()
-            .rfind(|message| message.id == message_id)
-            .map_or(0, |message| {
-                if message
-                    .content
-                    .last()
-                    .is_none_or(|part| part.r#type() != kind)
-                {
-                    message.content.push(ContentPart {
-                        r#type: kind.into(),
-                        ..ContentPart::default()
-                    });
-                }
-                let index = message.content.len() - 1;
-                let part = &mut message.content[index];
-                if let Some(value) = &value {
-                    part.text
-                        .get_or_insert_default()
-                        .value
-                        .get_or_insert_default()
-                        .push_str(value);
-                }
-                if let Some(refusal) = &refusal {
-                    part.refusal.get_or_insert_default().push_str(refusal);
-                }
-                index
-            });
-        let text = value.map(|value| TextContent {
-            value: Some(value),
-            ..TextContent::default()
-        });
-        let index = i32::try_from(index).ok();
         let part = ContentPartDelta {
-            index,
+            index: i32::try_from(index).ok(),
             r#type: kind.into(),
             text,
             refusal,
@@ -86,20 +60,17 @@ impl Run {
         };
         let object = "thread.message.delta".to_owned();
         let delta = MessageDelta {
-            id: message_id,
+            id,
             object,
             delta: Some(body),
             ..MessageDelta::default()
         };
-        self.events.send("thread.message.delta", &delta);
+        changes.push(Row::MessageDelta(delta).with_event("thread.message.delta"));
+        changes
     }
 
-    /// Begins a message in a step of its own, and gives its id.
-    pub(super) fn open_message(
-        &mut self,
-        messages: &mut Vec<ThreadMessage>,
-        now: Duration,
-    ) -> String {
+    /// Begins a message in a step of its own; gives its id, too.
+    fn begin_message(&self, now: Duration) -> (Vec<Change>, String) {
         let message = ThreadMessage {
             id: id::new("msg"),
             object: "thread.message".to_owned(),
@@ -111,39 +82,47 @@ impl Run {
             run_id: self.resource.id.clone(),
             ..ThreadMessage::default()
         };
+        let id = message.id.clone();
         let created = MessageCreation {
-            message_id: message.id.clone(),
+            message_id: id.clone(),
             ..MessageCreation::default()
         };
-        self.begin_step(RunStepType::MessageCreation, Some(created), now);
-        self.events.send("thread.message.created", &message);
-        self.events.send("thread.message.in_progress", &message);
-        let id = message.id.clone();
-        messages.push(message);
-        id
+        let mut changes = begun(self.step(RunStepType::MessageCreation, Some(created), now));
+        let message = Row::Message(message);
+        changes.extend([
+            message.clone().with_event("thread.message.created"),
+            message.with_event("thread.message.in_progress"),
+        ]);
+        (changes, id)
     }
 
+    /// A call begins.
     pub(super) fn call(
-        &mut self,
+        &self,
         id: String,
         name: String,
-        messages: &mut [ThreadMessage],
+        messages: &[ThreadMessage],
         now: Duration,
-    ) {
-        if self
-            .open_step()
-            .is_none_or(|step| step.r#type() != RunStepType::ToolCalls)
-        {
-            self.close_message(None, messages, now);
-            self.close_step(RunStepStatus::Completed, None, now);
-            self.begin_step(RunStepType::ToolCalls, None, now);
-        }
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let (step_id, index) = if let Some(step) = self.open_calls() {
+            (step.id.clone(), calls(step).len())
+        } else {
+            changes.extend(self.close_message(None, messages, now));
+            let written = self.close_step(RunStepStatus::Completed, None, now);
+            changes.extend(written.map(closed));
+            let step = self.step(RunStepType::ToolCalls, None, now);
+            let id = step.id.clone();
+            changes.extend(begun(step));
+            (id, 0)
+        };
         let function = FunctionCall {
             name,
             arguments: Some(String::new()),
             ..FunctionCall::default()
         };
         let call = ToolCall {
+            index: i32::try_from(index).ok(),
             id: if self.may_be_of_a_call(&id) {
                 id
             } else {
@@ -153,61 +132,57 @@ impl Run {
             function: Some(function),
             ..ToolCall::default()
         };
-        let Some(details) = self.open_step().and_then(|step| step.step_details.as_mut()) else {
-            return;
-        };
-        let index = i32::try_from(details.tool_calls.len()).ok();
-        details.extra_json.clear();
-        details.tool_calls.push(call.clone());
-        self.send_step_delta(ToolCall { index, ..call });
+        changes.push(step_delta(step_id, call));
+        changes
     }
 
     /// Whether the id that a model gave can be a call's: some models give none, or one for all.
     fn may_be_of_a_call(&self, id: &str) -> bool {
-        let made = self.steps.iter().flat_map(|step| &step.step_details);
-        let mut made = made.flat_map(|details| &details.tool_calls);
+        let mut made = self.steps.iter().flat_map(calls);
         (1..=MAX_ID).contains(&id.chars().count()) && made.all(|call| call.id != id)
     }
 
-    pub(super) fn arguments(&mut self, call: usize, text: String) {
-        let Some(details) = self.open_step().and_then(|step| step.step_details.as_mut()) else {
-            return;
-        };
-        let index = i32::try_from(call).ok();
-        let Some(function) = details
-            .tool_calls
-            .get_mut(call)
-            .and_then(|call| call.function.as_mut())
-        else {
-            return;
-        };
-        function.arguments.get_or_insert_default().push_str(&text);
+    /// More of the arguments of the call with this number.
+    pub(super) fn arguments(&self, call: usize, text: String) -> Vec<Change> {
+        let step = self.open_calls().filter(|step| call < calls(step).len());
         let function = FunctionCall {
             arguments: Some(text),
             ..FunctionCall::default()
         };
-        let r#type = ToolType::Function.into();
-        self.send_step_delta(ToolCall {
-            index,
-            r#type,
+        let piece = ToolCall {
+            index: i32::try_from(call).ok(),
+            r#type: ToolType::Function.into(),
             function: Some(function),
             ..ToolCall::default()
-        });
+        };
+        Vec::from_iter(step.map(|step| step_delta(step.id.clone(), piece)))
     }
 
     /// The step that is in progress: only the last one can be.
-    pub(super) fn open_step(&mut self) -> Option<&mut RunStep> {
-        self.steps
-            .last_mut()
-            .filter(|step| step.status() == RunStepStatus::InProgress)
+    fn open_step(&self) -> Option<&RunStep> {
+        let last = self.steps.last();
+        last.filter(|step| step.status() == RunStepStatus::InProgress)
     }
 
-    pub(super) fn begin_step(
-        &mut self,
+    /// The step that is in progress, if it is one of calls.
+    pub(super) fn open_calls(&self) -> Option<&RunStep> {
+        let open = self.open_step();
+        open.filter(|step| step.r#type() == RunStepType::ToolCalls)
+    }
+
+    /// The id of the message that is being written, if there is one.
+    fn open_message(&self) -> Option<&str> {
+        let details = self.open_step()?.step_details.as_ref()?;
+        Some(&details.message_creation.as_ref()?.message_id)
+    }
+
+    /// A step that begins.
+    fn step(
+        &self,
         kind: RunStepType,
         message_creation: Option<MessageCreation>,
         now: Duration,
-    ) {
+    ) -> RunStep {
         // Services show the empty list of calls that are yet to come; a list in a field is only
         // written when it has entries.
         let none_yet = if kind == RunStepType::ToolCalls {
@@ -221,7 +196,7 @@ impl Run {
             extra_json: none_yet.to_owned(),
             ..StepDetails::default()
         };
-        let step = RunStep {
+        RunStep {
             id: id::new("step"),
             object: "thread.run.step".to_owned(),
             created_at: Some(stamp(now)),
@@ -233,22 +208,19 @@ impl Run {
             step_details: Some(step_details),
             expires_at: self.resource.expires_at,
             ..RunStep::default()
-        };
-        self.events.send("thread.run.step.created", &step);
-        self.events.send("thread.run.step.in_progress", &step);
-        self.steps.push(step);
+        }
     }
 
+    /// The step that is in progress as it is when it has ended, if there is one.
     pub(super) fn close_step(
-        &mut self,
+        &self,
         status: RunStepStatus,
         error: Option<RunError>,
         now: Duration,
-    ) {
-        let (at, reply) = (Some(stamp(now)), std::mem::take(&mut self.reply));
-        let Some(step) = self.open_step() else { return };
+    ) -> Option<RunStep> {
+        let mut step = self.open_step()?.clone();
         step.status = status.into();
-        step.usage = Some(usage(reply));
+        step.usage = Some(usage(self.progress.reply));
         step.last_error = error.map(|error| RunError {
             // A step has no other words than these two.
             code: if error.code == "rate_limit_exceeded" {
@@ -258,48 +230,27 @@ impl Run {
             },
             ..error
         });
-        let event = match status {
-            RunStepStatus::Failed => {
-                step.failed_at = at;
-                "thread.run.step.failed"
-            }
-            RunStepStatus::Cancelled => {
-                step.cancelled_at = at;
-                "thread.run.step.cancelled"
-            }
-            RunStepStatus::Expired => {
-                step.expired_at = at;
-                "thread.run.step.expired"
-            }
-            _ => {
-                step.completed_at = at;
-                "thread.run.step.completed"
-            }
+        let ended_at = match status {
+            RunStepStatus::Failed => &mut step.failed_at,
+            RunStepStatus::Cancelled => &mut step.cancelled_at,
+            RunStepStatus::Expired => &mut step.expired_at,
+            _ => &mut step.completed_at,
         };
-        let step = step.clone();
-        self.events.send(event, &step);
+        *ended_at = Some(stamp(now));
+        Some(step)
     }
 
     /// Ends the message that is being written, if there is one: whole, or cut for the given reason.
     pub(super) fn close_message(
-        &mut self,
+        &self,
         cut: Option<&str>,
-        messages: &mut [ThreadMessage],
+        messages: &[ThreadMessage],
         now: Duration,
-    ) {
-        let Some(details) = self.open_step().and_then(|step| step.step_details.as_ref()) else {
-            return;
-        };
-        let Some(created) = &details.message_creation else {
-            return;
-        };
+    ) -> Option<Change> {
+        let id = self.open_message()?;
         // It is not there any more if a caller has deleted it.
-        let Some(message) = messages
-            .iter_mut()
-            .rfind(|message| message.id == created.message_id)
-        else {
-            return;
-        };
+        let message = messages.iter().rfind(|message| message.id == id)?;
+        let mut message = message.clone();
         let (status, event) = if let Some(reason) = cut {
             let reason = reason.to_owned();
             message.incomplete_details = Some(MessageIncompleteDetails {
@@ -313,31 +264,53 @@ impl Run {
             (MessageStatus::Completed, "thread.message.completed")
         };
         message.status = status.into();
-        self.events.send(event, message);
+        Some(Row::Message(message).with_event(event))
     }
+}
 
-    fn send_step_delta(&mut self, call: ToolCall) {
-        let Some(step) = self.steps.last() else {
-            return;
-        };
-        let details = StepDetails {
-            r#type: RunStepType::ToolCalls.into(),
-            tool_calls: vec![call],
-            ..StepDetails::default()
-        };
-        let body = RunStepDeltaBody {
-            step_details: Some(details),
-            ..RunStepDeltaBody::default()
-        };
-        let object = "thread.run.step.delta".to_owned();
-        let delta = RunStepDelta {
-            id: step.id.clone(),
-            object,
-            delta: Some(body),
-            ..RunStepDelta::default()
-        };
-        self.events.send("thread.run.step.delta", &delta);
-    }
+fn calls(step: &RunStep) -> &[ToolCall] {
+    let details = step.step_details.as_ref();
+    details.map_or(&[], |details| &details.tool_calls)
+}
+
+/// A step has begun.
+fn begun(step: RunStep) -> Vec<Change> {
+    let step = Row::Step(Box::new(step));
+    vec![
+        step.clone().with_event("thread.run.step.created"),
+        step.with_event("thread.run.step.in_progress"),
+    ]
+}
+
+/// A step has ended.
+pub(super) fn closed(step: RunStep) -> Change {
+    let event = match step.status() {
+        RunStepStatus::Failed => "thread.run.step.failed",
+        RunStepStatus::Cancelled => "thread.run.step.cancelled",
+        RunStepStatus::Expired => "thread.run.step.expired",
+        _ => "thread.run.step.completed",
+    };
+    Row::Step(Box::new(step)).with_event(event)
+}
+
+fn step_delta(step_id: String, call: ToolCall) -> Change {
+    let details = StepDetails {
+        r#type: RunStepType::ToolCalls.into(),
+        tool_calls: vec![call],
+        ..StepDetails::default()
+    };
+    let body = RunStepDeltaBody {
+        step_details: Some(details),
+        ..RunStepDeltaBody::default()
+    };
+    let object = "thread.run.step.delta".to_owned();
+    let delta = RunStepDelta {
+        id: step_id,
+        object,
+        delta: Some(body),
+        ..RunStepDelta::default()
+    };
+    Row::StepDelta(delta).with_event("thread.run.step.delta")
 }
 
 /// The cost as the API writes it.

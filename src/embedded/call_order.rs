@@ -4,13 +4,13 @@
 //! its official clients take a piece of another call for the end of the one before. So a call
 //! begins when the arguments of the one before are whole, or when the model has ended.
 //!
-//! Must hold: pure; every piece comes out once; pieces of calls that come one after the other are
-//! not held back.
+//! Must hold: every piece comes out once, at the latest before the last one of the reply; pieces of
+//! calls that come one after the other are not held back.
 
-use super::ModelChunk;
+use super::model::ModelChunk;
 use crate::json;
 
-/// The calls of one round.
+/// The calls of one reply.
 #[derive(Default)]
 pub(super) struct CallOrder {
     calls: Vec<Call>,
@@ -29,6 +29,9 @@ impl CallOrder {
     /// The pieces that are due now that this one has come.
     pub(super) fn take(&mut self, piece: ModelChunk) -> Vec<ModelChunk> {
         let mut due = Vec::new();
+        if piece.is_last() {
+            while self.begin_next(&mut due) {}
+        }
         match piece {
             ModelChunk::Call { id, name } => {
                 if self.calls.is_empty() {
@@ -54,14 +57,6 @@ impl CallOrder {
         while self.calls.get(self.current).is_some_and(Call::is_whole) && self.begin_next(&mut due)
         {
         }
-        due
-    }
-
-    /// The pieces that were held back: the model has ended.
-    pub(super) fn end(&mut self) -> Vec<ModelChunk> {
-        let mut due = Vec::new();
-        while self.begin_next(&mut due) {}
-        *self = Self::default();
         due
     }
 
