@@ -17,6 +17,14 @@ pub(super) fn held_bytes() -> usize {
         .map_or_else(|| Limits::default().held_bytes, |bytes| bytes / 4)
 }
 
+/// As many connections to an upstream by HTTP/1.1 as may be kept where so much may be held for
+/// callers: what they keep is not counted, and is an eighth of that at most.
+pub(super) fn kept_connections(held_bytes: usize) -> usize {
+    /// The largest buffer of a connection, in bytes: hyper's, and what its allocation is rounded to.
+    const BUFFER: usize = 512 << 10;
+    (held_bytes / 8 / BUFFER).max(1)
+}
+
 /// The limits of the groups (v2) that the process is in, and of those above them. In a container
 /// of its own name space that is one, at the root.
 fn group_limits(

@@ -206,6 +206,10 @@ impl Serve {
         let has_key = key.is_some() || key_command.is_some() || files.key.is_some();
         let has_names = gateway.access.is_closed();
         let isolation = gateway.isolation.rules(has_key, has_names)?;
+        let limits = Limits {
+            request_bytes: gateway.max_request_bytes,
+            ..gateway.limits.into()
+        };
         let serve = Self {
             listen: gateway.listen,
             upstream: Upstream {
@@ -222,6 +226,7 @@ impl Serve {
                 ping_interval,
                 ping_timeout,
                 requests: gateway.requests.requests(),
+                kept_connections: memory::kept_connections(limits.held_bytes),
                 retry: gateway.requests.retry(),
                 files,
                 reload_interval: gateway.access.reload_interval(),
@@ -230,10 +235,7 @@ impl Serve {
             forward_metadata: gateway.forward_metadata,
             worker_threads: gateway.worker_threads.map(usize::from),
             telemetry: gateway.telemetry.try_into()?,
-            limits: Limits {
-                request_bytes: gateway.max_request_bytes,
-                ..gateway.limits.into()
-            },
+            limits,
             streams: gateway.streams.try_into()?,
             access: gateway.access.try_into()?,
             isolation,

@@ -40,6 +40,9 @@ pub struct Upstream {
     pub ping_timeout: Duration,
     /// How many requests there may be at a time.
     pub requests: RequestLimits,
+    /// Connections that are kept for later requests where the upstream speaks HTTP/1.1, all of them
+    /// together. Each keeps a buffer of up to half a MiB, which nobody's share counts.
+    pub kept_connections: usize,
     /// When failed requests are made again.
     pub retry: RetryLimits,
     /// Files that may change: a key in place of [`Self::key`], TLS roots, a client certificate.

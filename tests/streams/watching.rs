@@ -74,6 +74,7 @@ async fn streams(upstream: &Upstream, poll: PollLimits) -> Streams {
         ping_interval: None,
         ping_timeout: Duration::from_secs(10),
         requests: RequestLimits::default(),
+        kept_connections: 16,
         retry: RetryLimits::default(),
         files: UpstreamFiles::default(),
         reload_interval: Duration::from_secs(5),
