@@ -6,7 +6,7 @@ use crate::server::Limits;
 
 /// As many bytes as may be held for callers where nobody says how many: a quarter. The rest is for
 /// what is not counted byte by byte, the event log, and what the allocator has not given back:
-/// under attack (`tests/abuse/held.rs`) the program grew by up to twice what was held.
+/// under attack (`tests/abuse/held.rs`) the program stays below three quarters of its container.
 pub(super) fn held_bytes() -> usize {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let read = |path: &Path| fs::read_to_string(path).ok();

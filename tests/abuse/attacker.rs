@@ -175,6 +175,8 @@ impl Door<'_> {
         }
         let body = BASE64_STANDARD.encode(body);
         let length = body.len() + if ends { 0 } else { 4 };
+        // Behind a whole request the next one begins: nobody reads it, or sees its end.
+        let next = if ends { "POST" } else { "" };
         let deadline = call.timeout.map(|it| format!("grpc-timeout: {it}\r\n"));
         let head = format!(
             "POST /{} HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/grpc-web-text\r\n\
@@ -186,7 +188,8 @@ impl Door<'_> {
         let mut stream = self.connect().await?;
         let said = async {
             stream.write_all(head.as_bytes()).await?;
-            stream.write_all(body.as_bytes()).await
+            stream.write_all(body.as_bytes()).await?;
+            stream.write_all(next.as_bytes()).await
         };
         // What is refused may not be read.
         if let Ok(said) = timeout(Duration::from_secs(1), said).await {
