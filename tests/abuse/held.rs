@@ -1,5 +1,6 @@
 //! What attackers make the gateway hold: whatever it is, others are served, newcomers let in, its
-//! memory stays below a bound, and all is given back.
+//! memory stays below a bound, and all is given back. A limit of the memory that it may write to
+//! stands in for a container's: the program is aborted where a container's would be killed.
 //!
 //! `RUNS_ABUSE_SCALE` says how many times as much is done as in CI; 10 is an attack in earnest, for
 //! an optimised program (`RUNS_GATEWAY_BIN`). `RUNS_ABUSE_ROWS` chooses rows by a part of their
@@ -36,7 +37,7 @@ pub(crate) const FLAGS: [&str; 6] = [
 /// counted together.
 const KEPT: usize = (HELD >> 22) + 8;
 
-/// The most memory that it may ever have, in MiB.
+/// The most memory that it may ever have there, in MiB.
 pub(crate) const MOST: usize = 200;
 
 /// A value of the gateway's metrics.
@@ -91,7 +92,7 @@ async fn table(way: Way, others: bool) {
     for row in rows().into_iter().filter(is_chosen) {
         let what = row.what;
         let tls = (way == Way::Tls).then(Tls::new);
-        let attacked = Attacked::by(tls, &FLAGS, upstream).await;
+        let attacked = Attacked::contained(tls, &FLAGS, upstream).await;
         // The attacker is one that the upstream knows.
         call_as(&attacked.connect(), KEY).await;
         let ((attackers, waited), grown) = attacked

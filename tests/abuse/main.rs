@@ -78,13 +78,22 @@ impl Attacked {
         flags: &[&str],
         answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
     ) -> Self {
-        Self::by(None, flags, answer).await
+        Self::start_in(None, flags, &[], answer).await
     }
 
-    /// The same, by TLS if there is any.
-    async fn by(
+    /// The same with the memory of a container of 256 MiB, and by TLS if there is any.
+    async fn contained(
         tls: Option<Tls>,
         flags: &[&str],
+        answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_in(tls, flags, &[("MAX_DATA", "262144")], answer).await
+    }
+
+    async fn start_in(
+        tls: Option<Tls>,
+        flags: &[&str],
+        environment: &[(&str, &str)],
         answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
     ) -> Self {
         let alone = ALONE.lock().await;
@@ -99,7 +108,7 @@ impl Attacked {
         let mut all = vec!["--log", "error", "--upstream-url", &url];
         all.extend(tls.iter().flat_map(|tls| &tls.flags).map(String::as_str));
         all.extend(flags);
-        let program = Running::start(&all).await;
+        let program = Running::start_in(&all, environment).await;
         let mut attacked = Self {
             upstream,
             program,

@@ -148,7 +148,7 @@ async fn a_caller_that_floods_everything_at_once_costs_another_one_nothing() {
         "--max-upstream-requests",
         "60",
     ];
-    let attacked = Attacked::before(&[&FLAGS[..], &limits].concat(), answers_other).await;
+    let attacked = Attacked::contained(None, &[&FLAGS[..], &limits].concat(), answers_other).await;
     call_as(&attacked.connect(), KEY).await;
     let ((flood, got), grown) = attacked
         .during("everything at once", async {

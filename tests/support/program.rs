@@ -24,6 +24,10 @@ use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_runs-gateway");
 
+/// Starts a program with as many files as the machine gives it, and with no more memory to write to
+/// than the variable says, in KiB: one that needs more is aborted.
+const START: &str = r#"ulimit -n $(ulimit -Hn); ulimit -d ${MAX_DATA:-unlimited}; exec "$0" "$@""#;
+
 /// The program, serving on free ports.
 pub(crate) struct Running {
     child: Child,
@@ -53,12 +57,7 @@ impl Running {
     ) -> Self {
         let program = env::var("RUNS_GATEWAY_BIN").unwrap_or_else(|_| PROGRAM.to_owned());
         let mut child = tokio::process::Command::new("sh")
-            // As many files as the machine gives it.
-            .args([
-                "-c",
-                "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"",
-                &program,
-            ])
+            .args(["-c", START, &program])
             .args([
                 command,
                 "--listen",
