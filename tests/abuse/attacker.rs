@@ -1,5 +1,5 @@
-//! An attacker: how it reaches the gateway, and what it holds open. It reads nothing that is larger
-//! than its windows.
+//! An attacker: how it reaches the gateway, and what it holds open. It reads no more than its network
+//! takes.
 
 use std::{
     io,
@@ -69,6 +69,14 @@ pub(crate) enum Way {
     Web,
     /// gRPC-Web as text over HTTP/1.1: a connection for each call.
     WebHttp1,
+}
+
+impl Way {
+    /// How much of each answer the attacker's network takes, in bytes: nothing, so that nothing is
+    /// written, or the usual 64 KiB, so that answers are in the middle of it.
+    fn window(self) -> u32 {
+        if self == Self::Grpc { 0 } else { 65_535 }
+    }
 }
 
 /// Where the gateway is.
@@ -212,7 +220,7 @@ impl Attacker {
     pub(crate) async fn connect(door: Door<'_>) -> io::Result<Self> {
         let stream = door.connect().await?;
         let (requests, connection) = h2::client::Builder::new()
-            .initial_window_size(0)
+            .initial_window_size(door.way.window())
             .handshake(stream)
             .await
             .map_err(io::Error::other)?;

@@ -6,9 +6,9 @@ use prost::Message;
 use runs_gateway::v1::{
     AssistantSpec, ConverseRunRequest, ConverseStart, CreateAssistantRequest, CreateMessageRequest,
     CreateRunRequest, CreateThreadAndRunRequest, CreateThreadRequest, GetMessageRequest,
-    GetRunRequest, GetRunStepRequest, GetThreadRequest, RunSpec, StreamCreateRunRequest,
-    StreamCreateThreadAndRunRequest, ThreadAndRunSpec, Tool, ToolOutput, ToolOutputs,
-    WaitRunRequest, WatchRunRequest, converse_run_request,
+    GetRunRequest, GetRunStepRequest, GetThreadRequest, ListRunsRequest, RunSpec,
+    StreamCreateRunRequest, StreamCreateThreadAndRunRequest, ThreadAndRunSpec, Tool, ToolOutput,
+    ToolOutputs, WaitRunRequest, WatchRunRequest, converse_run_request,
 };
 
 use crate::{
@@ -93,6 +93,15 @@ pub(crate) fn get_run(run_id: &str) -> Call {
         run_id: run_id.to_owned(),
     };
     let path = "runsgateway.v1.RunService/GetRun";
+    call(path, Body::Whole(framed(&request)))
+}
+
+fn list_runs() -> Call {
+    let request = ListRunsRequest {
+        thread_id: thread(),
+        ..ListRunsRequest::default()
+    };
+    let path = "runsgateway.v1.RunService/ListRuns";
     call(path, Body::Whole(framed(&request)))
 }
 
@@ -383,6 +392,12 @@ pub(crate) fn rows() -> Vec<Row> {
             ],
         ),
         calls(
+            "lists of 12,800 tools that nobody reads",
+            90,
+            |_| list_runs(),
+            &[],
+        ),
+        calls(
             "answers of 15 MiB that nobody reads",
             10,
             |_| get_run("run_15000"),
@@ -445,9 +460,22 @@ fn resource(request: &Recorded) -> String {
     )
 }
 
+/// A page of runs with as many tools as services take.
+fn runs_of_tools() -> String {
+    let tools = [r#"{"type":"code_interpreter"}"#; 128].join(",");
+    let run = format!(
+        r#"{{"id":"run_1","object":"thread.run","thread_id":"thread_1","tools":[{tools}]}}"#
+    );
+    let runs = vec![run; 100].join(",");
+    format!(r#"{{"object":"list","data":[{runs}],"has_more":false}}"#)
+}
+
 /// Answers with resources, and streams three large events; creates that do not stream are never
 /// answered.
 pub(crate) fn upstream(request: &Recorded) -> Answer {
+    if request.method == "GET" && request.target.ends_with("/runs") {
+        return Answer::json(200, runs_of_tools());
+    }
     if request.method == "GET" {
         return Answer::json(200, resource(request));
     }
