@@ -77,5 +77,6 @@ mod tests {
         assert_eq!(total("MemFree: 1 kB\nMemTotal:       2 kB\n"), Some(2048));
         assert_eq!(total("MemTotal: all of it\n"), None);
         assert!(held_bytes() > 0);
+        assert_eq!([0, 64 << 20, 1 << 30].map(kept_connections), [1, 16, 256]);
     }
 }

@@ -113,7 +113,7 @@ pub(super) async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let left = left(&stream, server.web.is_some());
+    let closed = peer_closed(&stream, server.web.is_some());
     // Under one limit, since all of it is a stranger's time.
     let shaken = select! {
         shaken = timeout(limits.handshake, handshake(stream, address, server)) => shaken,
@@ -166,7 +166,7 @@ pub(super) async fn serve(
             .await;
         }
         (Http::Two, Some(web)) => {
-            drop(left);
+            drop(closed);
             let calls = web.calls(calls, limits.handshake);
             live(
                 server.http2.serve_connection(io, calls),
@@ -190,7 +190,7 @@ pub(super) async fn serve(
             );
             select! {
                 () = live => {}
-                () = left => {}
+                () = closed => {}
             }
         }
         // The handshake has refused it.
@@ -199,13 +199,13 @@ pub(super) async fn serve(
 }
 
 /// Ready when the peer of an HTTP/1.1 connection has closed its side, and [`FLUSH`] later, for what it
-/// has asked for before. The library sees that by reading alone: not behind the rest of a request
-/// that its handler does not read, or behind the next request.
-fn left(stream: &TcpStream, is_asked: bool) -> impl Future<Output = ()> + Send + use<> {
+/// has asked for before. The library sees that by reading alone, and does not read on behind the
+/// beginning of the next request.
+fn peer_closed(stream: &TcpStream, is_asked: bool) -> impl Future<Output = ()> + Send + use<> {
     // A socket of its own has a readiness of its own, to be cleared without reading. Without one it
     // is as if nobody ever left.
-    let socket = is_asked.then(|| stream.as_fd().try_clone_to_owned().ok());
-    let socket = socket
+    let socket = is_asked
+        .then(|| stream.as_fd().try_clone_to_owned().ok())
         .flatten()
         .and_then(|socket| TcpStream::from_std(socket.into()).ok());
     async move {

@@ -81,7 +81,7 @@ impl Way {
 
 /// Where the gateway is.
 #[derive(Clone, Copy)]
-pub(crate) struct Door<'a> {
+pub(crate) struct Destination<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<&'a Tls>,
     pub(crate) way: Way,
@@ -111,7 +111,7 @@ pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-impl Door<'_> {
+impl Destination<'_> {
     /// A connection, after its handshake.
     pub(crate) async fn connect(self) -> io::Result<Box<dyn Io>> {
         let socket = TcpSocket::new_v4()?;
@@ -217,16 +217,16 @@ pub(crate) struct Attacker {
 }
 
 impl Attacker {
-    pub(crate) async fn connect(door: Door<'_>) -> io::Result<Self> {
-        let stream = door.connect().await?;
+    pub(crate) async fn connect(destination: Destination<'_>) -> io::Result<Self> {
+        let stream = destination.connect().await?;
         let (requests, connection) = h2::client::Builder::new()
-            .initial_window_size(door.way.window())
+            .initial_window_size(destination.way.window())
             .handshake(stream)
             .await
             .map_err(io::Error::other)?;
         Ok(Self {
             requests,
-            content_type: if door.way == Way::Web {
+            content_type: if destination.way == Way::Web {
                 "application/grpc-web+proto"
             } else {
                 "application/grpc"

@@ -33,8 +33,8 @@ pub(crate) const FLAGS: [&str; 6] = [
     "https://app.example",
 ];
 
-/// As many connections to the upstream as are kept then, and one for each way in which they are not
-/// counted together.
+/// As many connections to the upstream as are kept then: an eighth of that, by half a MiB. Some more,
+/// as each of the clients that share them keeps a whole number.
 const KEPT: usize = (HELD >> 22) + 8;
 
 /// The most memory that it may ever have there, in MiB.
@@ -98,7 +98,7 @@ async fn table(way: Way, others: bool) {
         let ((attackers, waited), grown) = attacked
             .during(what, async {
                 let count = row.count * scale();
-                let attackers = row.attack(attacked.door(way), others, count).await;
+                let attackers = row.attack(attacked.destination(way), others, count).await;
                 let mut longest = Duration::ZERO;
                 // All that comes has come, and what has to give way does so.
                 for _ in 0..3 {
@@ -163,8 +163,8 @@ async fn answers_that_nobody_reads_end_at_their_deadline_and_give_back_their_pla
     call_as(&attacked.connect(), KEY).await;
     // Alone it may have 20 at a time.
     for _ in 0..3 {
-        let door = attacked.door(Way::Grpc);
-        let mut attacker = Attacker::connect(door).await.expect("a connection");
+        let destination = attacked.destination(Way::Grpc);
+        let mut attacker = Attacker::connect(destination).await.expect("a connection");
         for _ in 0..20 {
             let call = Call {
                 timeout: Some("1S"),

@@ -31,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attacker::{Door, Way};
+use attacker::{Destination, Way};
 use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
 use support::{
     program::Running,
@@ -133,9 +133,9 @@ impl Attacked {
         }
     }
 
-    /// Where attackers come in.
-    fn door(&self, way: Way) -> Door<'_> {
-        Door {
+    /// Where attackers connect to, and how.
+    fn destination(&self, way: Way) -> Destination<'_> {
+        Destination {
             address: self.program.address,
             tls: self.tls.as_ref(),
             way,

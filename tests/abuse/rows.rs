@@ -12,7 +12,7 @@ use runs_gateway::v1::{
 };
 
 use crate::{
-    attacker::{Body, Call, Door, Held, Way},
+    attacker::{Body, Call, Destination, Held, Way},
     peer::{PREFACE, SETTINGS, frame},
     support::upstream::{Answer, Recorded},
 };
@@ -40,18 +40,23 @@ impl Row {
         matches!(&self.attack, Attack::Calls(_, others) if !others.is_empty())
     }
 
-    /// Does it so often by this door; with `others` by its neighbours.
-    pub(crate) async fn attack(&self, door: Door<'_>, others: bool, count: usize) -> Held {
+    /// Does it so often to this destination; with `others` by its neighbours.
+    pub(crate) async fn attack(
+        &self,
+        destination: Destination<'_>,
+        others: bool,
+        count: usize,
+    ) -> Held {
         match &self.attack {
-            Attack::Connections(_, http1) if door.way == Way::WebHttp1 => {
-                door.connections(count, http1.as_bytes()).await
+            Attack::Connections(_, http1) if destination.way == Way::WebHttp1 => {
+                destination.connections(count, http1.as_bytes()).await
             }
-            Attack::Connections(http2, _) => door.connections(count, http2).await,
+            Attack::Connections(http2, _) => destination.connections(count, http2).await,
             Attack::Calls(_, neighbours) if others => {
                 let nth = |number: usize| neighbours[number % neighbours.len()](number);
-                door.calls(count, nth).await
+                destination.calls(count, nth).await
             }
-            Attack::Calls(own, _) => door.calls(count, own).await,
+            Attack::Calls(own, _) => destination.calls(count, own).await,
         }
     }
 }

@@ -51,8 +51,8 @@ async fn of_two_things_each_of_two_callers_can_have_one() {
             call_as(&attacked.connect(), KEY).await;
             Way::Grpc
         };
-        let door = attacked.door(way);
-        let held = door.calls(10, call).await;
+        let destination = attacked.destination(way);
+        let held = destination.calls(10, call).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         for _ in 0..10 {
             get_run(&attacked.program.channel).await;
@@ -157,7 +157,10 @@ async fn a_caller_that_floods_everything_at_once_costs_another_one_nothing() {
             // Connections last: the others would take their places.
             for row in table.iter().rev() {
                 let count = row.count * scale();
-                flood.push(row.attack(attacked.door(Way::Grpc), false, count).await);
+                flood.push(
+                    row.attack(attacked.destination(Way::Grpc), false, count)
+                        .await,
+                );
             }
             let channel = attacked.connect();
             let mut got = Vec::new();
