@@ -76,6 +76,7 @@ impl Serve {
             listen: gateway.listen,
             upstream: Upstream {
                 limits: gateway.upstream,
+                kept_connections: gateway.limits.kept_connections(),
                 reload_interval: gateway.access.reload_interval(),
                 ..upstream
             },

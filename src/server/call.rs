@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{ALLOW, CONTENT_TYPE},
 };
 use http_body::Body as _;
@@ -157,6 +157,13 @@ impl Calls {
             let mut answer = call.refuse(refused.status());
             *answer.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(ready(Ok(answer)));
+        }
+        let is_http1 = request.version() < Version::HTTP_2;
+        if is_http1 && !is_infra(path) && self.routes.takes_many_messages(path) {
+            // Behind messages that are not read nobody sees there that the caller has left.
+            let refused =
+                Status::unimplemented("a method that takes a stream of messages needs HTTP/2");
+            return Box::pin(ready(Ok(call.refuse(refused))));
         }
         let admitted = self
             .bounded(size)

@@ -8,6 +8,7 @@
 use std::{
     io::{self, Cursor},
     net::IpAddr,
+    os::fd::AsFd as _,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -15,7 +16,7 @@ use std::{
 
 use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest},
     net::TcpStream,
     select,
     sync::watch,
@@ -112,6 +113,7 @@ pub(super) async fn serve(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    let closed = peer_closed(&stream, server.web.is_some());
     // Under one limit, since all of it is a stranger's time.
     let shaken = select! {
         shaken = timeout(limits.handshake, handshake(stream, address, server)) => shaken,
@@ -164,6 +166,7 @@ pub(super) async fn serve(
             .await;
         }
         (Http::Two, Some(web)) => {
+            drop(closed);
             let calls = web.calls(calls, limits.handshake);
             live(
                 server.http2.serve_connection(io, calls),
@@ -177,18 +180,45 @@ pub(super) async fn serve(
         }
         (Http::One, Some(web)) => {
             let calls = web.calls(calls, limits.handshake);
-            live(
+            let live = live(
                 server.http1.serve_connection(io, calls),
                 &writes,
                 server,
                 permit,
                 open.subscribe(),
                 end,
-            )
-            .await;
+            );
+            select! {
+                () = live => {}
+                () = closed => {}
+            }
         }
         // The handshake has refused it.
         (Http::One, None) => {}
+    }
+}
+
+/// Ready when the peer of an HTTP/1.1 connection has closed its side, and [`FLUSH`] later, for what it
+/// has asked for before. The library sees that by reading alone, and does not read on behind the
+/// beginning of the next request.
+fn peer_closed(stream: &TcpStream, is_asked: bool) -> impl Future<Output = ()> + Send + use<> {
+    // A socket of its own has a readiness of its own, to be cleared without reading. Without one it
+    // is as if nobody ever left.
+    let socket = is_asked
+        .then(|| stream.as_fd().try_clone_to_owned().ok())
+        .flatten()
+        .and_then(|socket| TcpStream::from_std(socket.into()).ok());
+    async move {
+        let Some(socket) = socket else {
+            return std::future::pending().await;
+        };
+        while let Ok(ready) = socket.ready(Interest::READABLE).await
+            && !ready.is_read_closed()
+        {
+            let not_read = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            _ = socket.try_io(Interest::READABLE, not_read);
+        }
+        sleep(FLUSH).await;
     }
 }
 

@@ -155,6 +155,13 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// As many connections to an upstream by HTTP/1.1 as may be kept beside what is held.
+    pub fn kept_connections(&self) -> usize {
+        memory::kept_connections(self.held_bytes)
+    }
+}
+
 fn held_bytes(text: &str) -> Result<usize, String> {
     if text == "auto" {
         Ok(memory::held_bytes())

@@ -7,13 +7,21 @@ const FALLBACK: usize = 1 << 30;
 
 /// As many bytes as may be held for callers where nobody says how many: a quarter. The rest is for
 /// what is not counted byte by byte, the event log, and what the allocator has not given back:
-/// under attack (`tests/abuse/held.rs`) the program grew by up to twice what was held.
+/// under attack (`tests/abuse/held.rs`) the program stays below three quarters of its container.
 pub(super) fn held_bytes() -> usize {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let read = |path: &Path| fs::read_to_string(path).ok();
     let machine = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limits = group_limits(&groups, read).chain(total(&machine));
     limits.min().map_or(FALLBACK, |bytes| bytes / 4)
+}
+
+/// As many connections to an upstream by HTTP/1.1 as may be kept where so much may be held for
+/// callers: what they keep is not counted, and is an eighth of that at most.
+pub(super) fn kept_connections(held_bytes: usize) -> usize {
+    /// The largest buffer of a connection, in bytes: hyper's, and what its allocation is rounded to.
+    const BUFFER: usize = 512 << 10;
+    (held_bytes / 8 / BUFFER).max(1)
 }
 
 /// The limits of the groups (v2) that the process is in, and of those above them. In a container
@@ -68,5 +76,6 @@ mod tests {
         assert_eq!(total("MemFree: 1 kB\nMemTotal:       2 kB\n"), Some(2048));
         assert_eq!(total("MemTotal: all of it\n"), None);
         assert!(held_bytes() > 0);
+        assert_eq!([0, 64 << 20, 1 << 30].map(kept_connections), [1, 16, 256]);
     }
 }

@@ -8,7 +8,7 @@
 //! messages are that library's.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::Pin,
     sync::Arc,
 };
@@ -27,8 +27,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 pub(super) struct Index {
     files: BTreeMap<String, Bytes>,
     services: BTreeSet<String>,
-    /// The paths of methods that take one message.
-    pub(super) one_message: HashSet<String>,
+    /// The paths of methods, and whether each takes one message and not a stream of them.
+    pub(super) one_message: HashMap<String, bool>,
     symbols: HashMap<String, Bytes>,
     /// By the message that is extended, then by number. Every message is there.
     extensions: HashMap<String, BTreeMap<i32, Bytes>>,
@@ -75,10 +75,8 @@ impl Index {
             let name = self.add_symbol(package, service.name(), raw);
             for method in &service.method {
                 self.add_symbol(&name, method.name(), raw);
-                if !method.client_streaming() {
-                    self.one_message
-                        .insert(format!("/{name}/{}", method.name()));
-                }
+                let path = format!("/{name}/{}", method.name());
+                self.one_message.insert(path, !method.client_streaming());
             }
             self.services.insert(name);
         }

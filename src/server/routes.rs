@@ -4,7 +4,7 @@
 //! its body. A method is named by two segments of a path, and what is named so needs no router.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     convert::Infallible,
     fmt,
     sync::Arc,
@@ -27,8 +27,8 @@ use crate::v1::DESCRIPTOR;
 #[derive(Clone, Default)]
 pub struct Routes {
     services: BTreeMap<&'static str, Arc<Calling>>,
-    /// The paths of methods that take one message.
-    one_message: HashSet<String>,
+    /// The paths of methods, and whether each takes one message and not a stream of them.
+    one_message: HashMap<String, bool>,
 }
 
 type Calling = dyn Fn(Request<Body>) -> Answer + Send + Sync;
@@ -52,7 +52,12 @@ impl Routes {
 
     /// Whether the method of this path takes one message, and not a stream of them.
     pub(super) fn takes_one_message(&self, path: &str) -> bool {
-        self.one_message.contains(path)
+        self.one_message.get(path) == Some(&true)
+    }
+
+    /// Whether it is known to take a stream of messages.
+    pub(super) fn takes_many_messages(&self, path: &str) -> bool {
+        self.one_message.get(path) == Some(&false)
     }
 
     /// Calls the service that the path names. What is not there is UNIMPLEMENTED.

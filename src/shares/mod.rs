@@ -630,8 +630,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is taken and given back, the limit holds, and a caller that holds less than its
-        /// guaranteed share gets one more as long as no newcomers came since others took theirs.
+        /// Whatever is taken and given back, the limit holds.
         #[test]
         fn what_is_taken_is_given_back(max in 1_usize..50, turns in prop::collection::vec((0_u64..5, 0_usize..4, any::<bool>()), 0..200)) {
             let mut ledger = Ledger::new(max);
@@ -652,6 +651,30 @@ mod tests {
                 ledger.give_back(owner, weight);
             }
             prop_assert!(ledger.is_empty());
+        }
+
+        /// Of two things or more each of two callers can have one, and half of an equal part,
+        /// whatever the other one has taken and given back before.
+        #[test]
+        fn of_two_or_more_each_of_two_callers_can_have_one(max in 2_usize..1000, turns in prop::collection::vec((1_usize..1000, any::<bool>()), 0..300)) {
+            let mut ledger = Ledger::new(max);
+            let (first, late) = (Owner::of(&"first"), Owner::of(&"late"));
+            let mut held = Vec::new();
+            for (weight, back) in turns {
+                if back {
+                    ledger.give_back(first, held.pop().unwrap_or_default());
+                } else if ledger.admits(first, weight) {
+                    ledger.take(first, weight);
+                    held.push(weight);
+                }
+            }
+            while ledger.admits(first, 1) {
+                ledger.take(first, 1);
+            }
+            for _ in 0..(max / 4).max(1) {
+                prop_assert!(ledger.admits(late, 1));
+                ledger.take(late, 1);
+            }
         }
     }
 }

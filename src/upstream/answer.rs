@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::{Instant, timeout_at};
 
@@ -48,6 +48,10 @@ const MAX_ERROR_TIME: Duration = Duration::from_secs(10);
 
 /// What is left of a call's time when an error's body is waited for no more.
 const ERROR_MARGIN: Duration = Duration::from_millis(100);
+
+/// A body that does not say its length is read into a buffer with room for a quarter more than has
+/// come: doubling it would take twice what it holds.
+const GROWTH: usize = 4;
 
 /// What the upstream gave.
 #[derive(Debug)]
@@ -204,35 +208,43 @@ fn no_room(limit: Limit, idempotency: Idempotency) -> Error {
     }
 }
 
-/// Reads a body that has `begun` up to `limit` bytes. `held` is what it takes: what it is read from
-/// and what it is read to.
+/// Reads a body that has `begun` up to `limit` bytes. `held` is what it takes: what it is read from,
+/// which is what it is decoded to later, and what it is read to.
 async fn body(
     response: &mut reqwest::Response,
     begun: Bytes,
     limit: usize,
     held: &mut HeldPart,
 ) -> Result<Bytes, Unread> {
-    let mut text = begun;
+    let said = response.content_length().unwrap_or_default();
+    let said = begun.len() + usize::try_from(said).unwrap_or(usize::MAX);
+    if said > limit {
+        return Err(Unread::TooLarge);
+    }
+    let mut text = Vec::new();
+    let mut first = begun;
     while let Some(chunk) = response.chunk().await.map_err(Unread::Cut)? {
-        let length = text.len() + chunk.len();
+        let read = first.len() + text.len();
+        let length = read + chunk.len();
         if length > limit {
             return Err(Unread::TooLarge);
         }
-        held.resize(2 * length).map_err(Unread::NoRoom)?;
         // Most bodies come in one piece, which is not copied.
-        text = if text.is_empty() {
-            chunk
-        } else {
-            joined(text, &chunk)
-        };
+        if read == 0 {
+            held.resize(2 * said.max(length)).map_err(Unread::NoRoom)?;
+            first = chunk;
+            continue;
+        }
+        if length > text.capacity() {
+            let room = said.max(length + length / GROWTH);
+            held.resize(room + said.max(length))
+                .map_err(Unread::NoRoom)?;
+            text.reserve_exact(room - text.len());
+        }
+        text.extend_from_slice(&std::mem::take(&mut first));
+        text.extend_from_slice(&chunk);
     }
-    Ok(text)
-}
-
-fn joined(text: Bytes, chunk: &[u8]) -> Bytes {
-    let mut text = BytesMut::from(text);
-    text.extend_from_slice(chunk);
-    text.freeze()
+    Ok(if text.is_empty() { first } else { text.into() })
 }
 
 async fn rejection(

@@ -29,6 +29,9 @@ pub struct Upstream {
     pub default_headers: HeaderMap,
     /// How requests are made.
     pub limits: UpstreamLimits,
+    /// Connections that are kept for later requests where the upstream speaks HTTP/1.1, all of them
+    /// together. Each keeps a buffer of up to half a MiB, which nobody's share counts.
+    pub kept_connections: usize,
     /// Files that may change: a key in place of [`Self::key`], TLS roots, a client certificate.
     pub files: UpstreamFiles,
     /// How often they are looked at for changes; zero for never.
@@ -46,6 +49,7 @@ impl Upstream {
             headers: HeaderMap::new(),
             default_headers: HeaderMap::new(),
             limits: UpstreamLimits::default(),
+            kept_connections: 16,
             files: UpstreamFiles::default(),
             reload_interval: Duration::ZERO,
         }

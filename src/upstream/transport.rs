@@ -165,9 +165,11 @@ impl Transport {
         };
         // Answers are small and many share a connection: each may fill its window without stalling
         // the others.
+        let groups = limits.requests.connection_groups();
         let unary = || {
             let windows = |client: reqwest::ClientBuilder| {
                 client
+                    .pool_max_idle_per_host(upstream.kept_connections.div_ceil(groups))
                     .http2_initial_stream_window_size(256 << 10)
                     .http2_initial_connection_window_size(64 << 20)
                     .http2_keep_alive_interval(limits.ping_interval)
@@ -178,10 +180,11 @@ impl Transport {
                 HttpVersion::Http2 => windows(builder(&["h2"])).http2_prior_knowledge().build(),
             }
         };
-        let clients = (0..limits.requests.connection_groups())
-            .map(|_| unary())
-            .collect::<Result<_, _>>();
-        let streams = builder(&["http/1.1"]).http1_only().build();
+        let clients = (0..groups).map(|_| unary()).collect::<Result<_, _>>();
+        let streams = builder(&["http/1.1"])
+            .pool_max_idle_per_host(upstream.kept_connections)
+            .http1_only()
+            .build();
         Ok(Self {
             unary: clients.map_err(|error| error.to_string())?,
             streams: streams.map_err(|error| error.to_string())?,

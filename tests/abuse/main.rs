@@ -7,15 +7,21 @@
 //! `RUNS_ABUSE_CALLS` chooses how many calls are cancelled in the slower ways; the fastest one does
 //! 100,000 in any case.
 
+#[path = "../access/certificates.rs"]
+mod certificates;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attacker;
 mod cancelled;
 mod frames;
 mod held;
 mod idle;
 mod messages;
 mod peer;
+mod rows;
+mod tls;
+mod two_callers;
 
 use std::{
     sync::{
@@ -25,11 +31,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use attacker::{Destination, Way};
 use runs_gateway::v1::{GetRunRequest, run_service_client::RunServiceClient};
 use support::{
     program::Running,
     upstream::{Answer, Recorded, Upstream},
 };
+use tls::Tls;
 use tonic::{Request, transport::Channel};
 
 const RUN: &str =
@@ -45,6 +53,7 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 struct Attacked {
     upstream: Upstream,
     program: Running,
+    tls: Option<Tls>,
     posts: Arc<AtomicUsize>,
     /// Its memory before the attack, in KiB.
     memory: usize,
@@ -69,6 +78,24 @@ impl Attacked {
         flags: &[&str],
         answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::start_in(None, flags, &[], answer).await
+    }
+
+    /// The same with the memory of a container of 256 MiB, and by TLS if there is any.
+    async fn contained(
+        tls: Option<Tls>,
+        flags: &[&str],
+        answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_in(tls, flags, &[("MAX_DATA", "262144")], answer).await
+    }
+
+    async fn start_in(
+        tls: Option<Tls>,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+        answer: impl Fn(&Recorded) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let alone = ALONE.lock().await;
         let posts: Arc<AtomicUsize> = Arc::default();
         let counted = Arc::clone(&posts);
@@ -77,25 +104,41 @@ impl Attacked {
             answer(request)
         })
         .await;
-        let program = Running::start(
-            &[
-                &["--log", "error", "--upstream-url", &upstream.url()][..],
-                flags,
-            ]
-            .concat(),
-        )
-        .await;
-        let channel = program.connect();
+        let url = upstream.url();
+        let mut all = vec!["--log", "error", "--upstream-url", &url];
+        all.extend(tls.iter().flat_map(|tls| &tls.flags).map(String::as_str));
+        all.extend(flags);
+        let program = Running::start_in(&all, environment).await;
+        let mut attacked = Self {
+            upstream,
+            program,
+            tls,
+            posts,
+            memory: 0,
+            _alone: alone,
+        };
+        let channel = attacked.connect();
         for _ in 0..50 {
             get_run(&channel).await;
         }
-        let memory = program.memory();
-        Self {
-            upstream,
-            program,
-            posts,
-            memory,
-            _alone: alone,
+        attacked.memory = attacked.program.memory();
+        attacked
+    }
+
+    /// A connection of its own.
+    fn connect(&self) -> Channel {
+        match &self.tls {
+            Some(tls) => tls.channel(self.program.address),
+            None => self.program.connect(),
+        }
+    }
+
+    /// Where attackers connect to, and how.
+    fn destination(&self, way: Way) -> Destination<'_> {
+        Destination {
+            address: self.program.address,
+            tls: self.tls.as_ref(),
+            way,
         }
     }
 
@@ -107,7 +150,7 @@ impl Attacked {
     /// that the gateway took for it, in MiB.
     async fn during<T>(&self, what: &str, attack: impl Future<Output = T>) -> (T, usize) {
         let over = Arc::new(AtomicBool::new(false));
-        let (channel, seen) = (self.program.connect(), Arc::clone(&over));
+        let (channel, seen) = (self.connect(), Arc::clone(&over));
         get_run(&channel).await;
         let other = tokio::spawn(async move {
             let (mut calls, mut worst) = (0, Duration::ZERO);
@@ -138,7 +181,7 @@ impl Attacked {
         let (done, most) = tokio::join!(attack, most);
         let (calls, worst) = other.await.expect("others are served");
         // On new connections, too.
-        get_run(&self.program.connect()).await;
+        get_run(&self.connect()).await;
         assert_eq!(self.program.log(), [""; 0], "{what}: an error or a panic");
         let grown = (most - self.memory) >> 10;
         println!(

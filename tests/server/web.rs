@@ -164,11 +164,28 @@ async fn a_stream_that_is_cut_says_why_in_its_last_frame() {
 #[tokio::test]
 async fn a_page_that_leaves_ends_its_call() {
     let mut gateway = gateway(Limits::default()).await;
+    // Behind a request that is read, and behind the beginning of the next one, which is not.
+    for next in ["", "POST"] {
+        let mut page = Page::open(gateway.address).await;
+        page.call(STREAM, &[BINARY, APP], b"").await;
+        let events = gateway.call().await.stream();
+        page.write(next).await;
+        page.head().await;
+        drop(page);
+        soon(events.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_messages_needs_http2() {
+    let gateway = gateway(Limits::default()).await;
     let mut page = Page::open(gateway.address).await;
-    page.call(STREAM, &[BINARY, APP], b"").await;
-    let events = gateway.call().await.stream();
-    drop(page);
-    soon(events.closed()).await;
+    let path = "/runsgateway.v1.RunService/ConverseRun";
+    page.call(path, &[BINARY, APP], b"").await;
+    let headers = page.head().await.headers;
+    assert_eq!(crate::harness::code(&headers), Code::Unimplemented);
+    let said = headers["grpc-message"].to_str().unwrap();
+    assert!(said.ends_with("HTTP/2"), "{said}");
 }
 
 #[tokio::test]

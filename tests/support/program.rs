@@ -1,11 +1,14 @@
 //! The program as a process: what whoever starts it has of it, and what it takes, which can be told
 //! from what the test takes.
 //!
+//! `RUNS_GATEWAY_BIN` is another program than the one that was built with the tests, such as an
+//! optimised one.
+//!
 //! Must hold: it is killed if it is dropped before its end, and what it writes is read, since a
 //! full pipe would stop it.
 
 use std::{
-    fs,
+    env, fs,
     net::SocketAddr,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -20,6 +23,10 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_runs-gateway");
+
+/// Starts a program with as many files as the machine gives it, and with no more memory to write to
+/// than the variable says, in KiB: one that needs more is aborted.
+const START: &str = r#"ulimit -n $(ulimit -Hn); ulimit -d ${MAX_DATA:-unlimited}; exec "$0" "$@""#;
 
 /// The program, serving on free ports.
 pub(crate) struct Running {
@@ -48,9 +55,9 @@ impl Running {
         flags: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
+        let program = env::var("RUNS_GATEWAY_BIN").unwrap_or_else(|_| PROGRAM.to_owned());
         let mut child = tokio::process::Command::new("sh")
-            // As many files as the machine gives it.
-            .args(["-c", "ulimit -n $(ulimit -Hn); exec \"$0\" \"$@\"", PROGRAM])
+            .args(["-c", START, &program])
             .args([
                 command,
                 "--listen",
@@ -107,11 +114,20 @@ impl Running {
 
     /// Its memory, in KiB.
     pub(crate) fn memory(&self) -> usize {
+        self.status("VmRSS:")
+    }
+
+    /// The most memory that it ever had, in KiB.
+    pub(crate) fn most_memory(&self) -> usize {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> usize {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix(name))
             .expect("its memory");
         line.trim()
             .trim_end_matches(" kB")
