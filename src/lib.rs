@@ -54,7 +54,7 @@ pub mod json;
 pub mod resuming;
 pub mod v1;
 
-// Not `#[cfg]` at each: rustfmt finds the files of modules in this macro, and in no other.
+// One `#[cfg]` for all of them. rustfmt finds the files of modules in this macro, and in no other.
 cfg_if::cfg_if! {
     if #[cfg(feature = "gateway")] {
         pub mod admin;
