@@ -5,6 +5,9 @@
 //! The embedded API's own messages (`src/embedded/proto`) go through the same codec, and are no
 //! part of the descriptor.
 //!
+//! Without the feature `gateway` there are neither servers nor the gateway's way to encode and
+//! decode messages; without `client` there are messages alone.
+//!
 //! Must hold: nothing but cargo is needed. The protobuf compiler is protox, a Rust library.
 
 use std::{env, error::Error, fs, io, path::PathBuf};
@@ -37,7 +40,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let compiler = compile(&[CONTRACT, INTERNAL])?;
     let mut config = tonic_build::Config::new();
     config.enable_type_names();
+    let [client, gateway] =
+        ["CLIENT", "GATEWAY"].map(|it| env::var_os(format!("CARGO_FEATURE_{it}")).is_some());
+    let codec = if gateway {
+        "crate::service::BoundedCodec"
+    } else {
+        "tonic_prost::ProstCodec"
+    };
     tonic_build::configure()
+        .build_client(client)
+        .build_server(gateway)
         // Maps in key order: what goes out is the same each time.
         .btree_map(".")
         // An event is moved several times on its way; its size is that of the largest payload.
@@ -49,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .boxed("RunEvent.payload.message_delta")
         .boxed("RunEvent.payload.gap")
         .boxed("RunEvent.payload.unknown")
-        .codec_path("crate::service::BoundedCodec")
+        .codec_path(codec)
         .compile_fds_with_config(compiler.file_descriptor_set(), config)?;
     for (file, package) in [
         ("codec.rs", "runsgateway.v1"),

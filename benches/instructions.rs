@@ -8,12 +8,14 @@ use std::{env, hint::black_box, process::Command};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use prost::Message as _;
 use runs_gateway::{
     error::Error,
     json::{decode, encode},
-    telemetry::Telemetry,
+    telemetry::{LogFormat, Telemetry, log},
     upstream::{error_event, sse::Parser},
-    v1::{MessageDelta, Run},
+    v1::{MessageDelta, Run, RunEvent, run_event::Payload},
+    wire,
 };
 use tonic::Code;
 
@@ -24,7 +26,7 @@ const ERROR: &str = r#"{"error":{"message":"Rate limit reached. Please try again
 /// What is done so many times, by its name.
 type Case = (&'static str, fn(rounds: u64));
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 11] = [
     ("run decode", |rounds| {
         (0..rounds).for_each(|_| drop(black_box(decode::<Run>(black_box(RUN)))));
     }),
@@ -38,6 +40,22 @@ const CASES: [Case; 6] = [
                 DELTA.as_bytes(),
             ))));
         });
+    }),
+    ("run to protobuf", |rounds| {
+        let run: Run = decode(RUN).expect("the run is read");
+        (0..rounds).for_each(|_| drop(black_box(wire::encode(black_box(&run), <[u8]>::to_vec))));
+    }),
+    ("run to protobuf, by prost", |rounds| {
+        let run: Run = decode(RUN).expect("the run is read");
+        (0..rounds).for_each(|_| drop(black_box(black_box(&run).encode_to_vec())));
+    }),
+    ("event to protobuf", |rounds| {
+        let event = event();
+        (0..rounds).for_each(|_| drop(black_box(wire::encode(black_box(&event), <[u8]>::to_vec))));
+    }),
+    ("event to protobuf, by prost", |rounds| {
+        let event = event();
+        (0..rounds).for_each(|_| drop(black_box(black_box(&event).encode_to_vec())));
     }),
     ("event framing", |rounds| {
         let event = Bytes::from(format!("event: thread.message.delta\ndata: {DELTA}\n\n"));
@@ -67,6 +85,26 @@ const CASES: [Case; 6] = [
             call.ended(Code::Ok);
         }
     }),
+    ("a call's log line", |rounds| {
+        log::init("info", LogFormat::Json).expect("a filter");
+        let unset = || black_box(None::<&str>);
+        for _ in 0..rounds {
+            tracing::info!(
+                rpc.method = black_box("runsgateway.v1.RunService/GetRun"),
+                code = black_box("OK"),
+                duration_ms = black_box(0.374),
+                events = black_box(None::<u64>),
+                upstream_request_id = black_box(Some("req_8f14e45fceea167a5a36dedd4bea2543")),
+                trace_id = unset(),
+                thread_id = unset(),
+                run_id = unset(),
+                caller = unset(),
+                error = unset(),
+                "call ended"
+            );
+        }
+        log::flush();
+    }),
     ("error to status", |rounds| {
         (0..rounds).for_each(|_| {
             drop(black_box(
@@ -75,6 +113,15 @@ const CASES: [Case; 6] = [
         });
     }),
 ];
+
+/// A text delta, as it is sent to callers.
+fn event() -> RunEvent {
+    let delta = decode::<MessageDelta>(DELTA.as_bytes()).expect("the delta is read");
+    RunEvent {
+        payload: Some(Payload::MessageDelta(Box::new(delta))),
+        ..RunEvent::default()
+    }
+}
 
 fn main() {
     // cargo adds a flag of its own.
@@ -91,7 +138,7 @@ fn main() {
         .filter(|(name, _)| words.first().is_none_or(|word| name.starts_with(&**word)))
     {
         println!(
-            "{name:16} {:>8} instructions",
+            "{name:27} {:>8} instructions",
             (counted(name, 60) - counted(name, 10)) / 50
         );
     }

@@ -26,6 +26,13 @@
 //! | `codec`, [`json`], [`wire`] | the codec: how a message looks as JSON, and (`wire`) how it is written as protobuf; `codec` has the generated lines |
 //! | [`v1`] | the contract, generated from `proto/` |
 //!
+//! Which of it is built:
+//!
+//! - By the feature `gateway`, which is the default, all of it, and the binary.
+//! - By `client` alone what a caller in Rust needs: [`v1`] with its clients, [`json`],
+//!   [`conversation`] and [`resuming`]. TLS is the caller's choice, by a feature of tonic.
+//! - Without features [`v1`] without clients, and [`json`].
+//!
 //! What must stay true, wherever it is cut:
 //!
 //! - **Nothing is lost.** What a message cannot hold is in its `extra_json`; an event that is not
@@ -35,31 +42,43 @@
 //! - **Nothing is unbounded.** Every queue, buffer, wait and count has a limit, and a flag.
 //! - **Nothing secret is written.** Keys, prompts and bodies are in no log and no error.
 
-pub mod admin;
-pub mod app;
-pub mod chat;
 mod codec;
-pub mod config;
-mod connection;
+#[cfg(feature = "client")]
 pub mod conversation;
-pub mod demo;
-pub mod dev;
-pub mod embedded;
-pub mod error;
-pub mod healthcheck;
+#[cfg_attr(
+    not(feature = "gateway"),
+    expect(dead_code, unused_imports, reason = "the gateway also edits JSON")
+)]
 pub mod json;
-pub mod package_files;
-mod pem;
-mod registered_waker;
-pub mod reloadable;
+#[cfg(feature = "client")]
 pub mod resuming;
-pub mod runs;
-pub mod server;
-pub mod service;
-mod setting;
-pub mod shares;
-pub mod telemetry;
-pub mod terminal;
-pub mod upstream;
 pub mod v1;
-pub mod wire;
+
+// One `#[cfg]` for all of them. rustfmt finds the files of modules in this macro, and in no other.
+cfg_if::cfg_if! {
+    if #[cfg(feature = "gateway")] {
+        pub mod admin;
+        pub mod app;
+        pub mod chat;
+        pub mod config;
+        mod connection;
+        pub mod demo;
+        pub mod dev;
+        pub mod embedded;
+        pub mod error;
+        pub mod healthcheck;
+        pub mod package_files;
+        mod pem;
+        mod registered_waker;
+        pub mod reloadable;
+        pub mod runs;
+        pub mod server;
+        pub mod service;
+        mod setting;
+        pub mod shares;
+        pub mod telemetry;
+        pub mod terminal;
+        pub mod upstream;
+        pub mod wire;
+    }
+}

@@ -3,13 +3,13 @@
 //! Must hold: an error names the flag whose file it is about and what is wrong, and holds nothing
 //! of the file. A certificate that is not valid now is refused, since nobody would accept it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_cert::{Certificate, der::Decode as _};
 
 /// The certificates of a file, one at least.
 pub(crate) fn certificates(flag: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -53,25 +53,22 @@ impl OwnChain {
 /// The chain of a file.
 pub(crate) fn own_chain(flag: &str, pem: &[u8]) -> Result<OwnChain, String> {
     let chain = certificates(flag, pem)?;
-    let (_, leaf) = X509Certificate::from_der(&chain[0])
+    let leaf = Certificate::from_der(&chain[0])
         .map_err(|_| format!("{flag}: its first certificate is damaged: it is PEM of no X.509"))?;
-    let (begins, ends) = (&leaf.validity().not_before, &leaf.validity().not_after);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-    if ends.timestamp() < now {
+    let leaf = leaf.tbs_certificate();
+    let (begins, ends) = (leaf.validity().not_before, leaf.validity().not_after);
+    let (now, expires) = (SystemTime::now(), ends.to_system_time());
+    if expires < now {
         Err(format!(
             "{flag}: the certificate has expired ({ends}): renew it"
         ))
-    } else if begins.timestamp() > now {
+    } else if begins.to_system_time() > now {
         Err(format!(
             "{flag}: the certificate is not valid yet ({begins}): is the clock right?"
         ))
     } else {
-        let expires = u64::try_from(ends.timestamp()).unwrap_or_default();
-        let expires = UNIX_EPOCH + Duration::from_secs(expires);
         let subject = leaf.subject().to_string();
-        let until = humantime::format_rfc3339_seconds(expires);
-        let summary = format!("certificate of {subject:?} until {until}");
+        let summary = format!("certificate of {subject:?} until {ends}");
         Ok(OwnChain {
             chain,
             expires,

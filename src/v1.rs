@@ -1,9 +1,9 @@
-//! The contract (`proto/runsgateway/v1`) in Rust: messages, clients and servers as tonic-build
-//! generates them.
+//! The contract (`proto/runsgateway/v1`) in Rust: messages, clients (feature `client`) and servers
+//! (feature `gateway`) as tonic-build generates them.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 
-tonic::include_proto!("runsgateway.v1");
+include!(concat!(env!("OUT_DIR"), "/runsgateway.v1.rs"));
 
 /// The contract's descriptor set with comments, as reflection serves it.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

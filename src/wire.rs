@@ -2,8 +2,8 @@
 //!
 //! Must hold: byte for byte what prost writes (a property test compares the two). Not prost, which
 //! asks every message for its length before it writes it, and so for the length of what lies in it
-//! once for each level above: a fifth of the work of a text delta, by callgrind (bulk events, thin
-//! LTO). Here a message is written behind one byte for its length, and moved if that does not fit.
+//! once for each level above (docs/performance.md has what it costs). Here a message is written
+//! behind one byte for its length, and moved if that does not fit.
 //!
 //! What a message's fields are is generated (`build/wire.rs`); how a field is written follows from
 //! its Rust type.

@@ -2,13 +2,12 @@
 //! elsewhere, unless told.
 //!
 //! JSON lines have the members of `tracing-subscriber`'s: `timestamp`, `level`, `fields`, `target`.
-//! They are not written by it, since its way (a serializer for each line, dates from the civil
-//! calendar each time) took a twentieth of a `GetRun`'s time by perf; there is a line for every
-//! call.
+//! They are not written by it, since there is a line for every call, and its way (a serializer for
+//! each line, dates from the civil calendar each time) costs four times as much.
 //!
 //! Lines are gathered for fifty milliseconds, or until there are many, and written by a thread of
-//! their own: a write for every call costs as much as its JSON, and whoever reads the log slowly
-//! must not slow calls down.
+//! their own: whoever reads the log slowly must not slow calls down. Not by `tracing-appender`,
+//! which wakes its thread for every line. docs/performance.md has the numbers.
 //!
 //! Must hold: what was logged is written before the program ends ([`flush`]). If nobody reads,
 //! lines are dropped above a MiB, and the log says how many; if whoever reads is gone, the gateway

@@ -150,14 +150,17 @@ class Rust:
     approves = False
 
     def version(self):
-        return version_in("rust/Cargo.toml", r'tonic = "=(\S+)"')
+        return version_in("rust/Cargo.toml", r'tonic = \{ version = "=([^"]+)"')
+
+    # Where it is: it has no stubs of its own, but the gateway's library.
+    folder = ROOT / "examples" / "rust"
 
     def prepare(self):
-        command("cargo", "build", "--locked", cwd=EXAMPLES / "rust")
+        command("cargo", "build", "--locked", cwd=self.folder)
 
     def run(self, program, *addresses):
         binary = {"example": "runs-gateway-example"}.get(program, program)
-        return command("cargo", "run", "-q", "--locked", "--bin", binary, "--", *addresses, cwd=EXAMPLES / "rust", seconds=300)
+        return command("cargo", "run", "-q", "--locked", "--bin", binary, "--", *addresses, cwd=self.folder, seconds=300)
 
 
 LANGUAGES = [Python(), Go(), TypeScript(), Java(), Rust()]

@@ -6,20 +6,20 @@
 
 use std::{env, error::Error, time::Duration};
 
-use runs_gateway_example::{
-    AssistantSpec, CancelRunRequest, ConverseRunRequest, ConverseStart, CreateAssistantRequest,
-    CreateMessageRequest, CreateRunRequest, CreateThreadAndRunRequest, CreateThreadRequest,
-    DeleteAssistantRequest, DeleteThreadRequest, FunctionDefinition, GetRunRequest,
-    ListMessagesRequest, ListRunStepsRequest, MessageContent, MessageInput, MessageRole,
-    RequiredToolCall, Run, RunEvent, RunEventType, RunSpec, StreamCreateThreadAndRunRequest,
-    ThreadAndRunSpec, ThreadSpec, Tool, ToolOutput, ToolOutputs, WaitRunRequest,
-    assistant_service_client::AssistantServiceClient, converse_run_request::Message,
-    message_service_client::MessageServiceClient, run_event::Payload,
-    run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
-    thread_service_client::ThreadServiceClient,
+use runs_gateway::{
+    conversation::Conversation,
+    v1::{
+        AssistantSpec, CancelRunRequest, ConverseStart, CreateAssistantRequest,
+        CreateMessageRequest, CreateRunRequest, CreateThreadAndRunRequest, CreateThreadRequest,
+        DeleteAssistantRequest, DeleteThreadRequest, FunctionDefinition, GetRunRequest,
+        ListMessagesRequest, ListRunStepsRequest, MessageContent, MessageInput, MessageRole, Run,
+        RunEvent, RunSpec, StreamCreateThreadAndRunRequest, ThreadAndRunSpec, ThreadSpec, Tool,
+        WaitRunRequest, assistant_service_client::AssistantServiceClient,
+        message_service_client::MessageServiceClient, run_event::Payload,
+        run_service_client::RunServiceClient, run_step_service_client::RunStepServiceClient,
+        thread_service_client::ThreadServiceClient,
+    },
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -37,7 +37,7 @@ async fn main() -> Result<()> {
     let mut runs = RunServiceClient::new(channel.clone());
     from_nothing_to_an_answer(&channel).await?;
     stream_a_run(&mut runs).await?;
-    let run = answer_tool_calls(&mut runs).await?;
+    let run = answer_tool_calls(&runs).await?;
     wait_with_a_deadline(&mut runs).await?;
     read_error_details(&mut runs).await;
     page_through_steps(&mut RunStepServiceClient::new(channel), &run).await
@@ -198,7 +198,7 @@ async fn stream_a_run(runs: &mut Runs) -> Result<()> {
     Ok(())
 }
 
-async fn answer_tool_calls(runs: &mut Runs) -> Result<Run> {
+async fn answer_tool_calls(runs: &Runs) -> Result<Run> {
     println!("answer tool calls");
     let mut spec = thread_and_run(
         "What is the weather in Paris?",
@@ -209,58 +209,21 @@ async fn answer_tool_calls(runs: &mut Runs) -> Result<Run> {
         thread_and_run: Some(spec),
         ..Default::default()
     };
-    let (requests, outbound) = mpsc::channel(4);
-    requests
-        .send(ConverseRunRequest {
-            message: Some(Message::Start(start)),
-        })
+    let conversation = Conversation::new(runs.clone()).tool("get_weather", get_weather);
+    let mut answer = String::new();
+    let run = conversation
+        .start(start, |event| answer += &text_of(&event))
         .await?;
-    let mut events = runs
-        .converse_run(ReceiverStream::new(outbound))
-        .await?
-        .into_inner();
-    let (mut answer, mut last) = (String::new(), None);
-    while let Some(event) = events.message().await? {
-        answer += &text_of(&event);
-        let kind = event.r#type();
-        let Some(Payload::Run(run)) = event.payload else {
-            continue;
-        };
-        if kind == RunEventType::ThreadRunRequiresAction {
-            let action = run
-                .required_action
-                .as_ref()
-                .and_then(|action| action.submit_tool_outputs.as_ref());
-            let calls = action
-                .map(|action| action.tool_calls.as_slice())
-                .unwrap_or_default();
-            let tool_outputs = calls.iter().map(call_tool).collect::<Result<_>>()?;
-            let outputs = ToolOutputs {
-                tool_outputs,
-                ..Default::default()
-            };
-            requests
-                .send(ConverseRunRequest {
-                    message: Some(Message::ToolOutputs(outputs)),
-                })
-                .await?;
-        }
-        last = Some(run);
-    }
     println!("  {answer}");
-    last.ok_or("the conversation named no run".into())
+    Ok(run)
 }
 
-fn call_tool(call: &RequiredToolCall) -> Result<ToolOutput> {
-    let function = call.function.as_ref().ok_or("a call of no function")?;
-    println!("  {}({})", function.name, function.arguments());
-    let arguments: serde_json::Value = serde_json::from_str(function.arguments())?;
-    let output = format!("sunny in {}", arguments["city"].as_str().ok_or("no city")?);
-    Ok(ToolOutput {
-        tool_call_id: call.id.clone(),
-        output: Some(output),
-        ..Default::default()
-    })
+async fn get_weather(arguments: String) -> String {
+    println!("  get_weather({arguments})");
+    let arguments: serde_json::Value = serde_json::from_str(&arguments).unwrap_or_default();
+    let city = arguments["city"].as_str();
+    // The model reads it, and may call again.
+    city.map_or("no city".to_owned(), |city| format!("sunny in {city}"))
 }
 
 async fn wait_with_a_deadline(runs: &mut Runs) -> Result<()> {

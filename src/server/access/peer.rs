@@ -3,7 +3,14 @@
 use std::{net::IpAddr, sync::Arc};
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_cert::{
+    Certificate,
+    der::{Decode as _, oid::db::rfc4519::COMMON_NAME},
+    ext::pkix::{
+        SubjectAltName,
+        name::{DirectoryString, GeneralName},
+    },
+};
 
 use super::Account;
 use crate::shares::Owner;
@@ -42,20 +49,23 @@ impl Peer {
 
 /// The names in a certificate.
 fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
+    let Ok(certificate) = Certificate::from_der(certificate) else {
         return Vec::new();
     };
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let alternative = alternative
-        .iter()
-        .flat_map(|extension| &extension.value.general_names)
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
-            _ => None,
-        });
-    let common = certificate
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok().map(str::to_owned));
+    let certificate = certificate.tbs_certificate();
+    let alternative = certificate.get_extension::<SubjectAltName>();
+    let alternative = alternative.ok().flatten();
+    let alternative = alternative.into_iter().flat_map(|(_, names)| names.0);
+    let alternative = alternative.filter_map(|name| match name {
+        GeneralName::DnsName(name) | GeneralName::UniformResourceIdentifier(name) => {
+            Some(name.to_string())
+        }
+        _ => None,
+    });
+    let subject = certificate.subject().iter();
+    let common = subject
+        .filter(|attribute| attribute.oid == COMMON_NAME)
+        .filter_map(|attribute| DirectoryString::try_from(&attribute.value).ok())
+        .map(String::from);
     alternative.chain(common).collect()
 }

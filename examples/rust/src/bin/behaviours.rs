@@ -6,14 +6,17 @@
 
 use std::{env, error::Error, time::Duration};
 
-use runs_gateway_example::{
-    CreateThreadAndRunRequest, CreateThreadRequest, DeleteThreadRequest, FunctionDefinition,
-    GetRunRequest, GetThreadRequest, ListMessagesRequest, ListRunsRequest, MessageContent,
-    MessageInput, MessageRole, RunEvent, RunSpec, StreamCreateRunRequest,
-    StreamCreateThreadAndRunRequest, StreamOptions, ThreadAndRunSpec, ThreadSpec, Tool,
-    WaitRunRequest, WatchRunRequest, message_service_client::MessageServiceClient,
-    resuming::Resuming, run_event::Payload, run_service_client::RunServiceClient,
-    thread_service_client::ThreadServiceClient,
+use runs_gateway::{
+    resuming::ResumingStream,
+    v1::{
+        CreateThreadAndRunRequest, CreateThreadRequest, DeleteThreadRequest, FunctionDefinition,
+        GetRunRequest, GetThreadRequest, ListMessagesRequest, ListRunsRequest, MessageContent,
+        MessageInput, MessageRole, RunEvent, RunSpec, StreamCreateRunRequest,
+        StreamCreateThreadAndRunRequest, StreamOptions, ThreadAndRunSpec, ThreadSpec, Tool,
+        WaitRunRequest, WatchRunRequest, message_service_client::MessageServiceClient,
+        run_event::Payload, run_service_client::RunServiceClient,
+        thread_service_client::ThreadServiceClient,
+    },
 };
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -309,7 +312,7 @@ async fn resumed_stream(cutting: &mut Runs) -> Result<String> {
         ..Default::default()
     };
     let opened = cutting.stream_create_thread_and_run(request).await;
-    let mut events = Resuming::new(cutting.clone(), opened);
+    let mut events = ResumingStream::new(cutting.clone(), opened);
     let (mut text, mut count, mut last) = (String::new(), 0, RunEvent::default());
     while let Some(event) = events.message().await? {
         if let Some(Payload::MessageDelta(message)) = &event.payload {
