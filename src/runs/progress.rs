@@ -9,6 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use indexmap::IndexSet;
+
 use super::{
     event::StreamedEvent,
     fetch::{Messages, Snapshot, has_ended, message_id},
@@ -134,8 +136,8 @@ pub(super) struct Progress {
     /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
     /// Steps and messages of which something was sent, in this order.
-    begun_steps: Vec<String>,
-    begun_messages: Vec<String>,
+    begun_steps: IndexSet<String>,
+    begun_messages: IndexSet<String>,
 }
 
 impl Progress {
@@ -341,9 +343,9 @@ impl Progress {
 }
 
 /// Notes an id behind those that came before, unless it is the last one again, as it mostly is.
-fn note(ids: &mut Vec<String>, id: &str) {
-    if ids.last().is_none_or(|last| last != id) && !ids.iter().any(|known| known == id) {
-        ids.push(id.to_owned());
+fn note(ids: &mut IndexSet<String>, id: &str) {
+    if ids.last().is_none_or(|last| last != id) && !ids.contains(id) {
+        ids.insert(id.to_owned());
     }
 }
 
