@@ -160,9 +160,9 @@ def memory(folder, upstream, name, files, streams, after):
         gateway.end()
 
 
-def page(side, streams):
-    """CPU time of a proxy per kB of a page of steps."""
-    path = f"/threads/steps-{streams}-0/runs/run_0/steps?limit=100&order=asc"
+def page(side, steps):
+    """CPU time of a proxy per kB of a page of a run's steps."""
+    path = f"/threads/steps-{steps}-0/runs/run_0/steps?limit=100&order=asc"
     said = subprocess.run(["nghttp", f"http://{side.address}{path}"], capture_output=True, timeout=PATIENCE, check=True).stdout
     expect(f"{side.name}: a page of steps", len(json.loads(said)["data"]) == 100)
     before = side.cpu()
