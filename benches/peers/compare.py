@@ -110,7 +110,8 @@ class Bench:
         return self.large(name, document) / large.kilobytes(document, self.files)
 
     def memory(self, document, streams, after):
-        return large.memory(self.folder, self.side("upstream"), document, self.files, streams, after)
+        lengths = large.check(self.side("gateway-large").address)
+        return large.memory(self.folder, self.side("upstream"), document, lengths, streams, after)
 
     def tail(self, name, rate, part):
         """Latency over a minute. What was measured for one part is there for the others."""
@@ -231,10 +232,10 @@ def large_works():
         spent = lambda side, document=document: lambda bench: bench.per_kilobyte(side, document)
         name = f"large-{document.split('-')[0]}"
         yield Work(name, f"{title}, CPU per kB", "µs", spent("gateway-large"), {"nginx": Peer(spent("nginx"))}, rounds=3)
-        streams = 1 if document == "list" else 8
+        at_a_time = 1 if document == "list" else 8
         for part, after in (("in flight", False), ("three seconds after", True)):
-            memory = lambda bench, document=document, streams=streams, after=after: bench.memory(document, streams, after)
-            yield Work(f"{name}-memory{'-after' if after else ''}", f"{title}, memory per call {part}, {8 * streams} at a time", "kB", memory, rounds=1)
+            memory = lambda bench, document=document, at_a_time=at_a_time, after=after: bench.memory(document, at_a_time, after)
+            yield Work(f"{name}-memory{'-after' if after else ''}", f"{title}, memory per call {part}, {8 * at_a_time} at a time", "kB", memory, rounds=1)
     event = lambda side: lambda bench: streams.bulk(bench.load, bench.side(side), 8, round(20 * bench.seconds), more=1_000_000) / 1000
     yield Work("large-event", "an event of 1 MB, CPU per kB", "µs", event("gateway-events"), {"nginx": Peer(event("nginx-events"))}, rounds=3)
     # A step has some 1,000 bytes.

@@ -143,19 +143,22 @@ def load(folder, side, name, answer, number, streams):
     h2load(side, number, answer, words, path)
 
 
-def memory(folder, upstream, name, files, streams, after):
-    """kB of memory per call that eight connections take of a fresh gateway, `streams` at a time on each: at most, or three seconds after."""
+def memory(folder, upstream, name, lengths, streams, after):
+    """kB of memory per call that eight connections take of a fresh gateway, `streams` at a time on each: at most, or three seconds after.
+
+    Small calls stand before and behind them: the allocator gives back what is free when it is next asked for something.
+    """
     gateway = Gateway(upstream, LARGE)
+    small = lambda: load(folder, gateway, f"run-{SIZES[0]}", lengths[f"run-{SIZES[0]}"], 800, 1)
     try:
-        answer = check(gateway.address)[name]
-        time.sleep(3)
+        small()
         before = gateway.memory("VmRSS")
         gateway.forget_peak()
-        load(folder, gateway, name, answer, 8 * streams * 5, streams)
-        if not after:
-            return (gateway.memory("VmHWM") - before) / (8 * streams)
-        time.sleep(3)
-        return (gateway.memory("VmRSS") - before) / (8 * streams)
+        load(folder, gateway, name, lengths[name], 8 * streams * 5, streams)
+        if after:
+            time.sleep(3)
+            small()
+        return (gateway.memory("VmRSS" if after else "VmHWM") - before) / (8 * streams)
     finally:
         gateway.end()
 

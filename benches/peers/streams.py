@@ -148,4 +148,6 @@ def start(load, upstream):
 
 
 def _run(*command):
-    return subprocess.run(["taskset", "--cpu-list", str(LOAD), *command], capture_output=True, text=True, timeout=120, check=True).stdout
+    done = subprocess.run(["taskset", "--cpu-list", str(LOAD), *command], capture_output=True, text=True, timeout=120)
+    expect(f"{' '.join(command)}: {done.stderr}", done.returncode == 0)
+    return done.stdout
