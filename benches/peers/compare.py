@@ -350,6 +350,7 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="short rounds, under two minutes; fails if a result is worse than twice its target")
     parser.add_argument("--only", action="append", metavar="NAME", help="only works whose names begin so")
+    parser.add_argument("--no-bare", action="store_true", help="without what needs benches/peers/bare to be built")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds; the medians are shown (default 7, quick 3)")
     parser.add_argument("--docs", action="store_true", help="puts the table and its charts into docs/performance.md and docs/performance/")
     parser.add_argument("--list", action="store_true", help="names the works")
@@ -357,11 +358,14 @@ def main():
     if args.docs and (args.quick or args.only):
         sys.exit("compare: the documents have the results of all works, in long rounds")
     works = [work for work in WORKS if not args.only or any(work.name.lower().startswith(name.lower()) for name in args.only)]
+    if args.no_bare:
+        without_bare = lambda work: dataclasses.replace(work, peers={name: peer for name, peer in work.peers.items() if name != "bare"})
+        works = [without_bare(work) for work in works if work.side != "bare"]
     if args.quick:
         works = [quick(work, args.only) for work in works if args.only or not work.long and not work.name.endswith("-2000")]
         works = [work for work in works if args.only or work.must or work.peers]
     if args.list:
-        print("\n".join(f"{work.name:19} {work.title}" for work in works))
+        print("\n".join(f"{work.name:26} {work.title}" for work in works))
         return
     if sides.LOAD == sides.MEASURED:
         sys.exit("compare: two cores are needed, one for what is measured alone")
