@@ -151,18 +151,18 @@ async fn get(client: &mut Client, thread_id: String) -> Result<(), Status> {
     Ok(())
 }
 
-fn spec(instructions: String) -> Option<RunSpec> {
-    Some(RunSpec {
+fn spec(instructions: String) -> RunSpec {
+    RunSpec {
         assistant_id: "asst_1".to_owned(),
         instructions: Some(instructions),
         ..RunSpec::default()
-    })
+    }
 }
 
 async fn create(client: &mut Client, instructions: String) -> Result<(), Status> {
     let request = CreateRunRequest {
         thread_id: "run-0".to_owned(),
-        run: spec(instructions),
+        run: Some(spec(instructions)),
         ..CreateRunRequest::default()
     };
     client.create_run(request).await?;
@@ -172,7 +172,7 @@ async fn create(client: &mut Client, instructions: String) -> Result<(), Status>
 async fn stream(client: &mut Client, thread_id: String) -> Result<Vec<RunEvent>, Status> {
     let request = StreamCreateRunRequest {
         thread_id,
-        run: spec(String::new()),
+        run: Some(spec(String::new())),
         ..StreamCreateRunRequest::default()
     };
     read(client.stream_create_run(request).await?.into_inner()).await

@@ -24,7 +24,7 @@ use std::{
     net::SocketAddr,
     process::ExitCode,
     sync::{Mutex, PoisonError},
-    thread,
+    thread::{self, ScopedJoinHandle},
 };
 
 use budget::Budget;
@@ -291,7 +291,7 @@ fn in_parallel<T: Send, R: Send>(all: Vec<T>, each: impl Fn(T) -> R + Sync) -> V
     };
     let mut done: Vec<_> = thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let workers = workers.into_iter().map(|it| it.join());
+        let workers = workers.into_iter().map(ScopedJoinHandle::join);
         workers.flat_map(|it| it.expect("a count")).collect()
     });
     done.sort_by_key(|(at, _)| *at);
