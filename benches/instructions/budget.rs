@@ -16,7 +16,6 @@ const PATH: &str = concat!(
 const TOLERANCE: f64 = 0.02;
 
 /// Instructions by the names of cases, and the tools that they were counted with.
-#[derive(PartialEq)]
 pub(crate) struct Budget {
     pub(crate) tools: BTreeMap<String, String>,
     pub(crate) instructions: BTreeMap<String, u64>,
@@ -66,6 +65,9 @@ pub(crate) fn tools() -> BTreeMap<String, String> {
         let said = String::from_utf8_lossy(&said).into_owned();
         said.lines().next().unwrap_or_default().to_owned()
     };
+    // Without the revision of its package: fixes of security copy as it did before.
+    let libc = first_line("ldd", "--version");
+    let libc = libc.rsplit(' ').next().unwrap_or_default().to_owned();
     // Callgrind shows the same processor everywhere, but for what the machine cannot do.
     let processor = if has_avx2() {
         "with AVX2"
@@ -76,7 +78,7 @@ pub(crate) fn tools() -> BTreeMap<String, String> {
     BTreeMap::from([
         ("rustc".to_owned(), first_line("rustc", "--version")),
         ("valgrind".to_owned(), first_line("valgrind", "--version")),
-        ("libc".to_owned(), first_line("ldd", "--version")),
+        ("libc".to_owned(), libc),
         ("processor".to_owned(), processor),
     ])
 }

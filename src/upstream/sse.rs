@@ -8,8 +8,9 @@
 //! UTF-8 or not: who reads the data judges it, and nothing is replaced.
 //!
 //! Where an event lies within one chunk, nothing of it is copied: its frame borrows from the chunk,
-//! which is let go as soon as it is read. A line that comes in several is copied once. Not a crate, since this is at the heart of the gateway
-//! and small: it needs the limit, the borrowing, and what was pending at the end.
+//! which is let go as soon as it is read. A line that comes in several is copied once. Not a crate,
+//! since this is at the heart of the gateway and small: it needs the limit, the borrowing, and what
+//! was pending at the end.
 
 use std::{error::Error, fmt, mem, ops::Range};
 
