@@ -22,19 +22,19 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// The numbers in the tree.
-    pub(crate) fn read() -> Self {
-        let text = fs::read_to_string(PATH).unwrap_or_else(|_| "{}".to_owned());
+    /// The numbers in the tree, if there are any.
+    pub(crate) fn read() -> Option<Self> {
+        let text = fs::read_to_string(PATH).ok()?;
         let budget: Value = serde_json::from_str(&text).expect("benches/instructions/budget.json");
         let members = |name: &str| budget[name].as_object().cloned().into_iter().flatten();
-        Self {
+        Some(Self {
             tools: members("tools")
                 .filter_map(|(tool, version)| Some((tool, version.as_str()?.to_owned())))
                 .collect(),
             instructions: members("instructions")
                 .filter_map(|(case, count)| Some((case, count.as_u64()?)))
                 .collect(),
-        }
+        })
     }
 
     pub(crate) fn write(&self) {

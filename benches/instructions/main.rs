@@ -176,7 +176,11 @@ fn main() -> ExitCode {
 
 /// Holds all cases to their numbers, and all growths to their limit.
 fn check() -> ExitCode {
-    let (budget, tools) = (Budget::read(), budget::tools());
+    let Some(budget) = Budget::read() else {
+        println!("there is no benches/instructions/budget.json: benches/budget --update");
+        return ExitCode::FAILURE;
+    };
+    let tools = budget::tools();
     let compares = budget.tools == tools;
     if !compares {
         println!(
