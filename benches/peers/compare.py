@@ -18,12 +18,16 @@ import sys
 import time
 from typing import Callable
 
+import charts
+import large
 import sides
 import streams
 import unary
 
 # Seconds. The quick form takes some 100; a machine that is busy with something else is no reason to fail.
-QUICK_LIMIT, LIMIT = 600, 3600
+QUICK_LIMIT, LIMIT = 600, 7200
+# What the tail of latency needs.
+MINUTE = 60
 
 
 class Bench:
@@ -32,8 +36,12 @@ class Bench:
     def __init__(self, folder, quick, stack):
         self.folder, self.seconds, self.stack = folder, 0.5 if quick else 2, stack
         self.load = str(folder / "load/release/load")
+        self.quick = quick
         self.started = {}
+        # Latencies of the tail: (side, rate) and what each round gave; (side, rate, part) and how many of these were told.
+        self.tails, self.told = {}, {}
         unary.write_bodies(folder)
+        self.files = large.write(folder)
 
     def side(self, name):
         if name not in self.started:
@@ -45,13 +53,17 @@ class Bench:
     def _start(self, name):
         match name:
             case "upstream":
-                return sides.unary_upstream(self.folder, unary.TEXT, unary.THREAD)
+                return sides.unary_upstream(self.folder, unary.TEXT, unary.THREAD, self.files)
             case "events":
                 return sides.events_upstream(self.load)
             case "gateway":
                 return sides.Gateway(self.side("upstream"))
             case "gateway-traces":
                 return sides.Gateway(self.side("upstream"), sides.traces(self.side("upstream")))
+            case "gateway-renewing":
+                return sides.Gateway(self.side("upstream"), sides.renewing(self.folder, self.side("upstream")))
+            case "gateway-large":
+                return sides.Gateway(self.side("upstream"), large.LARGE)
             case "gateway-named":
                 return sides.Gateway(self.side("upstream"), sides.named(), sides.CALLER)
             case "gateway-isolated":
@@ -90,6 +102,31 @@ class Bench:
         store = f"redis://{self.side('redis').address}"
         return {"RUNS_GATEWAY_EVENT_LOG": store, "RUNS_GATEWAY_EVENT_LOG_KEY_FILE": str(key)}
 
+    def large(self, name, document):
+        """CPU per call."""
+        return large.calls(self.folder, self.side(name), document, self.files, self.seconds)
+
+    def per_kilobyte(self, name, document):
+        return self.large(name, document) / large.kilobytes(document, self.files)
+
+    def memory(self, document, streams, after):
+        lengths = large.check(self.side("gateway-large").address)
+        return large.memory(self.folder, self.side("upstream"), document, lengths, streams, after)
+
+    def tail(self, name, rate, part):
+        """Latency over a minute. What was measured for one part is there for the others."""
+        rounds, told = self.tails.setdefault((name, rate), []), self.told.get((name, rate, part), 0)
+        if told == len(rounds):
+            rounds.append(self._tail(name, rate))
+        self.told[name, rate, part] = told + 1
+        return rounds[told][part]
+
+    def _tail(self, name, rate):
+        call = {"gateway-renewing": "get", "envoy": "transcoded"}.get(name, "json")
+        address = self.side("upstream").http2 if name == "direct" else self.side(name).address
+        with sides.disturbed(self.side(name), self.folder) if name == "gateway-renewing" else contextlib.nullcontext():
+            return streams.latency(self.load, address, call, rate, 3 if self.quick else MINUTE)
+
     def latency(self, name, part):
         upstream = self.side("upstream")
         address, call = (self.side("gateway").address, "get") if name == "gateway" else (upstream.http2, "json")
@@ -123,6 +160,8 @@ class Work:
     rounds: int = 100
     # Whose work it is.
     side: str = "gateway"
+    # It tells nothing in less than minutes: the quick form has it only if it is named, and does not judge it.
+    long: bool = False
 
 
 def unary_works():
@@ -169,6 +208,44 @@ def recorded_works():
         yield Work(f"recorded-memory-{log.lower()}", f"anonymous memory per live event stream, recorded in {log}", "kB", memory, rounds=1)
 
 
+def tail_works():
+    """Latency while connections are renewed, files change, and log, metrics and traces are on."""
+    for rate in (1000, 4000):
+        tail = lambda side, part, rate=rate: lambda bench: bench.tail(side, rate, part)
+        for part, peers, difference in (
+            ("p99", {"direct": (0.4, 0.4), "envoy": (), "nginx": ()}, True), ("p99.9", {"nginx": (1.5, 1.5), "envoy": (), "direct": ()}, False),
+        ):
+            yield Work(
+                f"tail-{rate}-{part}", f"GetRun over a minute at {rate:,} calls/s, {part}", "ms", tail("gateway-renewing", part),
+                {side: Peer(tail(side, part), *must) for side, must in peers.items()}, difference=difference, clock=True, rounds=3, long=True,
+            )
+
+
+def large_works():
+    """What large documents cost, beside nginx, which passes the same bytes on; and how what a call costs grows with its document."""
+    for size in large.SIZES:
+        spent = lambda side, size=size: lambda bench: bench.large(side, f"run-{size}")
+        yield Work(f"size-{size}", f"GetRun of {size / 1000:,g} kB, CPU per call", "µs", spent("gateway-large"), {"nginx": Peer(spent("nginx"))}, rounds=3)
+    for document, title in (
+        ("run-250000", "a run of 250 kB"), ("list", f"a list of {large.LIST} runs of 250 kB"), ("request", "a request of 1 MB"),
+    ):
+        spent = lambda side, document=document: lambda bench: bench.per_kilobyte(side, document)
+        name = f"large-{document.split('-')[0]}"
+        yield Work(name, f"{title}, CPU per kB", "µs", spent("gateway-large"), {"nginx": Peer(spent("nginx"))}, rounds=3)
+        at_a_time = 1 if document == "list" else 8
+        for part, after in (("in flight", False), ("three seconds after", True)):
+            memory = lambda bench, document=document, at_a_time=at_a_time, after=after: bench.memory(document, at_a_time, after)
+            yield Work(f"{name}-memory{'-after' if after else ''}", f"{title}, memory per call {part}, {8 * at_a_time} at a time", "kB", memory, rounds=1)
+    event = lambda side: lambda bench: streams.bulk(bench.load, bench.side(side), 8, round(20 * bench.seconds), more=1_000_000) / 1000
+    yield Work("large-event", "an event of 1 MB, CPU per kB", "µs", event("gateway-events"), {"nginx": Peer(event("nginx-events"))}, rounds=3)
+    # A step has some 1,000 bytes.
+    watch = lambda bench: streams.steps(bench.load, bench.side("gateway-events"), 16, 1000)
+    page = lambda bench: large.page(bench.side("nginx-events"), 1000)
+    yield Work("large-watch", "a watch of a run with 1,000 steps, CPU per kB", "µs", watch, {"nginx, a page of them": Peer(page)}, rounds=3)
+    memory = lambda bench: streams.memory_of_steps(bench.load, bench.side("events"), 1000, 20, settle=10)
+    yield Work("large-watch-memory", "anonymous memory per WatchRun of a run with 1,000 steps", "kB", memory, rounds=1)
+
+
 def other_works():
     for part, must, aim in (("p50", 0.3, 0.2), ("p99", None, None)):
         latency = lambda side, part=part: lambda bench: bench.latency(side, part)
@@ -197,7 +274,14 @@ def other_works():
     yield Work("traces", "GetRun, CPU per call, 8,000 calls/s, 1% traced", "µs", traced("gateway-traces"), {"not traced": Peer(traced("gateway"), 1.1, 1.05)})
 
 
-WORKS = [*unary_works(), *stream_works(), *recorded_works(), *other_works()]
+WORKS = [*unary_works(), *stream_works(), *recorded_works(), *other_works(), *large_works(), *tail_works()]
+
+
+def quick(work, named):
+    """A work with the peers that its targets are held against; one that is named and has no targets has all peers that are there."""
+    with_targets = {name: peer for name, peer in work.peers.items() if peer.must}
+    there = {name: peer for name, peer in work.peers.items() if name != "bare"} if named else {}
+    return dataclasses.replace(work, peers=with_targets or there)
 
 
 def measured(bench, works, rounds):
@@ -244,7 +328,7 @@ def losses(works, results, disturbed):
     return {
         work.name: f"{work.title}, {name or work.side}: {held:.3g}, must {must:g}"
         for work, _, name, _, held, must, _ in rows(works, results)
-        if must is not None and held > 2 * must and not (work.clock and disturbed)
+        if must is not None and held > 2 * must and not work.long and not (work.clock and disturbed)
     }
 
 
@@ -266,16 +350,22 @@ def main():
     parser.add_argument("folder", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="short rounds, under two minutes; fails if a result is worse than twice its target")
     parser.add_argument("--only", action="append", metavar="NAME", help="only works whose names begin so")
+    parser.add_argument("--no-bare", action="store_true", help="without what needs benches/peers/bare to be built")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds; the medians are shown (default 7, quick 3)")
+    parser.add_argument("--docs", action="store_true", help="puts the table and its charts into docs/performance.md and docs/performance/")
     parser.add_argument("--list", action="store_true", help="names the works")
     args = parser.parse_args()
+    if args.docs and (args.quick or args.only):
+        sys.exit("compare: the documents have the results of all works, in long rounds")
     works = [work for work in WORKS if not args.only or any(work.name.lower().startswith(name.lower()) for name in args.only)]
+    if args.no_bare:
+        without_bare = lambda work: dataclasses.replace(work, peers={name: peer for name, peer in work.peers.items() if name != "bare"})
+        works = [without_bare(work) for work in works if work.side != "bare"]
     if args.quick:
-        with_targets = lambda work: dataclasses.replace(work, peers={name: peer for name, peer in work.peers.items() if peer.must})
-        works = [with_targets(work) for work in works if not work.name.endswith("-2000")]
-        works = [work for work in works if work.must or work.peers]
+        works = [quick(work, args.only) for work in works if args.only or not work.long and not work.name.endswith("-2000")]
+        works = [work for work in works if args.only or work.must or work.peers]
     if args.list:
-        print("\n".join(f"{work.name:19} {work.title}" for work in works))
+        print("\n".join(f"{work.name:26} {work.title}" for work in works))
         return
     if sides.LOAD == sides.MEASURED:
         sys.exit("compare: two cores are needed, one for what is measured alone")
@@ -289,7 +379,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("compare: ended"))
     signal.alarm(limit)
     others = disturbance()
-    print(f"{machine()}; others take {others:.0%} of a core; rounds: {rounds}; time limit: {limit} s")
+    tested = machine()
+    print(f"{tested}; others take {others:.0%} of a core; rounds: {rounds}; time limit: {limit} s")
     with contextlib.ExitStack() as stack:
         bench = Bench(args.folder.resolve(), args.quick, stack)
         results = measured(bench, works, rounds)
@@ -301,7 +392,23 @@ def main():
             doubtful = [work for work in works if work.name in lost]
             lost = losses(doubtful, measured(bench, doubtful, 2 * rounds), others > 0.1)
     print(f"\n{int(time.monotonic() - begin)} s\n")
-    print("\n".join(table(works, results)))
+    lines = list(table(works, results))
+    print("\n".join(lines))
+    written = {
+        "machine": tested, "rounds": rounds, "quick": args.quick,
+        "works": [
+            {
+                "name": work.name, "title": work.title, "unit": work.unit, "side": work.side, "measured": results[work.name, ""],
+                "beside": {name: results[work.name, name] for name in work.peers},
+            }
+            for work in works
+        ],
+        "latency": [{"side": side.removesuffix("-renewing"), "rate": rate, "rounds": tails} for (side, rate), tails in bench.tails.items()],
+    }
+    if args.docs:
+        charts.publish(written, lines, pathlib.Path(__file__).parents[2] / "docs")
+    else:
+        charts.write(written, args.folder / "results")
     if lost:
         sys.exit("compare: worse than twice the target:\n" + "\n".join(lost.values()))
 

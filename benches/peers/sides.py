@@ -4,13 +4,17 @@ Must hold: what is measured is alone on its core; upstreams and load share the o
 ended with the comparison.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
 import re
 import socket
 import subprocess
+import threading
 import time
+import urllib.request
 
 MEASURED, LOAD = sorted(os.sched_getaffinity(0))[-1], sorted(os.sched_getaffinity(0))[0]
 PATIENCE = 20
@@ -64,6 +68,10 @@ class Side:
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)[1])
 
+    def forget_peak(self):
+        """What `VmHWM` tells from now on is the peak from now on."""
+        pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
     def end(self):
         """Ends it and its children, without waiting for open calls."""
         self.process.terminate()
@@ -80,6 +88,7 @@ class Gateway(Side):
     def __init__(self, upstream, variables=None, metadata=()):
         port = free_port()
         command = gateway_command(upstream, port)
+        self.admin = command[command.index("--admin-listen") + 1] if "--admin-listen" in command else None
         self.metadata = metadata
         shown = " ".join([*(f"{name}={value}" for name, value in (variables or {}).items()), *command])
         super().__init__("gateway", command, port, shown=shown, variables=variables)
@@ -96,6 +105,39 @@ def traces(collector):
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01",
     }
+
+
+# How often connections are renewed, files change, and metrics are read, where that is measured: in seconds.
+RENEWAL = 10
+
+
+def renewing(folder, collector):
+    """Variables with which everything goes on that goes on in production: renewed connections, files that change, log, metrics and traces."""
+    key = folder / "upstream-key"
+    key.write_text("sk-bench")
+    return traces(collector) | {"RUNS_GATEWAY_UPSTREAM_RENEWAL": f"{RENEWAL}s", "RUNS_GATEWAY_UPSTREAM_API_KEY_FILE": str(key)}
+
+
+@contextlib.contextmanager
+def disturbed(gateway, folder):
+    """Changes the gateway's files and reads its metrics, again and again."""
+    over = threading.Event()
+
+    def disturb():
+        for number in itertools.count():
+            (folder / "upstream-key").write_text(f"sk-bench-{number}")
+            if gateway.admin:
+                urllib.request.urlopen(f"http://{gateway.admin}/metrics", timeout=PATIENCE).read()
+            if over.wait(RENEWAL):
+                return
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 # What a mesh's proxy says of a caller.
@@ -139,7 +181,7 @@ def nginx(name, folder, servers, core):
     conf.write_text(f"""daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 16384; }}
 http {{
-  access_log off; tcp_nodelay on; keepalive_requests 1000000000; keepalive_timeout 1h;
+  client_max_body_size 0; access_log off; tcp_nodelay on; keepalive_requests 1000000000; keepalive_timeout 1h;
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   {servers.replace("PORT", str(port))}
 }}
@@ -147,14 +189,17 @@ http {{
     return Side(name, ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf)], port, core)
 
 
-def unary_upstream(folder, run, thread):
-    """A REST API that answers every request with the same run, but for one `thread`: HTTP/1.1, and on the next port HTTP/2 for direct calls."""
+def unary_upstream(folder, run, thread, documents):
+    """A REST API that answers every request with the same run, but for one `thread` and for the `documents`, files by path.
+
+    HTTP/1.1, and on the next port HTTP/2 for direct calls.
+    """
     second = free_port()
     document = '{"id":"%s","object":"thread","created_at":1764672000,"metadata":{}}' % thread
     answer = (
         "default_type application/json; add_header x-request-id req_4kTq0Zb9; location / { return 200 '%s'; } location /v1/traces { return 200 ''; } "
         "location = /threads/%s { return 200 '%s'; }" % (run, thread, document)
-    )
+    ) + " ".join("location = %s { alias %s; }" % each for each in documents.items())
     side = nginx(
         "upstream", folder,
         f"server {{ listen 127.0.0.1:PORT backlog=4096; {answer} }} server {{ listen 127.0.0.1:{second} http2; http2_max_concurrent_streams 1024; {answer} }}",
@@ -181,7 +226,7 @@ def nginx_proxy(name, folder, upstream):
     proxying = """upstream api { server %s; keepalive 1024; keepalive_requests 1000000000; }
   server {
     listen 127.0.0.1:PORT http2 backlog=4096; http2_max_concurrent_streams 1024;
-    location / { proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 1h; }
+    location / { proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 1h; }
   }"""
     side = nginx(name, folder, proxying % upstream.address, MEASURED)
     side.shown += " (" + " ".join((proxying % upstream.address).split()) + ")"

@@ -36,15 +36,41 @@ class Streams:
         return int(answer.split("=")[1])
 
 
-def bulk(load, side, streams, events, kind=None):
-    """CPU time per event when the upstream sends all of them in chunks of 16 KiB."""
-    with Streams(load, side.address, kind or call(side), f"bulk-{events}") as reading:
+def bulk(load, side, streams, events, kind=None, more=0):
+    """CPU time per event, of 300 bytes and `more`, when the upstream sends all of them in chunks of 16 KiB."""
+    plan = f"large-{more}-{events}" if more else f"bulk-{events}"
+    with Streams(load, side.address, kind or call(side), plan) as reading:
         before = side.cpu()
         reading.say(f"open {streams}")
         received = reading.say("finish")
         spent = side.cpu() - before
     expect(f"{side.name}: {received} of {streams * events} events", received == streams * events)
     return spent / received
+
+
+def steps(load, side, streams, steps):
+    """CPU time per step of `WatchRun` calls, each of a run of its own that is over and has so many steps."""
+    with Streams(load, side.address, "steps", f"steps-{steps}") as reading:
+        before = side.cpu()
+        reading.say(f"open {streams}")
+        received = reading.say("finish")
+        spent = side.cpu() - before
+    expect(f"{side.name}: {received} of {streams * steps} steps", received == streams * steps)
+    return spent / received
+
+
+def memory_of_steps(load, upstream, steps, watches, settle):
+    """kB of anonymous memory per `WatchRun` of a run that goes on and has so many steps."""
+    gateway = Gateway(upstream)
+    try:
+        latency(load, gateway.address, "get", rate=8, seconds=1)
+        before = gateway.memory("RssAnon")
+        with Streams(load, gateway.address, "steps", f"kept-{steps}") as reading:
+            reading.say(f"open {watches}")
+            time.sleep(settle)
+            return (gateway.memory("RssAnon") - before) / watches
+    finally:
+        gateway.end()
 
 
 def single(load, side, streams, pause, seconds, kind=None):
@@ -108,9 +134,9 @@ def resident(load, upstream):
 
 
 def latency(load, address, kind, rate, seconds):
-    """Milliseconds from when a call was due to its answer: p50 and p99."""
+    """Milliseconds from when a call was due to its answer, by the percents of calls that took no longer: `p50`, `p99.9` and more."""
     said = _run(load, "latency", "--to", address, "--call", kind, "--thread", THREAD, "--run", RUN_ID, "--rate", str(rate), "--seconds", str(seconds))
-    return {name: float(value) for name, value in re.findall(r"(p\d+)=([\d.]+)", said)}
+    return {name: float(value) for name, value in re.findall(r"(p[\d.]+)=([\d.]+)", said)}
 
 
 def start(load, upstream):
@@ -122,4 +148,6 @@ def start(load, upstream):
 
 
 def _run(*command):
-    return subprocess.run(["taskset", "--cpu-list", str(LOAD), *command], capture_output=True, text=True, timeout=120, check=True).stdout
+    done = subprocess.run(["taskset", "--cpu-list", str(LOAD), *command], capture_output=True, text=True, timeout=120)
+    expect(f"{' '.join(command)}: {done.stderr}", done.returncode == 0)
+    return done.stdout

@@ -112,15 +112,20 @@ def calls(folder, side, method, answer, seconds, rate=None, streams=16):
 
 def _h2load(folder, side, method, answer, number, rate, streams):
     """Makes `number` calls on eight connections; calls a second."""
-    command = ["taskset", "--cpu-list", str(LOAD), "h2load", "-t1", "-c8", f"-m{streams}", f"-n{number}"]
+    words = [f"-m{streams}"]
     if rate:
-        command.append(f"--rps={rate // 8}")
+        words.append(f"--rps={rate // 8}")
     if method == "REST":
-        command.append(f"http://{side.address}{path()}")
-    else:
-        package = "transcoded.v1" if side.name == "envoy" else "runsgateway.v1"
-        metadata = (f"-H{name}: {value}" for name, value in getattr(side, "metadata", ()))
-        command += [f"-d{folder / method}", "-Hcontent-type: application/grpc", "-Hte: trailers", *metadata, f"http://{side.address}/{package}.RunService/{method}"]
+        return h2load(side, number, answer, words, path())
+    package = "transcoded.v1" if side.name == "envoy" else "runsgateway.v1"
+    metadata = (f"-H{name}: {value}" for name, value in getattr(side, "metadata", ()))
+    words += [f"-d{folder / method}", "-Hcontent-type: application/grpc", "-Hte: trailers", *metadata]
+    return h2load(side, number, answer, words, f"/{package}.RunService/{method}")
+
+
+def h2load(side, number, answer, words, path):
+    """Makes `number` calls on eight connections, each of whose answers has to have the length `answer`; calls a second."""
+    command = ["taskset", "--cpu-list", str(LOAD), "h2load", "-t1", "-c8", f"-n{number}", *words, f"http://{side.address}{path}"]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     done = int(re.search(r"(\d+) succeeded", said)[1])
     bytes_of_answers = int(re.search(r"\((\d+)\) data", said)[1])

@@ -7,7 +7,7 @@ use super::{
     fetch::{Messages, Snapshot, message_id},
     progress::{gap_event, message_event, run_event, step_event},
 };
-use crate::v1::{Gap, RunEvent};
+use crate::v1::{Gap, RunEvent, ThreadMessage};
 
 /// What was told last: the marks of the run and its steps.
 #[derive(Debug, Default)]
@@ -38,16 +38,19 @@ impl Changes {
             Some(messages) if include_messages => messages,
             _ => &none,
         };
+        let made: HashMap<_, _> = messages.read.iter().map(|it| (&*it.id, it)).collect();
         for (step, mark) in snapshot.marked_steps() {
             if include_steps && self.steps.get(&step.id) != Some(&mark) {
                 self.steps.insert(step.id.clone(), mark);
                 events.push(step_event(step.clone()));
             }
-            if let Some(id) = message_id(step) {
-                self.tell(messages, |message| message == id, &mut events);
+            if let Some(message) = message_id(step).and_then(|id| made.get(id)) {
+                self.tell(message, &mut events);
             }
         }
-        self.tell(messages, |_| true, &mut events);
+        for message in &messages.read {
+            self.tell(message, &mut events);
+        }
         if self.run.replace(snapshot.run_mark()) != Some(snapshot.run_mark()) {
             if snapshot.run.status().is_terminal() {
                 let lost_steps = include_steps && matches!(snapshot.steps, Some(Err(_)));
@@ -58,17 +61,11 @@ impl Changes {
         events
     }
 
-    /// Tells of the messages whose id is `wanted`, once each.
-    fn tell(
-        &mut self,
-        messages: &Messages,
-        wanted: impl Fn(&str) -> bool,
-        events: &mut Vec<RunEvent>,
-    ) {
-        for message in messages.read.iter().filter(|it| wanted(&it.id)) {
-            if self.messages.insert(message.id.clone()) {
-                events.push(message_event((**message).clone()));
-            }
+    /// Tells of a message, once.
+    fn tell(&mut self, message: &ThreadMessage, events: &mut Vec<RunEvent>) {
+        if !self.messages.contains(&message.id) {
+            self.messages.insert(message.id.clone());
+            events.push(message_event(message.clone()));
         }
     }
 }

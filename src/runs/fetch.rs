@@ -226,8 +226,9 @@ pub(super) struct Fetch {
     run_id: String,
     /// The most that steps may take, and messages as well.
     max_bytes: usize,
-    /// The messages that were read.
+    /// The messages that were read, and the bytes of all of them.
     read: HashMap<String, Arc<ThreadMessage>>,
+    read_bytes: usize,
     /// Why not all of its steps, or messages, can be read, which was told. A run has never less of
     /// them.
     unread: HashMap<&'static str, String>,
@@ -251,6 +252,7 @@ impl Fetch {
             run_id,
             max_bytes,
             read: HashMap::new(),
+            read_bytes: 0,
             unread: HashMap::new(),
             is_stuck: false,
         }
@@ -356,10 +358,11 @@ impl Fetch {
             return Ok(None);
         }
         let message = Arc::new(*message.message);
-        let held: usize = self.read.values().map(|it| it.encoded_len()).sum();
-        if held + message.encoded_len() > self.max_bytes {
+        let read_bytes = self.read_bytes + message.encoded_len();
+        if read_bytes > self.max_bytes {
             return Err(self.too_many("messages", self.bytes()));
         }
+        self.read_bytes = read_bytes;
         self.read.insert(id.to_owned(), Arc::clone(&message));
         Ok(Some(message))
     }

@@ -1,7 +1,10 @@
 //! A run by polling, as far as a stream that lost its upstream needs it: until the run is terminal
 //! or requires action.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     changes::Changes,
@@ -82,12 +85,13 @@ impl Follow {
         let Some(messages) = &snapshot.messages else {
             return Vec::new();
         };
+        let read: HashMap<_, _> = messages.read.iter().map(|it| (&it.id, it)).collect();
+        let unread: HashSet<_> = messages.unread.iter().collect();
         let mut texts = Vec::new();
         for id in &gap.message_ids {
-            let read = messages.read.iter().find(|message| message.id == *id);
-            if let Some(message) = read {
-                texts.push((**message).clone());
-            } else if !messages.unread.contains(id)
+            if let Some(message) = read.get(id) {
+                texts.push(ThreadMessage::clone(message));
+            } else if !unread.contains(id)
                 && let Some((client, caller)) = &self.reads
             {
                 let request = GetMessageRequest {
@@ -185,11 +189,10 @@ impl Follow {
                 events.push(gap_event(gap.clone()));
             }
         }
+        let missed: HashSet<_> = gap.run_step_ids.iter().collect();
         let changes = self.changes.to(snapshot, true, true).into_iter();
         events.extend(changes.filter(|event| match &event.payload {
-            Some(Payload::RunStep(step)) => {
-                !progress.has(event) && !gap.run_step_ids.contains(&step.id)
-            }
+            Some(Payload::RunStep(step)) => !progress.has(event) && !missed.contains(&step.id),
             Some(Payload::Run(_)) => is_first || !progress.has(event),
             _ => true,
         }));

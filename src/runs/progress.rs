@@ -9,6 +9,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use indexmap::IndexSet;
+
 use super::{
     event::StreamedEvent,
     fetch::{Messages, Snapshot, has_ended, message_id},
@@ -133,9 +135,14 @@ pub(super) struct Progress {
     is_polled: bool,
     /// Steps and messages that were sent whole, or named as missed, by id.
     whole: HashSet<String>,
-    /// Steps and messages of which something was sent, in this order.
-    begun_steps: Vec<String>,
-    begun_messages: Vec<String>,
+    begun: Box<Begun>,
+}
+
+/// Ids of which something was sent, in this order. Boxed, since a progress lies in every stream.
+#[derive(Debug, Default, Clone)]
+struct Begun {
+    steps: IndexSet<String>,
+    messages: IndexSet<String>,
 }
 
 impl Progress {
@@ -222,9 +229,9 @@ impl Progress {
             StreamedEvent::Delta(delta) => {
                 self.is_polled = false;
                 let begun = if delta.kind() == RunEventType::ThreadMessageDelta {
-                    &mut self.begun_messages
+                    &mut self.begun.messages
                 } else {
-                    &mut self.begun_steps
+                    &mut self.begun.steps
                 };
                 let is_known = begun
                     .last()
@@ -258,7 +265,7 @@ impl Progress {
                 if ended {
                     self.whole.insert(step.id.clone());
                 } else {
-                    note(&mut self.begun_steps, &step.id);
+                    note(&mut self.begun.steps, &step.id);
                 }
             }
             Some(Payload::Message(message)) => {
@@ -266,11 +273,11 @@ impl Progress {
                 if matches!(kind, T::ThreadMessageCompleted | T::ThreadMessageIncomplete) {
                     self.whole.insert(message.id.clone());
                 } else {
-                    note(&mut self.begun_messages, &message.id);
+                    note(&mut self.begun.messages, &message.id);
                 }
             }
-            Some(Payload::RunStepDelta(delta)) => note(&mut self.begun_steps, &delta.id),
-            Some(Payload::MessageDelta(delta)) => note(&mut self.begun_messages, &delta.id),
+            Some(Payload::RunStepDelta(delta)) => note(&mut self.begun.steps, &delta.id),
+            Some(Payload::MessageDelta(delta)) => note(&mut self.begun.messages, &delta.id),
             Some(Payload::Thread(thread)) => self.knows(&thread.id, ""),
             Some(Payload::Gap(gap)) => self
                 .whole
@@ -304,7 +311,7 @@ impl Progress {
         let ended: Vec<_> = snapshot.steps().iter().filter(|it| has_ended(it)).collect();
         let is_over = snapshot.run.status().is_terminal();
         let run_step_ids = ended.iter().map(|step| step.id.clone());
-        let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
+        let begun_steps = self.begun.steps.iter().filter(|_| is_over).cloned();
         let message_ids = ended.iter().filter_map(|step| message_id(step));
         let listed = snapshot.messages.iter().flat_map(Messages::ids);
         let message_ids = message_ids.map(str::to_owned).chain(listed);
@@ -312,7 +319,7 @@ impl Progress {
             run_step_ids: once(run_step_ids.chain(begun_steps).filter(missing)),
             message_ids: once(
                 message_ids
-                    .chain(self.begun_messages.iter().cloned())
+                    .chain(self.begun.messages.iter().cloned())
                     .filter(missing),
             ),
         }
@@ -325,12 +332,12 @@ impl Progress {
         let missing = |id: &String| !id.is_empty() && !self.whole.contains(id);
         let is_over = snapshot.run.status().is_terminal();
         let steps = snapshot.steps();
-        let begun_steps = self.begun_steps.iter().filter(|_| is_over).cloned();
+        let begun_steps = self.begun.steps.iter().filter(|_| is_over).cloned();
         let run_step_ids = steps.iter().filter(|step| has_ended(step));
         let run_step_ids = run_step_ids.map(|step| step.id.clone());
         let message_ids = steps.iter().filter_map(message_id).map(str::to_owned);
         let listed = snapshot.messages.iter().flat_map(Messages::ids);
-        let begun_messages = self.begun_messages.iter().cloned();
+        let begun_messages = self.begun.messages.iter().cloned();
         let message_ids = message_ids.chain(listed).chain(begun_messages);
         let gap = Gap {
             run_step_ids: once(run_step_ids.chain(begun_steps).filter(missing)),
@@ -341,9 +348,9 @@ impl Progress {
 }
 
 /// Notes an id behind those that came before, unless it is the last one again, as it mostly is.
-fn note(ids: &mut Vec<String>, id: &str) {
-    if ids.last().is_none_or(|last| last != id) && !ids.iter().any(|known| known == id) {
-        ids.push(id.to_owned());
+fn note(ids: &mut IndexSet<String>, id: &str) {
+    if ids.last().is_none_or(|last| last != id) && !ids.contains(id) {
+        ids.insert(id.to_owned());
     }
 }
 

@@ -8,8 +8,9 @@
 //! UTF-8 or not: who reads the data judges it, and nothing is replaced.
 //!
 //! Where an event lies within one chunk, nothing of it is copied: its frame borrows from the chunk,
-//! which is let go as soon as it is read. Not a crate, since this is at the heart of the gateway
-//! and small: it needs the limit, the borrowing, and what was pending at the end.
+//! which is let go as soon as it is read. A line that comes in several is copied once. Not a crate,
+//! since this is at the heart of the gateway and small: it needs the limit, the borrowing, and what
+//! was pending at the end.
 
 use std::{error::Error, fmt, mem, ops::Range};
 
@@ -122,14 +123,15 @@ struct Lines {
     id: Vec<u8>,
 }
 
-/// A part of the event that is being read.
+/// A line, or a part of the event that is being read.
 #[derive(Debug, Default)]
 enum Held {
     #[default]
     Nothing,
     /// Where it lies in the chunk.
     Borrowed(Range<usize>),
-    Owned(Vec<u8>),
+    /// Behind so many bytes of these.
+    Owned(Vec<u8>, usize),
 }
 
 impl Parser {
@@ -201,14 +203,12 @@ impl Parser {
             let line = self.at..self.at + length;
             self.at = line.end + 1;
             self.after_cr = self.chunk[line.end] == b'\r';
-            let blank = if self.partial.is_empty() {
-                self.lines
-                    .read(&self.chunk[line.clone()], Some(line.start), &self.chunk)
+            let line = if self.partial.is_empty() {
+                Held::Borrowed(line)
             } else {
-                self.lines
-                    .read(&mem::take(&mut self.partial), None, &self.chunk)
+                Held::Owned(mem::take(&mut self.partial), 0)
             };
-            if blank {
+            if self.lines.read(line, &self.chunk) {
                 self.ended = self.lines.end();
             }
         }
@@ -249,8 +249,8 @@ impl Parser {
     pub fn finish(&mut self) -> Option<Pending<'_>> {
         self.forget();
         let terminated = self.partial.is_empty() && self.at == self.chunk.len();
-        self.lines
-            .read(&mem::take(&mut self.partial), None, &self.chunk);
+        let partial = Held::Owned(mem::take(&mut self.partial), 0);
+        self.lines.read(partial, &self.chunk);
         self.lines.begun.then(|| Pending {
             frame: self.frame(),
             terminated,
@@ -259,34 +259,31 @@ impl Parser {
 }
 
 impl Lines {
-    /// Reads a line, which lies in the chunk if it has a place there; true if it is the blank one
-    /// that ends an event.
-    fn read(&mut self, mut line: &[u8], place: Option<usize>, chunk: &[u8]) -> bool {
-        let mut skipped = 0;
-        if !mem::replace(&mut self.past_first, true) && line.starts_with(b"\xEF\xBB\xBF") {
-            line = &line[3..];
-            skipped = 3;
+    /// Reads a line; true if it is the blank one that ends an event.
+    fn read(&mut self, mut line: Held, chunk: &[u8]) -> bool {
+        if !mem::replace(&mut self.past_first, true) && line.of(chunk).starts_with(b"\xEF\xBB\xBF")
+        {
+            line = line.behind(3);
         }
-        if line.is_empty() {
+        let text = line.of(chunk);
+        if text.is_empty() {
             return true;
         }
         // Names are short, and so found sooner byte by byte.
-        let colon = line
+        let colon = text
             .iter()
             .position(|byte| *byte == b':')
-            .unwrap_or(line.len());
-        let begin = match line.get(colon + 1) {
-            None => line.len(),
+            .unwrap_or(text.len());
+        let begin = match text.get(colon + 1) {
+            None => text.len(),
             Some(b' ') => colon + 2,
             Some(_) => colon + 1,
         };
         self.begun |= colon > 0;
-        let value = &line[begin..];
-        let place = place.map(|place| place + skipped + begin);
-        match &line[..colon] {
-            b"data" => self.data.join(value, place, chunk),
-            b"event" => self.event = Held::new(value, place),
-            b"id" if !value.contains(&0) => self.id = value.to_vec(),
+        match &text[..colon] {
+            b"data" => self.data.join(line.behind(begin), chunk),
+            b"event" => self.event = line.behind(begin),
+            b"id" if !text[begin..].contains(&0) => self.id = text[begin..].to_vec(),
             // A comment, a field that the standard does not know, or `retry`: nothing here
             // reconnects.
             _ => {}
@@ -313,25 +310,27 @@ impl Lines {
     fn own(&mut self, chunk: &[u8]) {
         for held in [&mut self.event, &mut self.data] {
             if let Held::Borrowed(_) = held {
-                *held = Held::Owned(held.of(chunk).to_vec());
+                *held = Held::Owned(held.of(chunk).to_vec(), 0);
             }
         }
     }
 }
 
 impl Held {
-    fn new(value: &[u8], place: Option<usize>) -> Self {
-        place.map_or_else(
-            || Self::Owned(value.to_vec()),
-            |place| Self::Borrowed(place..place + value.len()),
-        )
+    /// What is behind its first `skipped` bytes.
+    fn behind(self, skipped: usize) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Borrowed(range) => Self::Borrowed(range.start + skipped..range.end),
+            Self::Owned(bytes, begin) => Self::Owned(bytes, begin + skipped),
+        }
     }
 
     fn of<'a>(&'a self, chunk: &'a [u8]) -> &'a [u8] {
         match self {
             Self::Nothing => &[],
             Self::Borrowed(range) => &chunk[range.clone()],
-            Self::Owned(bytes) => bytes,
+            Self::Owned(bytes, begin) => &bytes[*begin..],
         }
     }
 
@@ -339,30 +338,30 @@ impl Held {
         match self {
             Self::Nothing => 0,
             Self::Borrowed(range) => range.len(),
-            Self::Owned(bytes) => bytes.len(),
+            Self::Owned(bytes, begin) => bytes.len() - begin,
         }
     }
 
-    /// What does not lie in the chunk.
+    /// What it takes that does not lie in the chunk.
     fn owned_len(&self) -> usize {
         match self {
             Self::Nothing | Self::Borrowed(_) => 0,
-            Self::Owned(bytes) => bytes.len(),
+            Self::Owned(bytes, _) => bytes.capacity(),
         }
     }
 
     /// Adds a line of data.
-    fn join(&mut self, value: &[u8], place: Option<usize>, chunk: &[u8]) {
-        let mut lines = match mem::take(self) {
+    fn join(&mut self, value: Self, chunk: &[u8]) {
+        let (mut lines, begin) = match mem::take(self) {
             Self::Nothing => {
-                *self = Self::new(value, place);
+                *self = value;
                 return;
             }
-            Self::Borrowed(range) => chunk[range].to_vec(),
-            Self::Owned(lines) => lines,
+            Self::Borrowed(range) => (chunk[range].to_vec(), 0),
+            Self::Owned(lines, begin) => (lines, begin),
         };
         lines.push(b'\n');
-        lines.extend_from_slice(value);
-        *self = Self::Owned(lines);
+        lines.extend_from_slice(value.of(chunk));
+        *self = Self::Owned(lines, begin);
     }
 }

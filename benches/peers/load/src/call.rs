@@ -21,8 +21,12 @@ pub enum Call {
     Create,
     /// gRPC `StreamCreateRun`, recorded.
     Record,
+    /// gRPC `GetRun` of the contract that Envoy transcodes.
+    Transcoded,
     /// gRPC `WatchRun`.
     Watch,
+    /// gRPC `WatchRun` with steps.
+    Steps,
     /// REST: the run as JSON.
     Json,
     /// REST: a run is created, its events are streamed.
@@ -35,7 +39,9 @@ impl Call {
             "get" => Ok(Self::Get),
             "create" => Ok(Self::Create),
             "record" => Ok(Self::Record),
+            "transcoded" => Ok(Self::Transcoded),
             "watch" => Ok(Self::Watch),
+            "steps" => Ok(Self::Steps),
             "json" => Ok(Self::Json),
             "sse" => Ok(Self::Sse),
             _ => Err(format!("no such call: {name}").into()),
@@ -54,11 +60,22 @@ impl Call {
         run: &str,
     ) -> Result<(Request<()>, Vec<u8>), http::Error> {
         let (path, body) = match self {
-            Self::Get => grpc("GetRun", &[thread.as_bytes(), run.as_bytes()]),
-            Self::Watch => grpc("WatchRun", &[thread.as_bytes(), run.as_bytes()]),
+            Self::Get => grpc("GetRun", &[thread.as_bytes(), run.as_bytes()], &[]),
+            Self::Transcoded => {
+                let (path, body) = grpc("GetRun", &[thread.as_bytes(), run.as_bytes()], &[]);
+                (path.replace("runsgateway.v1", "transcoded.v1"), body)
+            }
+            Self::Watch => grpc("WatchRun", &[thread.as_bytes(), run.as_bytes()], &[]),
+            // The third field is `include_steps`.
+            Self::Steps => grpc(
+                "WatchRun",
+                &[thread.as_bytes(), run.as_bytes()],
+                &[3 << 3, 1],
+            ),
             Self::Create => grpc(
                 "StreamCreateRun",
                 &[thread.as_bytes(), &field(1, b"asst_load")],
+                &[],
             ),
             Self::Record => {
                 // Of the options the fourth, `resumable`.
@@ -68,7 +85,7 @@ impl Call {
                     b"",
                     &[4 << 3, 1],
                 ];
-                grpc("StreamCreateRun", &fields)
+                grpc("StreamCreateRun", &fields, &[])
             }
             Self::Json => (format!("/threads/{thread}/runs/{run}"), Vec::new()),
             Self::Sse => (
@@ -95,12 +112,13 @@ impl Call {
     }
 }
 
-/// A gRPC request whose message has these fields, numbered from 1.
-fn grpc(method: &str, fields: &[&[u8]]) -> (String, Vec<u8>) {
+/// A gRPC request whose message has these fields, numbered from 1, and then what is encoded already.
+fn grpc(method: &str, fields: &[&[u8]], encoded: &[u8]) -> (String, Vec<u8>) {
     let message: Vec<u8> = (1..)
         .zip(fields)
         .filter(|(_, value)| !value.is_empty())
         .flat_map(|(number, value)| field(number, value))
+        .chain(encoded.iter().copied())
         .collect();
     let mut body = vec![
         0,

@@ -29,19 +29,23 @@ impl Frames {
 
     /// Gives every frame that `bytes` completes to `each`.
     pub fn push(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) {
-        let joined;
-        let mut left = if self.rest.is_empty() {
-            bytes
-        } else {
+        let mut left = bytes;
+        if !self.rest.is_empty() {
+            // What is large comes in many pieces: they are joined once, and not for each of them.
+            let searched = self.rest.len().saturating_sub(1);
             self.rest.extend_from_slice(bytes);
-            joined = std::mem::take(&mut self.rest);
-            &joined
-        };
-        while let Some(length) = self.framing.length(left) {
+            let Some(length) = self.framing.length(&self.rest, searched) else {
+                return;
+            };
+            each(&self.rest[..length]);
+            left = &bytes[bytes.len() - (self.rest.len() - length)..];
+            self.rest.clear();
+        }
+        while let Some(length) = self.framing.length(left, 0) {
             each(&left[..length]);
             left = &left[length..];
         }
-        self.rest = left.to_vec();
+        self.rest.extend_from_slice(left);
     }
 
     /// Whether nothing is left over.
@@ -51,14 +55,14 @@ impl Frames {
 }
 
 impl Framing {
-    /// The length of the first frame, if all of it is there.
-    fn length(self, bytes: &[u8]) -> Option<usize> {
+    /// The length of the first frame, if all of it is there. It does not end before `searched`.
+    fn length(self, bytes: &[u8], searched: usize) -> Option<usize> {
         match self {
             Self::Grpc => {
                 let message = u32::from_be_bytes(bytes.get(1..5)?.try_into().ok()?);
                 Some(5 + message as usize).filter(|length| *length <= bytes.len())
             }
-            Self::Events => Some(memmem::find(bytes, b"\n\n")? + 2),
+            Self::Events => Some(searched + memmem::find(&bytes[searched..], b"\n\n")? + 2),
         }
     }
 }

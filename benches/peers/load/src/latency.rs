@@ -16,6 +16,11 @@ use crate::{
 
 const CONNECTIONS: usize = 8;
 
+/// The percents of calls whose longest time is told.
+const PARTS: [f64; 14] = [
+    10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9, 99.95, 99.99, 100.0,
+];
+
 pub async fn run(flags: &Flags) -> Done {
     let to: SocketAddr = flags.text("to")?.parse()?;
     let call = Call::named(flags.text("call")?)?;
@@ -50,8 +55,18 @@ pub async fn run(flags: &Flags) -> Done {
         times.push(time??);
     }
     times.sort_unstable();
-    let at = |part: usize| times[(times.len() - 1) * part / 100].as_secs_f64() * 1e3;
-    println!("calls={} p50={:.4} p99={:.4}", times.len(), at(50), at(99));
+    print!("calls={}", times.len());
+    for part in PARTS {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            clippy::cast_sign_loss,
+            reason = "an index"
+        )]
+        let index = ((times.len() - 1) as f64 * part / 100.0) as usize;
+        print!(" p{part}={:.4}", times[index].as_secs_f64() * 1e3);
+    }
+    println!();
     Ok(())
 }
 

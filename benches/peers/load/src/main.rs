@@ -4,8 +4,8 @@
 //! | command | what it does |
 //! |---|---|
 //! | `upstream --listen ADDRESS` | serves runs and their event streams over HTTP/1.1 |
-//! | `streams --to ADDRESS --call create/watch/sse --thread PLAN` | opens streams and checks that every event comes once and in order; told what to do on standard input |
-//! | `latency --to ADDRESS --call get/json --rate N --seconds N` | calls at a fixed rate, each timed from when it was due |
+//! | `streams --to ADDRESS --call create/watch/steps/sse --thread PLAN` | opens streams and checks that every event comes once and in order; told what to do on standard input |
+//! | `latency --to ADDRESS --call get/transcoded/json --rate N --seconds N` | calls at a fixed rate, each timed from when it was due |
 //! | `start --to ADDRESS COMMAND…` | starts a command; the time until it has answered a call |
 //!
 //! Answers are lines of `name=value` words on standard output. Anything unexpected ends the program
