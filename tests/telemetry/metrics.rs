@@ -301,7 +301,10 @@ async fn a_cut_stream_and_a_shed_call_are_counted() {
         .await
         .expect_err("there may be one");
     upstream.push(Answer::json(200, run("completed", "")));
-    upstream.push(Answer::json(200, r#"{"data":[]}"#));
+    // Its steps and its messages.
+    for _ in 0..2 {
+        upstream.push(Answer::json(200, r#"{"data":[]}"#));
+    }
     cut.notify_one();
     assert_eq!(all(live).await.len(), 2);
     Scrape::of(&gateway).await.expect(&[
@@ -332,7 +335,10 @@ async fn a_run_whose_upstream_does_not_stream_has_no_stream_that_is_cut() {
     for (what, answer, cut) in cases {
         upstream.push(answer);
         upstream.push(Answer::json(200, run("completed", "")));
-        upstream.push(Answer::json(200, r#"{"data":[]}"#));
+        // Its steps and its messages.
+        for _ in 0..2 {
+            upstream.push(Answer::json(200, r#"{"data":[]}"#));
+        }
         let events = all(runs(&gateway).stream_create_run(stream()).await).await;
         assert_eq!(
             events.last().map(RunEvent::r#type),
