@@ -159,27 +159,31 @@ fn object(
     };
     write!(
         out,
-        "impl Object for {name} {{\n    fn place(name: &[u8]) -> Option<usize> {{\n        match name {{\n"
+        "impl Object for {name} {{\n    fn field_index(name: &[u8]) -> Option<usize> {{\n        match name {{\n"
     )?;
-    for (place, field) in fields().enumerate() {
-        writeln!(out, "            b\"{}\" => Some({place}),", member(&field))?;
+    for (field_index, field) in fields().enumerate() {
+        writeln!(
+            out,
+            "            b\"{}\" => Some({field_index}),",
+            member(&field)
+        )?;
     }
     writeln!(out, "            _ => None,\n        }}\n    }}")?;
     // To begin with, each is followed by the next.
     let following: Vec<_> = (0..=fields().count())
-        .map(|place| format!("AtomicU8::new({place})"))
+        .map(|field_index| format!("AtomicU8::new({field_index})"))
         .collect();
     write!(
         out,
-        "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {{\n        match place {{\n",
+        "    fn following() -> &'static [AtomicU8] {{\n        static FOLLOWING: [AtomicU8; {}] = [{}];\n        &FOLLOWING\n    }}\n    fn read(&mut self, field_index: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {{\n        match field_index {{\n",
         following.len(),
         following.join(", ")
     )?;
-    for (place, field) in fields().enumerate() {
+    for (field_index, field) in fields().enumerate() {
         let lead = format!("{:?}", format!("\"{}\":", member(&field)));
         writeln!(
             out,
-            "            {place} => Ok((named || value.is_led_by({lead})) && {}?),",
+            "            {field_index} => Ok((named || value.is_led_by({lead})) && {}?),",
             reader(&field)?
         )?;
     }
@@ -271,11 +275,13 @@ fn bare_writer(
     let field = message
         .get_field_by_name(field)
         .ok_or(format!("{}.{field} is not there", message.name()))?;
-    let place = format!("self.{}", rust_name(&field));
+    let expression = format!("self.{}", rust_name(&field));
     let write = match (field.kind(), shape(&field)) {
-        (Kind::Enum(names), Shape::Plain) => format!("out.bare_name::<{}>({place})", names.name()),
-        (Kind::String, Shape::Optional) => format!("out.bare_text({place}.as_deref())"),
-        (Kind::Message(_), Shape::List) => format!("out.bare_objects(&{place})"),
+        (Kind::Enum(names), Shape::Plain) => {
+            format!("out.bare_name::<{}>({expression})", names.name())
+        }
+        (Kind::String, Shape::Optional) => format!("out.bare_text({expression}.as_deref())"),
+        (Kind::Message(_), Shape::List) => format!("out.bare_objects(&{expression})"),
         _ => return Err(format!("no rule for the bare form {}", field.full_name()).into()),
     };
     let others = message
@@ -294,17 +300,17 @@ fn bare_writer(
 }
 
 fn is_set(field: &FieldDescriptor) -> String {
-    let place = format!("self.{}", rust_name(field));
+    let expression = format!("self.{}", rust_name(field));
     match (field.kind(), shape(field)) {
-        (Kind::Enum(_), Shape::Plain) => format!("{place} != 0"),
-        (_, Shape::Optional) => format!("{place}.is_some()"),
-        _ => format!("!{place}.is_empty()"),
+        (Kind::Enum(_), Shape::Plain) => format!("{expression} != 0"),
+        (_, Shape::Optional) => format!("{expression}.is_some()"),
+        _ => format!("!{expression}.is_empty()"),
     }
 }
 
 /// The expression that reads a JSON value into a field.
 fn reader(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
-    let place = format!("&mut self.{}", rust_name(field));
+    let expression = format!("&mut self.{}", rust_name(field));
     let rule = match (field.kind(), shape(field)) {
         _ if field.is_map() => "map",
         (Kind::String, Shape::Plain) if field.name().ends_with("_json") => "json",
@@ -321,11 +327,14 @@ fn reader(field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
         (Kind::Message(_), Shape::Optional) => "object",
         (Kind::Message(_), Shape::List) => "objects",
         (Kind::Enum(names), Shape::Plain) => {
-            return Ok(format!("read::name::<{}>({place}, value)", names.name()));
+            return Ok(format!(
+                "read::name::<{}>({expression}, value)",
+                names.name()
+            ));
         }
         _ => return Err(format!("no rule for {}", field.full_name()).into()),
     };
-    Ok(format!("read::{rule}({place}, value)"))
+    Ok(format!("read::{rule}({expression}, value)"))
 }
 
 /// The expression that writes a field of `self` as a member.
@@ -335,24 +344,24 @@ fn writer(
     empty: &str,
 ) -> Result<String, Box<dyn Error>> {
     let name = member(field);
-    let place = format!("self.{}", rust_name(field));
+    let expression = format!("self.{}", rust_name(field));
     let rule = match (field.kind(), shape(field)) {
         (Kind::Enum(tags), Shape::Plain) if name == "type" => {
             return Ok(format!(
-                "out.tag::<{}>({place}, &[{}])",
+                "out.tag::<{}>({expression}, &[{}])",
                 tags.name(),
                 payloads(message, &tags)?
             ));
         }
         (Kind::Enum(names), Shape::Plain) => {
             return Ok(format!(
-                "out.name::<{}>(\"{name}\", {place}, {empty})",
+                "out.name::<{}>(\"{name}\", {expression}, {empty})",
                 names.name()
             ));
         }
         (Kind::Int32 | Kind::Int64, Shape::Optional) => {
             return Ok(format!(
-                "out.integer(\"{name}\", {place}.map(i64::from), {empty})"
+                "out.integer(\"{name}\", {expression}.map(i64::from), {empty})"
             ));
         }
         (Kind::Bool | Kind::Double, Shape::Optional) => {
@@ -361,27 +370,31 @@ fn writer(
             } else {
                 "number"
             };
-            return Ok(format!("out.{rule}(\"{name}\", {place}, {empty})"));
+            return Ok(format!("out.{rule}(\"{name}\", {expression}, {empty})"));
         }
         _ if field.is_map() => "map",
         (Kind::String, Shape::Plain) if field.name().ends_with("_json") => "json",
         (Kind::String, Shape::Plain) => "text",
         (Kind::String, Shape::Optional) => {
             return Ok(format!(
-                "out.optional_text(\"{name}\", {place}.as_deref(), {empty})"
+                "out.optional_text(\"{name}\", {expression}.as_deref(), {empty})"
             ));
         }
         (Kind::String, Shape::List) => "texts",
         (Kind::Message(it), Shape::Optional) if it.full_name() == "google.protobuf.Timestamp" => {
-            return Ok(format!("out.time(\"{name}\", {place}.as_ref(), {empty})"));
+            return Ok(format!(
+                "out.time(\"{name}\", {expression}.as_ref(), {empty})"
+            ));
         }
         (Kind::Message(_), Shape::Optional) => {
-            return Ok(format!("out.object(\"{name}\", {place}.as_ref(), {empty})"));
+            return Ok(format!(
+                "out.object(\"{name}\", {expression}.as_ref(), {empty})"
+            ));
         }
         (Kind::Message(_), Shape::List) => "objects",
         _ => return Err(format!("no rule for {}", field.full_name()).into()),
     };
-    Ok(format!("out.{rule}(\"{name}\", &{place}, {empty})"))
+    Ok(format!("out.{rule}(\"{name}\", &{expression}, {empty})"))
 }
 
 /// The fields that a `type` may name, each with whether it is set: a missing type is inferred when

@@ -107,7 +107,7 @@ impl Conversation {
             options: start.options,
             ..ConverseAttach::default()
         };
-        self.hold(Message::Start(start), attach, heed).await
+        self.converse(Message::Start(start), attach, heed).await
     }
 
     /// Takes up a run that is there, and holds its conversation to the end. `heed` gets all events
@@ -117,11 +117,11 @@ impl Conversation {
         attach: ConverseAttach,
         heed: impl FnMut(RunEvent),
     ) -> Result<Run, Status> {
-        self.hold(Message::Attach(attach.clone()), attach, heed)
+        self.converse(Message::Attach(attach.clone()), attach, heed)
             .await
     }
 
-    async fn hold(
+    async fn converse(
         &self,
         first: Message,
         attach: ConverseAttach,
@@ -131,7 +131,7 @@ impl Conversation {
             with: self,
             attach,
             run: None,
-            asked: Vec::new(),
+            pending: Vec::new(),
             outputs: HashMap::new(),
             working: JoinSet::new(),
         };
@@ -205,7 +205,7 @@ struct Session<'a> {
     attach: ConverseAttach,
     run: Option<Run>,
     /// The ids of the calls that the run waits for.
-    asked: Vec<String>,
+    pending: Vec<String>,
     /// What the functions of this round gave; `None` while they work.
     outputs: HashMap<String, Option<ToolOutputs>>,
     working: JoinSet<(String, ToolOutputs)>,
@@ -235,11 +235,14 @@ impl Session<'_> {
             .converse_run(request)
             .await?
             .into_inner();
-        let asked = std::mem::take(&mut self.asked);
+        let pending = std::mem::take(&mut self.pending);
         // Boxed: it is seldom needed, and large.
-        if !asked.is_empty() && Box::pin(self.still_asks(&asked)).await? {
-            asked.iter().filter_map(|id| self.answer(id)).for_each(say);
-            self.asked = asked;
+        if !pending.is_empty() && Box::pin(self.still_asks(&pending)).await? {
+            pending
+                .iter()
+                .filter_map(|id| self.answer(id))
+                .for_each(say);
+            self.pending = pending;
         }
         loop {
             tokio::select! {
@@ -256,14 +259,14 @@ impl Session<'_> {
                     heed(event);
                     if let Some(run) = run {
                         self.turn(*run);
-                        self.asked.iter().filter_map(|id| self.answer(id)).for_each(say);
+                        self.pending.iter().filter_map(|id| self.answer(id)).for_each(say);
                     }
                 }
                 Some(done) = self.working.join_next() => {
                     // Nothing aborts it but the end of the conversation.
                     let (id, output) = done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()));
                     self.outputs.insert(id.clone(), Some(output));
-                    if self.asked.contains(&id) {
+                    if self.pending.contains(&id) {
                         self.answer(&id).into_iter().for_each(say);
                     }
                 }
@@ -276,7 +279,7 @@ impl Session<'_> {
 
     /// The run still waits for these calls, and no event will say so: the one that did was recorded,
     /// and does not come again.
-    async fn still_asks(&self, asked: &[String]) -> Result<bool, Status> {
+    async fn still_asks(&self, pending: &[String]) -> Result<bool, Status> {
         if self.attach.after_position.is_empty() {
             return Ok(false);
         }
@@ -286,15 +289,15 @@ impl Session<'_> {
         });
         request.metadata_mut().clone_from(&self.with.metadata);
         let run = self.with.client.clone().get_run(request).await?;
-        Ok(calls(run.get_ref()).map(|(call, _)| &call.id).eq(asked))
+        Ok(calls(run.get_ref()).map(|(call, _)| &call.id).eq(pending))
     }
 
     /// The run is in this state now.
     fn turn(&mut self, run: Run) {
         (self.attach.thread_id, self.attach.run_id) = (run.thread_id.clone(), run.id.clone());
-        self.asked = calls(&run).map(|(call, _)| call.id.clone()).collect();
+        self.pending = calls(&run).map(|(call, _)| call.id.clone()).collect();
         // Those of a round that is over are needed no more.
-        self.outputs.retain(|id, _| self.asked.contains(id));
+        self.outputs.retain(|id, _| self.pending.contains(id));
         for (call, needs_approval) in calls(&run) {
             if self.outputs.contains_key(&call.id) {
                 continue;

@@ -125,7 +125,7 @@ async fn converse(runs: &RunServiceClient<Channel>, pause: &str) -> Result<(Run,
 fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
     let kind = event.r#type();
     let name = kind.as_str_name().trim_start_matches("RUN_EVENT_TYPE_");
-    let told = match &event.payload {
+    let words = match &event.payload {
         Some(Payload::MessageDelta(_)) => return line.add(name, &text(event)),
         Some(Payload::Run(_)) if kind == RunEventType::ThreadRunRequiresAction => {
             "the run waits for its caller".to_owned()
@@ -143,7 +143,7 @@ fn show(event: &RunEvent, line: &mut Line) -> io::Result<()> {
         _ => return Ok(()),
     };
     line.end()?;
-    say(CAME, "<-", &format!("{name}: {told}"))
+    say(CAME, "<-", &format!("{name}: {words}"))
 }
 
 fn start(pause: &str) -> ConverseStart {

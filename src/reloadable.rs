@@ -218,9 +218,9 @@ impl Complaint {
     }
 
     /// This is wrong. It is said in any case if somebody `asked`.
-    pub(crate) fn complain(&mut self, error: String, asked: bool) {
+    pub(crate) fn complain(&mut self, error: String, is_asked: bool) {
         self.failing.set(1);
-        if asked || self.said.as_ref() != Some(&error) {
+        if is_asked || self.said.as_ref() != Some(&error) {
             let what = self.what;
             tracing::warn!(what, error, "reload: what was read before stays");
         }
@@ -272,57 +272,57 @@ where
             if self.value.strong_count() == 0 {
                 return;
             }
-            let asked = select! {
+            let is_asked = select! {
                 () = sleep(interval) => false,
                 () = sleep(self.until_notice()) => continue,
-                asked = reloads.changed() => {
-                    if asked.is_err() || self.source.files.is_empty() {
+                is_asked = reloads.changed() => {
+                    if is_asked.is_err() || self.source.files.is_empty() {
                         continue;
                     }
                     true
                 }
             };
             let due = self.made_at.elapsed() >= renewal;
-            self.look(asked, due).await;
+            self.look(is_asked, due).await;
         }
     }
 
     /// How long nothing has to be said of the expiry.
     fn until_notice(&self) -> Duration {
-        let Some(left) = self.left() else {
+        let Some(remaining) = self.remaining() else {
             return Duration::MAX;
         };
-        let left = if self.noticed {
-            left
+        let remaining = if self.noticed {
+            remaining
         } else {
-            left.saturating_sub(NOTICE)
+            remaining.saturating_sub(NOTICE)
         };
         // What has expired was said: nothing is new before the files are.
-        if left.is_zero() {
+        if remaining.is_zero() {
             Duration::MAX
         } else {
-            left.min(CLOCK_LOOK)
+            remaining.min(CLOCK_LOOK)
         }
     }
 
     /// The time until the value expires: zero if it has.
-    fn left(&self) -> Option<Duration> {
+    fn remaining(&self) -> Option<Duration> {
         let expires = self.expires?;
-        let left = expires.duration_since(SystemTime::now());
-        Some(left.unwrap_or(Duration::ZERO))
+        let remaining = expires.duration_since(SystemTime::now());
+        Some(remaining.unwrap_or(Duration::ZERO))
     }
 
     /// Says that the value expires soon, or that it has: each once.
     fn heed_expiry(&mut self) {
         let what = self.source.what;
-        match self.left() {
+        match self.remaining() {
             Some(Duration::ZERO) => {
                 self.source.failing.set(1);
                 if !mem::replace(&mut self.expired, true) {
                     tracing::warn!(what, loaded = self.loaded(), "it has expired: renew it");
                 }
             }
-            Some(left) if left <= NOTICE && !self.noticed => {
+            Some(remaining) if remaining <= NOTICE && !self.noticed => {
                 self.noticed = true;
                 tracing::warn!(what, loaded = self.loaded(), "it expires soon: renew it");
             }
@@ -337,7 +337,7 @@ where
     }
 
     /// Looks once: `asked` by somebody who reads the log, or `due` to be made anew in any case.
-    async fn look(&mut self, asked: bool, due: bool) {
+    async fn look(&mut self, is_asked: bool, due: bool) {
         let what = self.source.what;
         // What cannot be used is no reason not to renew. It is tried at each look: it may have
         // failed for want of something else.
@@ -345,7 +345,7 @@ where
         let changed = match self.settled().await {
             Ok(Look::Changed(contents)) => Some(contents),
             Ok(Look::Same) => {
-                if asked {
+                if is_asked {
                     let loaded = self.loaded();
                     tracing::info!(what, loaded, "reload: the files are as they were");
                 }
@@ -355,19 +355,19 @@ where
                 None
             }
             Err(error) => {
-                self.complaint.complain(error, asked);
+                self.complaint.complain(error, is_asked);
                 None
             }
         };
         for tried in changed.into_iter().chain(again) {
-            if self.make(tried, asked).await {
+            if self.make(tried, is_asked).await {
                 break;
             }
         }
     }
 
     /// Makes the value of these contents; false if they cannot be used.
-    async fn make(&mut self, contents: Vec<Vec<u8>>, asked: bool) -> bool {
+    async fn make(&mut self, contents: Vec<Vec<u8>>, is_asked: bool) -> bool {
         let (make, making) = (Arc::clone(&self.make), contents.clone());
         // The threads that serve calls do not wait for what is made of the files, either.
         match spawn_blocking(move || make(&making)).await {
@@ -394,7 +394,7 @@ where
             }
             Ok(Err(error)) => {
                 let error = self.source.with_path(error);
-                self.complaint.complain(error, asked);
+                self.complaint.complain(error, is_asked);
                 false
             }
             Err(_) => false,

@@ -53,7 +53,7 @@ const UNPLACED: usize = 256;
 pub struct ResumingStream {
     client: RunServiceClient<Channel>,
     state: State,
-    place: ResumeRunRequest,
+    resume_request: ResumeRunRequest,
     /// The first events that came without a position after the last one that had one, up to
     /// [`UNPLACED`].
     unplaced: VecDeque<RunEvent>,
@@ -95,15 +95,15 @@ impl ResumingStream {
 
     /// The events of a run after a [place](Self::place) that was kept, such as by a process that
     /// has ended since. `options` of the place count for every resume.
-    pub fn resume(client: RunServiceClient<Channel>, place: ResumeRunRequest) -> Self {
-        Self::with(client, State::Broken(None)).after(place)
+    pub fn resume(client: RunServiceClient<Channel>, resume_request: ResumeRunRequest) -> Self {
+        Self::with(client, State::Broken(None)).after(resume_request)
     }
 
     fn with(client: RunServiceClient<Channel>, state: State) -> Self {
         Self {
             client,
             state,
-            place: ResumeRunRequest::default(),
+            resume_request: ResumeRunRequest::default(),
             unplaced: VecDeque::new(),
             may_repeat: false,
             outage: (0, None),
@@ -115,14 +115,14 @@ impl ResumingStream {
 
     /// The events follow this place: a stream that breaks before its first event resumes there.
     #[must_use]
-    pub fn after(mut self, place: ResumeRunRequest) -> Self {
-        self.place = place;
+    pub fn after(mut self, resume_request: ResumeRunRequest) -> Self {
+        self.resume_request = resume_request;
         self
     }
 
     /// What asks for the events that did not come yet. Its ids are empty until the run is known.
-    pub fn place(&self) -> &ResumeRunRequest {
-        &self.place
+    pub fn resume_request(&self) -> &ResumeRunRequest {
+        &self.resume_request
     }
 
     /// The next event; `None` at the end, which is after the run's last state or the one in which
@@ -156,8 +156,8 @@ impl ResumingStream {
             return Some(event);
         }
         if let Some(Payload::Run(run)) = &event.payload {
-            self.place.thread_id.clone_from(&run.thread_id);
-            self.place.run_id.clone_from(&run.id);
+            self.resume_request.thread_id.clone_from(&run.thread_id);
+            self.resume_request.run_id.clone_from(&run.id);
         }
         if event.position.is_empty() {
             if self.unplaced.len() < UNPLACED {
@@ -165,7 +165,9 @@ impl ResumingStream {
             }
             return Some(event);
         }
-        self.place.after_position.clone_from(&event.position);
+        self.resume_request
+            .after_position
+            .clone_from(&event.position);
         self.outage = (0, None);
         let is_repeated = self.may_repeat
             && self.unplaced.pop_front().is_some_and(|before| {
@@ -194,7 +196,7 @@ impl ResumingStream {
         let wait = broken.as_ref().map(|status| pause(status, resumes));
         let wait = wait.unwrap_or_default();
         let may_resume = broken.as_deref().is_none_or(is_interruption)
-            && !self.place.run_id.is_empty()
+            && !self.resume_request.run_id.is_empty()
             && resumes < self.max_resumes
             && now + wait <= over;
         if !may_resume {
@@ -204,7 +206,7 @@ impl ResumingStream {
         self.outage = (resumes, Some(began.unwrap_or(now)));
         sleep(wait).await;
         self.outage.0 += 1;
-        let mut request = Request::new(self.place.clone());
+        let mut request = Request::new(self.resume_request.clone());
         request.metadata_mut().clone_from(&self.metadata);
         let opened = timeout_at(over, self.client.resume_run(request)).await;
         self.state = match opened {
@@ -225,7 +227,7 @@ impl ResumingStream {
     /// An error may name the run before any event has.
     fn learn_run(&mut self, status: &Status) {
         if let Some((thread_id, run_id)) = run_of(status) {
-            (self.place.thread_id, self.place.run_id) = (thread_id, run_id);
+            (self.resume_request.thread_id, self.resume_request.run_id) = (thread_id, run_id);
         }
     }
 }
@@ -233,7 +235,7 @@ impl ResumingStream {
 impl fmt::Debug for ResumingStream {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("ResumingStream")
-            .field("place", &self.place)
+            .field("resume_request", &self.resume_request)
             .finish_non_exhaustive()
     }
 }
@@ -250,10 +252,10 @@ pub(crate) fn is_interruption(status: &Status) -> bool {
 
 /// How long to wait after this error, having tried so often.
 pub(crate) fn pause(status: &Status, tries: u32) -> Duration {
-    let asked = status
+    let retry_after = status
         .get_details_retry_info()
         .and_then(|info| info.retry_delay);
-    asked.unwrap_or((FIRST_PAUSE * 2_u32.saturating_pow(tries)).min(MAX_PAUSE))
+    retry_after.unwrap_or((FIRST_PAUSE * 2_u32.saturating_pow(tries)).min(MAX_PAUSE))
 }
 
 /// The thread and the run that an error names.
@@ -304,7 +306,7 @@ mod tests {
             for kind in before {
                 assert!(events.take(event(kind, "")).is_some(), "{what}");
             }
-            assert_eq!(events.place().after_position, "1-1", "{what}");
+            assert_eq!(events.resume_request().after_position, "1-1", "{what}");
             events.may_repeat = true;
             let again = again.iter().enumerate();
             let again = again.map(|(number, kind)| event(*kind, &format!("1-{}", number + 2)));

@@ -156,8 +156,8 @@ impl Reader {
         if let Some(delta) = choice.get("delta").or_else(|| choice.get("message")) {
             self.text(delta, &mut pieces)?;
             let calls = delta.get("tool_calls").and_then(Value::as_array);
-            for (place, call) in calls.into_iter().flatten().enumerate() {
-                self.call(place, call, &mut pieces)?;
+            for (call_index, call) in calls.into_iter().flatten().enumerate() {
+                self.call(call_index, call, &mut pieces)?;
             }
         }
         if let Some(reason) = choice.get("finish_reason").and_then(Value::as_str) {
@@ -192,7 +192,7 @@ impl Reader {
     /// A piece of a call, which is at `place` in its list.
     fn call(
         &mut self,
-        place: usize,
+        call_index: usize,
         piece: &Value,
         pieces: &mut Vec<ModelChunk>,
     ) -> Result<(), Fault> {
@@ -208,7 +208,7 @@ impl Reader {
             piece.get("index").and_then(Value::as_u64),
             text_of(piece, "id"),
         );
-        let at = self.place_of(index, id, place);
+        let at = self.call_index_of(index, id, call_index);
         if at == self.calls.len() {
             if at == self.tool_calls {
                 let limit = self.tool_calls;
@@ -251,13 +251,13 @@ impl Reader {
     }
 
     /// Where the call is that a piece is of; behind all others if it is a new one.
-    fn place_of(&self, index: Option<u64>, id: &str, place: usize) -> usize {
+    fn call_index_of(&self, index: Option<u64>, id: &str, call_index: usize) -> usize {
         let new = self.calls.len();
         let is_same = |call: &Call| id.is_empty() || call.id.is_empty() || call.id == id;
         let mut known = self.calls.iter();
         match index {
             Some(_) => known.rposition(|call| call.index == index && is_same(call)),
-            None if id.is_empty() && place == 0 => new.checked_sub(1),
+            None if id.is_empty() && call_index == 0 => new.checked_sub(1),
             None => known.rposition(|call| !id.is_empty() && call.id == id),
         }
         .unwrap_or(new)

@@ -41,17 +41,17 @@ pub(super) struct Request {
 /// The request for `prompt`, to a model that reads and writes `context` tokens; or why no more may
 /// be asked for. `name` is the model's, in place of the one that the prompt names.
 pub(super) fn of(prompt: &Prompt, name: Option<&str>, context: i64) -> Result<Request, End> {
-    let left = |most: Option<i64>, spent: i64, end| match most.map(|most| most - spent) {
+    let remaining = |most: Option<i64>, spent: i64, end| match most.map(|most| most - spent) {
         Some(..=0) => Err(end),
-        left => Ok(left),
+        remaining => Ok(remaining),
     };
     let spent = prompt.spent;
-    let to_write = left(
+    let to_write = remaining(
         prompt.max_completion_tokens,
         spent.completion,
         End::CompletionTokens,
     )?;
-    let to_read = left(prompt.max_prompt_tokens, spent.prompt, End::PromptTokens)?;
+    let to_read = remaining(prompt.max_prompt_tokens, spent.prompt, End::PromptTokens)?;
 
     let mut body = Body::default();
     body.value("model", &json!(name.unwrap_or(&prompt.model)));

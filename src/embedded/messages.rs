@@ -70,12 +70,9 @@ async fn list(
     }))
 }
 
-type Place = Path<(String, String)>;
+type Ids = Path<(String, String)>;
 
-async fn read(
-    State(api): State<Arc<Api>>,
-    Path((thread_id, id)): Place,
-) -> Result<Response, Error> {
+async fn read(State(api): State<Arc<Api>>, Path((thread_id, id)): Ids) -> Result<Response, Error> {
     let mut store = api.store();
     let rows = store.thread(&thread_id, api.clock.now())?.rows();
     Ok(answer(rows.message(&id)?))
@@ -83,7 +80,7 @@ async fn read(
 
 async fn modify(
     State(api): State<Arc<Api>>,
-    Path((thread_id, id)): Place,
+    Path((thread_id, id)): Ids,
     bytes: Bytes,
 ) -> Result<Response, Error> {
     let body = Body::<MessageUpdate>::read(&bytes, &tables::UPDATE)?;
@@ -100,7 +97,7 @@ async fn modify(
 
 async fn delete(
     State(api): State<Arc<Api>>,
-    Path((thread_id, id)): Place,
+    Path((thread_id, id)): Ids,
 ) -> Result<Response, Error> {
     api.store().write(&thread_id, api.clock.now(), |thread| {
         thread.rows().message(&id)?;

@@ -71,7 +71,7 @@ impl Query {
         if !self.ascending {
             entries.reverse();
         }
-        let place = |name: &str, cursor: &str| {
+        let index_of = |name: &str, cursor: &str| {
             let unknown = || {
                 Error::parameter(
                     name,
@@ -87,13 +87,13 @@ impl Query {
         let from = self
             .after
             .as_deref()
-            .map(|cursor| place("after", cursor))
+            .map(|cursor| index_of("after", cursor))
             .transpose()?
             .map_or(0, |at| at + 1);
         let to = self
             .before
             .as_deref()
-            .map(|cursor| place("before", cursor))
+            .map(|cursor| index_of("before", cursor))
             .transpose()?
             .unwrap_or(entries.len());
         let range = entries.get(from..to).unwrap_or_default();

@@ -124,11 +124,11 @@ async fn list(
     }))
 }
 
-type Place = Path<(String, String)>;
+type Ids = Path<(String, String)>;
 
 async fn read(
     State(api): State<Arc<Api>>,
-    Path((thread_id, run_id)): Place,
+    Path((thread_id, run_id)): Ids,
 ) -> Result<Response, Error> {
     let mut store = api.store();
     let rows = store.thread(&thread_id, api.clock.now())?.rows();
@@ -137,7 +137,7 @@ async fn read(
 
 async fn modify(
     State(api): State<Arc<Api>>,
-    Path((thread_id, run_id)): Place,
+    Path((thread_id, run_id)): Ids,
     bytes: Bytes,
 ) -> Result<Response, Error> {
     let body = Body::<RunUpdate>::read(&bytes, &tables::UPDATE)?;
@@ -165,7 +165,7 @@ async fn modify(
 
 async fn submit(
     State(api): State<Arc<Api>>,
-    Path((thread_id, run_id)): Place,
+    Path((thread_id, run_id)): Ids,
     bytes: Bytes,
 ) -> Result<Response, Error> {
     let body = Body::<ToolOutputs>::read(&bytes, &tables::TOOL_OUTPUTS)?;
@@ -184,7 +184,7 @@ async fn submit(
 
 async fn cancel(
     State(api): State<Arc<Api>>,
-    Path((thread_id, run_id)): Place,
+    Path((thread_id, run_id)): Ids,
 ) -> Result<Response, Error> {
     let now = api.clock.now();
     let mut store = api.store();

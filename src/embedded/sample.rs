@@ -22,7 +22,7 @@ pub(super) fn value(schema: &Value, topic: Option<&str>) -> Value {
     Sampler {
         root: schema,
         topic,
-        left: Cell::new(BYTES),
+        remaining: Cell::new(BYTES),
     }
     .value(schema, "value", 0)
 }
@@ -31,7 +31,7 @@ struct Sampler<'a> {
     root: &'a Value,
     topic: Option<&'a str>,
     /// How many bytes are left.
-    left: Cell<usize>,
+    remaining: Cell<usize>,
 }
 
 impl<'a> Sampler<'a> {
@@ -79,9 +79,9 @@ impl<'a> Sampler<'a> {
 
     /// Accounts for bytes of the value; false if there are not so many left.
     fn spend(&self, bytes: usize) -> bool {
-        let left = self.left.get().checked_sub(bytes);
-        self.left.set(left.unwrap_or(0));
-        left.is_some()
+        let remaining = self.remaining.get().checked_sub(bytes);
+        self.remaining.set(remaining.unwrap_or(0));
+        remaining.is_some()
     }
 
     fn object(&self, schema: &'a Value, depth: usize) -> Value {
@@ -92,7 +92,7 @@ impl<'a> Sampler<'a> {
         let wanted = properties
             .iter()
             .filter(|(name, _)| depth < DEPTH || required(name))
-            .take_while(|_| self.left.get() > 0);
+            .take_while(|_| self.remaining.get() > 0);
         let members =
             wanted.map(|(name, schema)| (name.clone(), self.value(schema, name, depth + 1)));
         Value::Object(members.collect::<Map<_, _>>())
@@ -103,7 +103,7 @@ impl<'a> Sampler<'a> {
         let most = bound(schema, "maxItems").unwrap_or(usize::MAX);
         let length = least.max(usize::from(depth < DEPTH)).min(most);
         let items = schema.get("items").unwrap_or(&Value::Null);
-        let enough = (0..length).take_while(|_| self.left.get() > 0);
+        let enough = (0..length).take_while(|_| self.remaining.get() > 0);
         Value::Array(enough.map(|_| self.value(items, name, depth + 1)).collect())
     }
 
@@ -118,10 +118,12 @@ impl<'a> Sampler<'a> {
             _ => None,
         };
         let text = known.or(self.topic).unwrap_or(name);
-        let least = bound(schema, "minLength").unwrap_or(0).min(self.left.get());
+        let least = bound(schema, "minLength")
+            .unwrap_or(0)
+            .min(self.remaining.get());
         let most = bound(schema, "maxLength")
             .unwrap_or(usize::MAX)
-            .min(self.left.get());
+            .min(self.remaining.get());
         let missing = least.saturating_sub(text.chars().count());
         let text: String = text
             .chars()

@@ -58,14 +58,14 @@ pub(crate) trait Names {
 /// A message that mirrors a JSON object.
 pub(crate) trait Object: Value {
     /// Where among the members that have a field a name is.
-    fn place(name: &[u8]) -> Option<usize>;
+    fn field_index(name: &[u8]) -> Option<usize>;
     /// The place of the member that came first in the last document, and then of the one that
     /// followed each place.
     fn following() -> &'static [AtomicU8];
     /// Reads the member at `place` into its field: its value, if its name was read (`named`), or
     /// all of it. If another name comes or the value does not fit: false, and the field is as it
     /// was or unset, and the cursor anywhere.
-    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool>;
+    fn read(&mut self, field_index: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool>;
     /// Writes the fields that are set, without `extra_json`.
     fn write(&self, out: &mut ObjectWriter<'_>) -> Result<(), Violation>;
     fn extra(&self) -> &str;

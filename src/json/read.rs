@@ -257,24 +257,24 @@ pub(crate) fn object_value<M: Object>(message: &mut M, value: &mut Cursor<'_>) -
             value.back(mark);
         }
         let name = value.name()?;
-        let place = M::place(&name.bytes());
+        let field_index = M::field_index(&name.bytes());
         let mark = value.mark();
-        let held = match place {
-            Some(place) => {
+        let held = match field_index {
+            Some(field_index) => {
                 #[expect(
                     clippy::cast_possible_truncation,
                     reason = "no message has as many fields"
                 )]
-                following[last].store(place as u8, Ordering::Relaxed);
-                last = place + 1;
-                message.read(place, true, value)?
+                following[last].store(field_index as u8, Ordering::Relaxed);
+                last = field_index + 1;
+                message.read(field_index, true, value)?
             }
             None => false,
         };
         if held {
             extra.held(name);
         } else {
-            extra.take(name, place.is_some(), value, mark)?;
+            extra.take(name, field_index.is_some(), value, mark)?;
         }
     }
     if !extra.is_empty() {
@@ -317,12 +317,12 @@ impl<'a> Extra<'a> {
         self.held(name);
         value.back(mark);
         let member = (name, value.skip()?);
-        let place = if has_field {
+        let list = if has_field {
             &mut self.unfit
         } else {
             &mut self.unknown
         };
-        place.push(member);
+        list.push(member);
         Ok(())
     }
 

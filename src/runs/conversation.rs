@@ -18,7 +18,7 @@ use http::HeaderMap;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    creates::{Begun, Left},
+    creates::{Begun, Disconnect},
     fetch::Snapshot,
     follow::{Follow, Followed},
     inbox::ToolOutputInbox,
@@ -151,8 +151,10 @@ impl State {
                     on_active_run,
                     options: None,
                 };
-                let left = Left::Events(&events);
-                streams.create_unless(rpc, &caller, &request, left).await?
+                let disconnect = Disconnect::Events(&events);
+                streams
+                    .create_unless(rpc, &caller, &request, disconnect)
+                    .await?
             };
             Ok(match begun {
                 Begun::Made { reply, events, .. } => (reply, events),
@@ -220,12 +222,12 @@ impl Conversation {
 
     /// The whole conversation. If it fails once it has begun: the error, for whoever is still there,
     /// and the reader, which is dropped with it if nobody is.
-    pub(super) async fn hold(
+    pub(super) async fn run(
         mut self,
         state: State,
         events: mpsc::Sender<RunEvent>,
     ) -> Option<(Reader, Error)> {
-        let error = match self.run(state, &events).await {
+        let error = match self.converse(state, &events).await {
             Err(Ended::Failed(error)) => error,
             Ok(()) | Err(Ended::CallerLeft) => return None,
         };
@@ -239,7 +241,7 @@ impl Conversation {
         Some((self.reader, error))
     }
 
-    async fn run(
+    async fn converse(
         &mut self,
         mut state: State,
         events: &mpsc::Sender<RunEvent>,
@@ -247,7 +249,7 @@ impl Conversation {
         loop {
             let all_taken = self.untaken.is_empty();
             if all_taken {
-                state = match self.settle(state)? {
+                state = match self.advance(state)? {
                     Some(state) => state,
                     None => return Ok(()),
                 };
@@ -260,12 +262,12 @@ impl Conversation {
                 }
             );
             let happened = tokio::select! {
-                said = self.inbox.hear(&self.canceller) => {
+                said = self.inbox.recv(&self.canceller) => {
                     said?;
                     continue;
                 }
-                place = events.reserve(), if !all_taken => {
-                    self.send(place.ok())?;
+                permit = events.reserve(), if !all_taken => {
+                    self.send(permit.ok())?;
                     continue;
                 }
                 () = events.closed(), if all_taken && !outlives_caller => {
@@ -290,7 +292,7 @@ impl Conversation {
     }
 
     /// What a state comes to once the caller has taken all events; `None` if the run is over.
-    fn settle(&mut self, state: State) -> Result<Option<State>, Error> {
+    fn advance(&mut self, state: State) -> Result<Option<State>, Error> {
         Ok(Some(match state {
             State::Settled(_) if self.reader.progress.is_terminal() => return Ok(None),
             State::Settled(again) => {
@@ -310,8 +312,8 @@ impl Conversation {
     }
 
     /// Sends the first event that is not taken to the place that there is for it, if there is.
-    fn send(&mut self, place: Option<mpsc::Permit<'_, RunEvent>>) -> Result<(), Ended> {
-        let Some(place) = place else {
+    fn send(&mut self, permit: Option<mpsc::Permit<'_, RunEvent>>) -> Result<(), Ended> {
+        let Some(permit) = permit else {
             // The run's name may be in them, and is needed to cancel the run.
             for event in &self.untaken {
                 self.reader.progress.sent(event);
@@ -322,18 +324,18 @@ impl Conversation {
             return Ok(());
         };
         self.reader.progress.sent(&event);
-        let mut asked = None;
+        let mut wanted = None;
         if let Some(Payload::Run(run)) = &event.payload {
             if run.status() == RunStatus::RequiresAction {
-                asked = Some(run.wanted());
+                wanted = Some(run.wanted());
             } else if self.reader.progress.is_terminal() {
                 self.inbox.close();
             } else {
                 self.inbox.end_round();
             }
         }
-        place.send(event);
-        if let Some(calls) = asked
+        permit.send(event);
+        if let Some(calls) = wanted
             && self.inbox.open_round(calls)?
         {
             self.submits = 0;

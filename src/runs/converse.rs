@@ -102,7 +102,7 @@ impl Streams {
         }?;
         let (begun, beginning) = oneshot::channel();
         let conversation = Conversation::new(reader, inbox, Some(begun));
-        let conversation = self.detached.spawn(conversation.hold(state, events));
+        let conversation = self.detached.spawn(conversation.run(state, events));
         // The upstream's answer to the first message is awaited, so that an error is an answer and
         // not a stream.
         let headers = beginning.await.unwrap_or_else(|_| Err(aborted()))?;
@@ -136,7 +136,7 @@ impl Streams {
             let (events, sent) = mpsc::channel(1);
             let conversation = Conversation::new(reader, inbox, None);
             let state = State::Following(Box::new(follow));
-            let conversation = streams.detached.spawn(conversation.hold(state, events));
+            let conversation = streams.detached.spawn(conversation.run(state, events));
             Box::pin(said(sent, conversation))
         }
     }

@@ -53,7 +53,7 @@ pub(super) struct Delivery {
     progress: Progress,
     options: Options,
     /// The log, and the last entry that was read of it; not known before the run has a name.
-    place: Option<(Key, Position)>,
+    log_position: Option<(Key, Position)>,
     following: Option<Following>,
     /// What this replica records of the run for this delivery.
     recording: Option<Recording>,
@@ -118,7 +118,7 @@ impl Delivery {
             caller,
             progress,
             options,
-            place: None,
+            log_position: None,
             following: None,
             recording,
             unrecorded: None,
@@ -141,7 +141,7 @@ impl Delivery {
         inbox: I,
         begin: impl FnOnce(I, Progress, Follow) -> Events + Send + 'static,
     ) -> Result<Self, I> {
-        let Some((_, known)) = self.place.as_mut() else {
+        let Some((_, known)) = self.log_position.as_mut() else {
             return Err(inbox);
         };
         // The whole log is read, since it tells how far the conversation has come.
@@ -185,7 +185,7 @@ impl Delivery {
                 let after =
                     after.ok_or_else(|| Error::invalid(field, "is no position of this run"))?;
                 delivery.recall(&key, after).await;
-                delivery.place = Some((key, after));
+                delivery.log_position = Some((key, after));
             }
             Ok(None) => delivery.begin().await?,
             Err(error) => {
@@ -349,7 +349,7 @@ impl Delivery {
             let last = stored.unwrap_or(page.last);
             if after < last {
                 // All that was left was trimmed: nobody knows what it was.
-                self.place = Some((key, last));
+                self.log_position = Some((key, last));
                 return Ok(Next::Events(vec![unknown_gap()]));
             }
             if source.is_some() {
@@ -367,7 +367,7 @@ impl Delivery {
 
     /// The log and the place in it, once the source has one; `None` if its events come directly.
     async fn find_log(&mut self) -> Result<Option<(Key, Position)>, Arc<Error>> {
-        while self.place.is_none() {
+        while self.log_position.is_none() {
             let Some(recording) = &mut self.recording else {
                 return Ok(None);
             };
@@ -376,13 +376,13 @@ impl Delivery {
                 if state.is_direct {
                     return Ok(None);
                 }
-                self.place.clone_from(&state.log);
+                self.log_position.clone_from(&state.log);
             }
-            if self.place.is_none() && recording.state.changed().await.is_err() {
+            if self.log_position.is_none() && recording.state.changed().await.is_err() {
                 return Ok(None);
             }
         }
-        Ok(self.place.clone())
+        Ok(self.log_position.clone())
     }
 
     async fn read(&mut self, key: &Key, after: Position) -> Result<Option<Page>, LogError> {
@@ -439,14 +439,14 @@ impl Delivery {
     fn take(&mut self, key: &Key, entries: impl Iterator<Item = Entry>) -> Vec<StreamedEvent> {
         let mut events = Vec::with_capacity(entries.size_hint().0);
         for entry in entries {
-            let Some((_, place)) = &mut self.place else {
+            let Some((_, log_position)) = &mut self.log_position else {
                 break;
             };
-            if !entry.follows(*place) && entry.position > self.successor.known().next() {
+            if !entry.follows(*log_position) && entry.position > self.successor.known().next() {
                 // Nobody knows what it was.
                 events.push(unknown_gap());
             }
-            *place = entry.position;
+            *log_position = entry.position;
             if let Some(event) = self.event(key, entry) {
                 self.is_over = self.successor.ends_with(&event);
                 events.push(event);
@@ -469,7 +469,7 @@ impl Delivery {
             tracing::error!("an entry of the event log is not what was written");
             return Some(unknown_gap());
         };
-        self.successor.told(&event);
+        self.successor.note(&event);
         if entry.position <= self.successor.known() {
             return None;
         }
@@ -514,7 +514,7 @@ impl Delivery {
             None => {
                 let is_direct = recording.state.borrow().is_direct;
                 self.recording = None;
-                if is_direct || self.place.is_none() {
+                if is_direct || self.log_position.is_none() {
                     self.begin_to_poll().await?;
                 }
                 Ok(None)
@@ -524,11 +524,14 @@ impl Delivery {
 
     /// Goes on with a log that nobody writes to.
     async fn take_over(&mut self, log: &Arc<dyn EventLog>, key: &Key) -> Result<(), Arc<Error>> {
-        let place = self.place.as_ref().map_or(Position::START, |(_, it)| *it);
+        let log_position = self
+            .log_position
+            .as_ref()
+            .map_or(Position::START, |(_, it)| *it);
         let is_conversation = self.successor.is_conversation();
         let (read, last) = if is_conversation {
             // It has read everything.
-            (None, place)
+            (None, log_position)
         } else {
             match self.read_all(key).await {
                 Ok(Some((read, last))) => (Some(read), last),
@@ -539,7 +542,7 @@ impl Delivery {
                 }
             }
         };
-        if place < last {
+        if log_position < last {
             // Somebody else was first: that is read before anything else.
             return Ok(());
         }

@@ -89,7 +89,7 @@ impl ToolOutputInbox {
 
     /// Hears the caller's next message. Waits for ever once it will say no more, and as long as the
     /// run has no name.
-    pub(super) async fn hear(&mut self, canceller: &CancelOnDisconnect) -> Result<(), Error> {
+    pub(super) async fn recv(&mut self, canceller: &CancelOnDisconnect) -> Result<(), Error> {
         if self.closed || !canceller.knows_run() {
             return std::future::pending().await;
         }
@@ -107,7 +107,7 @@ impl ToolOutputInbox {
                 given
                     .enumerate()
                     .chain(approvals.enumerate())
-                    .try_for_each(|(at, given)| self.hold(given, at))
+                    .try_for_each(|(at, given)| self.keep(given, at))
             }
             Some(Message::Cancel(_)) => {
                 // One at a time is enough, however often it is said.
@@ -132,7 +132,7 @@ impl ToolOutputInbox {
         }
     }
 
-    fn hold(&mut self, given: Given, at: usize) -> Result<(), Error> {
+    fn keep(&mut self, given: Given, at: usize) -> Result<(), Error> {
         let call = given.call();
         if call.id().is_empty() {
             return Err(Error::invalid(path(&call, at), "must be set"));

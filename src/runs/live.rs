@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, Started, StreamedEvents, Streams,
-    creates::{Begun, Ids, Left},
+    creates::{Begun, Disconnect, Ids},
     delivery,
     follow::{Follow, Followed},
     heartbeat::with_heartbeat,
@@ -49,12 +49,14 @@ impl Streams {
         let record = self.recorded(&caller, options, &resume)?;
         let progress = record.progress(&resume, &request.thread_id, "");
         let reader = Reader::new(self, &caller, progress, options);
-        let (streams, left) = (self.clone(), CancellationToken::new());
-        let _left = left.clone().drop_guard();
+        let (streams, disconnect) = (self.clone(), CancellationToken::new());
+        let _left = disconnect.clone().drop_guard();
         self.start(reader, options, record, leave, async move {
-            let left = Left::Token(&left);
+            let disconnect = Disconnect::Token(&disconnect);
             let rpc = "StreamCreateRun";
-            streams.create_unless(rpc, &caller, &request, left).await
+            streams
+                .create_unless(rpc, &caller, &request, disconnect)
+                .await
         })
         .await
     }

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     fetch::{Fetch, Parts, Snapshot},
-    log::{Board, STAY, Turn},
+    log::{Board, PollTurn, STAY},
     polls::{Key, Published, Shared, lock},
 };
 use crate::error::Error;
@@ -48,15 +48,15 @@ impl Poller {
         loop {
             self.rest(number, pause).await;
             let asks = match self.take_turn().await {
-                Turn::Theirs => match self.follow(number).await {
+                PollTurn::Theirs => match self.follow(number).await {
                     Followed::Told(told) => {
                         (number, pause) = (told, Some(Duration::ZERO));
                         continue;
                     }
                     Followed::Not => None,
                 },
-                Turn::Mine { asks, .. } => Some(asks),
-                Turn::Alone => None,
+                PollTurn::Mine { asks, .. } => Some(asks),
+                PollTurn::Alone => None,
             };
             self.turn(number).await;
             let Some((begun, parts)) = self.begin() else {
@@ -76,14 +76,14 @@ impl Poller {
     }
 
     /// Whose turn it is to poll, of all replicas.
-    async fn take_turn(&mut self) -> Turn {
+    async fn take_turn(&mut self) -> PollTurn {
         let turn = match &mut self.board {
             Some(board) => board.take_turn().await,
-            None => Turn::Alone,
+            None => PollTurn::Alone,
         };
         self.remote = match turn {
-            Turn::Mine { wanted, .. } => wanted,
-            Turn::Theirs | Turn::Alone => None,
+            PollTurn::Mine { wanted, .. } => wanted,
+            PollTurn::Theirs | PollTurn::Alone => None,
         };
         turn
     }
@@ -163,7 +163,7 @@ impl Poller {
                 }
             };
             tokio::select! {
-                () = board.more() => if asked.is_some() && board.take_turn().await != Turn::Theirs {
+                () = board.more() => if asked.is_some() && board.take_turn().await != PollTurn::Theirs {
                     // Who was asked is gone.
                     self.shared.want_again(&self.key);
                     return Followed::Told(number);
@@ -326,7 +326,7 @@ impl Poller {
                 () = asked => true,
             };
             if is_asked
-                && let Turn::Mine { asks, .. } = self.take_turn().await
+                && let PollTurn::Mine { asks, .. } = self.take_turn().await
                 && asks > self.answered
             {
                 return;

@@ -88,7 +88,7 @@ impl Successor {
     }
 
     /// Notes what the log tells.
-    pub(super) fn told(&mut self, event: &StreamedEvent) {
+    pub(super) fn note(&mut self, event: &StreamedEvent) {
         if let Self::Conversation { before, .. } = self {
             before.will_send(event);
         }

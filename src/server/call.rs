@@ -348,7 +348,7 @@ impl Call {
         B::Error: Into<BoxError>,
     {
         // A call on a connection that has ended must not reach a handler, which may write.
-        if let Some(cut) = self.cut() {
+        if let Some(cut) = self.termination_due() {
             return Err(self.termination_status.end(cut));
         }
         let held = self.held.clone();

@@ -32,7 +32,7 @@ use super::{
     call::Calls,
     handshake::{Failed, Reason},
     jitter::jittered,
-    open_call::{Connected, Open},
+    open_call::{Connected, OpenCalls},
     writes::{Writes, gathered},
 };
 use crate::shares::{GivesWay, Permit};
@@ -77,7 +77,7 @@ impl ConnectionPermit {
     }
 
     /// Gives way but while such calls are open, for ever.
-    async fn follow(self: Arc<Self>, mut open: watch::Receiver<Open>) {
+    async fn follow(self: Arc<Self>, mut open: watch::Receiver<OpenCalls>) {
         while open.wait_for(|open| open.known > 0).await.is_ok() {
             self.permit().stay();
             loop {
@@ -124,7 +124,7 @@ pub(super) async fn serve(
         Err(failed) => return server.handshakes.note(&server.telemetry, address, &failed),
     };
 
-    let open = watch::Sender::new(Open::default());
+    let open = watch::Sender::new(OpenCalls::default());
     let end = server.end.child_token();
     let calls = Calls {
         routes: Arc::clone(&server.routes),
@@ -229,7 +229,7 @@ fn live(
     writes: &Writes<Box<dyn Io>>,
     server: &Server,
     permit: Arc<ConnectionPermit>,
-    open: watch::Receiver<Open>,
+    open: watch::Receiver<OpenCalls>,
     end: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
     let limits = &server.limits;
@@ -360,7 +360,7 @@ async fn preface<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
 }
 
 /// Ready once no call was open for the whole of `limit`.
-async fn idle(mut open: watch::Receiver<Open>, limit: Option<Duration>) {
+async fn idle(mut open: watch::Receiver<OpenCalls>, limit: Option<Duration>) {
     while open.wait_for(|open| open.all == 0).await.is_ok() {
         select! {
             () = after(limit) => return,

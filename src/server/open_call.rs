@@ -28,7 +28,7 @@ use crate::{
 
 /// How many calls of a connection are open.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Open {
+pub(super) struct OpenCalls {
     pub(super) all: usize,
     /// Those of callers that are known.
     pub(super) known: usize,
@@ -44,7 +44,7 @@ pub(super) struct Connected {
     /// Cuts them all.
     pub(super) end: CancellationToken,
     /// How many are open.
-    pub(super) open: watch::Sender<Open>,
+    pub(super) open: watch::Sender<OpenCalls>,
 }
 
 /// Where a call takes its permit from, once its first message is there.
@@ -74,7 +74,7 @@ pub(super) struct Call {
     pub(super) termination_status: TerminationStatus,
     /// How it ended, once that is known.
     pub(super) code: Option<Code>,
-    open: watch::Sender<Open>,
+    open: watch::Sender<OpenCalls>,
     /// Its caller is known.
     is_known: bool,
     /// Its part of all calls, or of all streams of health and reflection.
@@ -112,7 +112,7 @@ impl Call {
             async move {
                 select! {
                     () = end.cancelled() => Termination::Closing,
-                    cut = passed(limit) => cut,
+                    termination_due = passed(limit) => termination_due,
                 }
             }
         };
@@ -152,8 +152,8 @@ impl Call {
         cx: &mut Context<'_>,
         poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<Result<T, Status>> {
-        let termination = match self.cut() {
-            Some(cut) => cut,
+        let termination = match self.termination_due() {
+            Some(termination_due) => termination_due,
             None => match caught(|| poll(cx)) {
                 Some(Poll::Ready(polled)) => return Poll::Ready(Ok(polled)),
                 Some(Poll::Pending) if self.registered.is(cx) => return Poll::Pending,
@@ -182,11 +182,11 @@ impl Call {
     }
 
     /// Why it is to be cut, if it is.
-    pub(super) fn cut(&self) -> Option<Termination> {
+    pub(super) fn termination_due(&self) -> Option<Termination> {
         let passed = self
             .limit
             .filter(|(at, _)| *at <= Instant::now())
-            .map(|(_, cut)| cut);
+            .map(|(_, termination_due)| termination_due);
         passed.or_else(|| self.end.is_cancelled().then_some(Termination::Closing))
     }
 }
@@ -197,7 +197,7 @@ impl Drop for Call {
         // not read until the connection was cut. Nobody hears that any more but the handler's side,
         // which is dropped after this.
         let code = self.code.unwrap_or_else(|| {
-            let termination = self.cut().unwrap_or(Termination::Disconnect);
+            let termination = self.termination_due().unwrap_or(Termination::Disconnect);
             drop(self.termination_status.end(termination));
             termination.status().code()
         });
@@ -212,14 +212,14 @@ impl Drop for Call {
 }
 
 async fn passed(limit: Option<(Instant, Termination)>) -> Termination {
-    let Some((at, cut)) = limit else {
+    let Some((at, termination_due)) = limit else {
         return std::future::pending().await;
     };
     // At once, if it has passed: a sleep takes its millisecond even so.
     if at > Instant::now() {
         tokio::time::sleep_until(at).await;
     }
-    cut
+    termination_due
 }
 
 /// A panic in a handler is one call's INTERNAL. Let through, the caller would see a reset stream,

@@ -244,9 +244,9 @@ impl WebCalls {
     fn translated(&self, mut request: Request<Incoming>) -> Answer {
         let headers = request.headers_mut();
         if let Some(sent) = web_type(headers.get(header::CONTENT_TYPE)) {
-            let asked = web_type(headers.get(header::ACCEPT)).unwrap_or(sent);
+            let accepted = web_type(headers.get(header::ACCEPT)).unwrap_or(sent);
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(sent));
-            headers.insert(header::ACCEPT, HeaderValue::from_static(asked));
+            headers.insert(header::ACCEPT, HeaderValue::from_static(accepted));
         }
         let (calls, patience) = (self.calls.clone(), self.patience);
         let call = move |request: Request<Body>| {

@@ -101,9 +101,12 @@ impl<U: Name + Default> Decoder for BoundedDecoder<U> {
 }
 
 fn decode<U: Message + Default>(buf: impl Buf, steps: u32) -> Result<U, Status> {
-    let mut counted = Counted { buf, left: steps };
+    let mut counted = Counted {
+        buf,
+        remaining: steps,
+    };
     let decoded = U::decode(&mut counted);
-    if counted.left == 0 {
+    if counted.remaining == 0 {
         let error = Error::TooLarge {
             what: "the message has more fields than any request needs (some 20000)".to_owned(),
         };
@@ -118,12 +121,12 @@ fn decode<U: Message + Default>(buf: impl Buf, steps: u32) -> Result<U, Status> 
 /// Bytes that come to an end after so many steps.
 struct Counted<B> {
     buf: B,
-    left: u32,
+    remaining: u32,
 }
 
 impl<B: Buf> Buf for Counted<B> {
     fn remaining(&self) -> usize {
-        if self.left == 0 {
+        if self.remaining == 0 {
             0
         } else {
             self.buf.remaining()
@@ -131,7 +134,7 @@ impl<B: Buf> Buf for Counted<B> {
     }
 
     fn chunk(&self) -> &[u8] {
-        if self.left == 0 {
+        if self.remaining == 0 {
             &[]
         } else {
             self.buf.chunk()
@@ -140,12 +143,12 @@ impl<B: Buf> Buf for Counted<B> {
 
     fn advance(&mut self, count: usize) {
         self.buf.advance(count);
-        self.left = self.left.saturating_sub(1);
+        self.remaining = self.remaining.saturating_sub(1);
     }
 
     // A slice of what is there, as it would be without the counting.
     fn copy_to_bytes(&mut self, count: usize) -> Bytes {
-        self.left = self.left.saturating_sub(1);
+        self.remaining = self.remaining.saturating_sub(1);
         self.buf.copy_to_bytes(count)
     }
 }

@@ -41,9 +41,9 @@ fn shortened(text: &str) -> String {
 /// A call that is open. Cheap to clone. The default stands for none, such as a poller's own
 /// requests: what is recorded of it is lost.
 #[derive(Clone, Default)]
-pub struct Call(Option<Arc<Open>>);
+pub struct Call(Option<Arc<OpenCall>>);
 
-struct Open {
+struct OpenCall {
     telemetry: Telemetry,
     method: Arc<Method>,
     /// What was asked for, if it is not served.
@@ -88,7 +88,7 @@ impl Telemetry {
         let method = Arc::clone(method.unwrap_or_else(|other| other));
         method.active.inc();
         let span = self.0.tracer.server(&method, unknown.as_deref(), headers);
-        Call(Some(Arc::new(Open {
+        Call(Some(Arc::new(OpenCall {
             telemetry: self.clone(),
             method,
             unknown,
@@ -236,7 +236,7 @@ impl Call {
     }
 }
 
-impl Open {
+impl OpenCall {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -99,11 +99,11 @@ impl Gateway {
         if opened.as_ref().is_err_and(has_no_event_log) {
             opened = self.open(spec, false).await;
         }
-        let place = ResumeRunRequest {
+        let resume = ResumeRunRequest {
             options: Some(options(false)),
             ..ResumeRunRequest::default()
         };
-        let mut events = ResumingStream::new(self.runs.clone(), opened).after(place);
+        let mut events = ResumingStream::new(self.runs.clone(), opened).after(resume);
         events.metadata.clone_from(&self.metadata);
         events
     }
@@ -123,12 +123,12 @@ impl Gateway {
     }
 
     /// The events of a run after this place, until it is terminal or requires action.
-    pub(super) fn resume(&self, place: ResumeRunRequest) -> ResumingStream {
-        let place = ResumeRunRequest {
+    pub(super) fn resume(&self, resume: ResumeRunRequest) -> ResumingStream {
+        let resume = ResumeRunRequest {
             options: Some(options(false)),
-            ..place
+            ..resume
         };
-        let mut events = ResumingStream::resume(self.runs.clone(), place);
+        let mut events = ResumingStream::resume(self.runs.clone(), resume);
         events.metadata.clone_from(&self.metadata);
         events
     }

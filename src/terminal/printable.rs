@@ -67,11 +67,11 @@ mod tests {
         }
         // Nothing of all that is a control character is left.
         let all: String = ('\0'..='\u{10ffff}').filter(|it| it.is_control()).collect();
-        let left: String = printable(&all)
+        let shown: String = printable(&all)
             .chars()
             .filter(|it| it.is_control())
             .collect();
-        assert_eq!(left, "\t\n");
+        assert_eq!(shown, "\t\n");
         assert_eq!(printable_line("a\nb\tc", 4), "a␊b␉…");
     }
 }

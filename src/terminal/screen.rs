@@ -222,12 +222,12 @@ fn break_of(row: &str, width: usize) -> usize {
 
 /// How many bytes of a text fit into this width.
 fn fitting(text: &str, width: usize) -> usize {
-    let mut left = width;
+    let mut remaining = width;
     for (at, it) in text.char_indices() {
-        let Some(rest) = left.checked_sub(it.width().unwrap_or_default()) else {
+        let Some(rest) = remaining.checked_sub(it.width().unwrap_or_default()) else {
             return at;
         };
-        left = rest;
+        remaining = rest;
     }
     text.len()
 }

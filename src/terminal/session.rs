@@ -93,7 +93,9 @@ impl Session {
             return self.ask_assistant(question, assistant).await;
         }
         let gateway = self.gateway.clone();
-        let made = self.attend(gateway.create_assistant(model)).await??;
+        let made = self
+            .unless_stopped(gateway.create_assistant(model))
+            .await??;
         let stopped = self.ask_assistant(question, made.clone()).await;
         self.clean_up(made).await?;
         stopped
@@ -103,7 +105,7 @@ impl Session {
         let gateway = self.gateway.clone();
         // Boxed: it is large.
         let creating = Box::pin(gateway.create_run(question_to(assistant, question)));
-        let mut events = self.attend(creating).await?;
+        let mut events = self.unless_stopped(creating).await?;
         self.follow(&mut events).await
     }
 
@@ -114,7 +116,7 @@ impl Session {
         } else {
             let gateway = self.gateway.clone();
             let deleting = gateway.delete_assistant(assistant.clone());
-            match self.attend(deleting).await? {
+            match self.unless_stopped(deleting).await? {
                 Ok(()) => return Ok(()),
                 Err(error) => error.to_string(),
             }
@@ -127,21 +129,21 @@ impl Session {
     pub(super) async fn watch(&mut self, thread_id: String, run_id: String) -> Result<(), Stop> {
         self.view.name_run(&thread_id, &run_id);
         let gateway = self.gateway.clone();
-        let mut place = ResumeRunRequest {
+        let mut resume = ResumeRunRequest {
             thread_id,
             run_id,
             ..ResumeRunRequest::default()
         };
         loop {
-            let mut events = gateway.resume(place);
+            let mut events = gateway.resume(resume);
             self.follow(&mut events).await?;
-            place = events.place().clone();
+            resume = events.resume_request().clone();
             if self.view.status() != RunStatus::RequiresAction {
                 return Ok(());
             }
-            self.wait_for_others(&place).await?;
+            self.wait_for_others(&resume).await?;
             // The log of a run may be behind its state: it is asked at this pace.
-            self.attend(sleep(TICK)).await?;
+            self.unless_stopped(sleep(TICK)).await?;
         }
     }
 
@@ -170,7 +172,7 @@ impl Session {
     /// Shows the events to their end.
     async fn follow(&mut self, events: &mut ResumingStream) -> Result<(), Stop> {
         loop {
-            let event = self.attend(events.message()).await?;
+            let event = self.unless_stopped(events.message()).await?;
             let Some(event) = event.map_err(|status| self.broken(&status))? else {
                 return Ok(());
             };
@@ -180,24 +182,24 @@ impl Session {
     }
 
     /// Waits until the run requires action no more.
-    async fn wait_for_others(&mut self, place: &ResumeRunRequest) -> Result<(), Stop> {
+    async fn wait_for_others(&mut self, resume: &ResumeRunRequest) -> Result<(), Stop> {
         let gateway = self.gateway.clone();
         let mut retries = 0;
         loop {
-            let waiting = gateway.wait_for_others(&place.thread_id, &place.run_id);
-            let Err(status) = self.attend(waiting).await? else {
+            let waiting = gateway.wait_for_others(&resume.thread_id, &resume.run_id);
+            let Err(status) = self.unless_stopped(waiting).await? else {
                 return Ok(());
             };
             if !is_interruption(&status) || retries == MAX_RETRIES {
                 return Err(self.broken(&status).into());
             }
-            self.attend(sleep(pause(&status, retries))).await?;
+            self.unless_stopped(sleep(pause(&status, retries))).await?;
             retries += 1;
         }
     }
 
     /// Waits for the work; meanwhile the time goes on, and Ctrl-C is heeded.
-    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+    async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
         let mut work = pin!(work);
         loop {
             tokio::select! {

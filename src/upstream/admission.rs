@@ -6,7 +6,7 @@
 //! is served owner by owner.
 //!
 //! A create or a submit that has been sent is work for the upstream whether or not its caller
-//! waits. Its place is kept for a while after the caller has left ([`RequestLimits::left`]), so
+//! waits. Its place is kept for a while after the caller has left ([`RequestLimits::abandoned`]), so
 //! that whoever cancels calls as fast as they are made cannot begin runs without bound.
 //!
 //! A place is also a place on a connection: over HTTP/2 all requests of a client share one, and
@@ -63,7 +63,7 @@ pub struct RequestLimits {
     /// The upstream goes on with it. Without that, calls that are cancelled as soon as they are made
     /// would reach the upstream without any bound; with it, as many a second as there are places.
     #[arg(id = "abandoned-write-hold", long, default_value = "1s", value_parser = time)]
-    pub left: Duration,
+    pub abandoned: Duration,
 }
 
 impl Default for RequestLimits {
@@ -107,7 +107,7 @@ struct State {
     /// Requests on each client.
     connection_groups: Vec<usize>,
     /// Those that wait, by owner.
-    queues: BTreeMap<Owner, VecDeque<(u64, oneshot::Sender<Place>)>>,
+    queues: BTreeMap<Owner, VecDeque<(u64, oneshot::Sender<RequestPermit>)>>,
     /// The owners that wait, in the order of their turns.
     turns: VecDeque<Owner>,
     /// Numbers those that wait.
@@ -116,7 +116,7 @@ struct State {
 
 /// A place for one upstream request, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RequestPermit {
     shared: Arc<Shared>,
     owner: Owner,
     /// The client to send it by.
@@ -143,14 +143,14 @@ impl Admission {
     }
 
     /// Waits for a place.
-    pub(super) async fn enter(&self, owner: Owner) -> Result<Place, Error> {
+    pub(super) async fn enter(&self, owner: Owner) -> Result<RequestPermit, Error> {
         let (shared, limits) = (&self.0, &self.0.limits);
         let refused = Limit {
             what: "upstream requests",
             max: limits.requests,
             flag: "--max-upstream-requests",
         };
-        let (waiter, mut place) = {
+        let (waiter, mut permit) = {
             let mut state = shared.lock();
             let waits = state.queues.contains_key(&owner);
             // Who waits already goes first.
@@ -168,7 +168,7 @@ impl Admission {
             state.waiting.take(owner, 1);
             let number = state.next;
             state.next += 1;
-            let (send, place) = oneshot::channel();
+            let (send, permit) = oneshot::channel();
             let queue = state.queues.entry(owner).or_default();
             queue.push_back((number, send));
             if !waits {
@@ -181,15 +181,15 @@ impl Admission {
                     owner,
                     number,
                 },
-                place,
+                permit,
             )
         };
-        let given = timeout(limits.wait, &mut place).await;
+        let given = timeout(limits.wait, &mut permit).await;
         drop(waiter);
         // A place that was given just now is not let go unused.
         let given = given.ok().and_then(Result::ok);
         given
-            .or_else(|| place.try_recv().ok())
+            .or_else(|| permit.try_recv().ok())
             .ok_or_else(|| refused.into())
     }
 }
@@ -199,7 +199,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(self: &Arc<Self>, state: &mut State, owner: Owner) -> Place {
+    fn take(self: &Arc<Self>, state: &mut State, owner: Owner) -> RequestPermit {
         let connection_group = state
             .connection_groups
             .iter()
@@ -207,7 +207,7 @@ impl Shared {
             .unwrap_or_default();
         state.connection_groups[connection_group] += 1;
         state.running.take(owner, 1);
-        Place {
+        RequestPermit {
             shared: Arc::clone(self),
             owner,
             connection_group,
@@ -222,15 +222,18 @@ impl Shared {
             state.running.give_back(owner, 1);
             self.give(&mut state)
         };
-        for (waiter, place) in given {
+        for (waiter, permit) in given {
             // One that has just left gives its place back by dropping it.
-            let _ = waiter.send(place);
+            let _ = waiter.send(permit);
         }
     }
 
     /// Gives what is free to those that wait, one to each owner in turn. Returns what is to be
     /// sent when the lock is let go.
-    fn give(self: &Arc<Self>, state: &mut State) -> Vec<(oneshot::Sender<Place>, Place)> {
+    fn give(
+        self: &Arc<Self>,
+        state: &mut State,
+    ) -> Vec<(oneshot::Sender<RequestPermit>, RequestPermit)> {
         let mut given = Vec::new();
         let mut passed_over = 0;
         while passed_over < state.turns.len() {
@@ -265,7 +268,7 @@ impl State {
     }
 }
 
-impl Place {
+impl RequestPermit {
     /// A request is sent by it now. If the place is dropped before the request is
     /// [over](Self::over), its caller has left.
     pub(super) fn sends(&mut self, idempotency: Idempotency) {
@@ -278,18 +281,18 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
-        let (shared, owner, connection_group, left) = (
+        let (shared, owner, connection_group, abandoned) = (
             Arc::clone(&self.shared),
             self.owner,
             self.connection_group,
-            self.shared.limits.left,
+            self.shared.limits.abandoned,
         );
         match Handle::try_current() {
-            Ok(runtime) if self.pending && !left.is_zero() => {
+            Ok(runtime) if self.pending && !abandoned.is_zero() => {
                 runtime.spawn(async move {
-                    sleep(left).await;
+                    sleep(abandoned).await;
                     shared.take_back(owner, connection_group);
                 });
             }
@@ -331,7 +334,7 @@ mod tests {
     use super::*;
 
     /// Asks for a place as `name`, up to where it would wait.
-    async fn ask(admission: &Admission, name: &str) -> JoinHandle<Result<Place, Error>> {
+    async fn ask(admission: &Admission, name: &str) -> JoinHandle<Result<RequestPermit, Error>> {
         let (admission, name) = (admission.clone(), name.to_owned());
         let asking = tokio::spawn(async move { admission.enter(Owner::of(&name)).await });
         yield_now().await;
@@ -340,14 +343,14 @@ mod tests {
 
     fn admission(requests: usize, per_connection: usize, queue: usize) -> Admission {
         let queued = IntGauge::new("queued", "Those that wait.").expect("a name");
-        let (wait, left) = (Duration::from_millis(1100), Duration::from_secs(1));
+        let (wait, abandoned) = (Duration::from_millis(1100), Duration::from_secs(1));
         Admission::new(
             RequestLimits {
                 requests,
                 per_connection,
                 queue,
                 wait,
-                left,
+                abandoned,
             },
             queued,
         )
@@ -366,7 +369,7 @@ mod tests {
     #[tokio::test]
     async fn the_queue_is_served_owner_by_owner() {
         let admission = admission(1, 1, 100);
-        let mut place = admission
+        let mut permit = admission
             .enter(Owner::of(&"a"))
             .await
             .expect("a free place");
@@ -376,18 +379,18 @@ mod tests {
         }
         let mut served = Vec::new();
         while !waiting.is_empty() {
-            drop(place);
+            drop(permit);
             yield_now().await;
             let at = waiting
                 .iter()
                 .position(|(_, asking)| asking.is_finished())
                 .expect("somebody was served");
             let (name, asking) = waiting.remove(at);
-            place = asking.await.expect("no panic").expect("a place");
+            permit = asking.await.expect("no panic").expect("a place");
             served.push(name);
         }
         assert_eq!(served, ["a", "b", "c", "a", "b", "a", "a", "a"]);
-        drop(place);
+        drop(permit);
         assert!(is_empty(&admission));
     }
 
@@ -399,9 +402,9 @@ mod tests {
             let mut held = [0, 0];
             for turn in 0..100 {
                 let who = turn % names.len();
-                if let Ok(place) = admission.enter(Owner::of(&names[who])).await {
+                if let Ok(permit) = admission.enter(Owner::of(&names[who])).await {
                     held[who] += 1;
-                    places.push(place);
+                    places.push(permit);
                 }
             }
             assert_eq!(held, expected);
@@ -428,20 +431,20 @@ mod tests {
             (Idempotency::NonIdempotent, true, 0),
             (Idempotency::Idempotent, false, 0),
         ] {
-            let mut place = admission
+            let mut permit = admission
                 .enter(Owner::of(&"a"))
                 .await
                 .expect("a free place");
-            place.sends(idempotency);
-            let left = Instant::now();
+            permit.sends(idempotency);
+            let abandoned = Instant::now();
             if over {
-                place.over();
+                permit.over();
             } else {
-                drop(place);
+                drop(permit);
             }
             drop(admission.enter(Owner::of(&"b")).await);
             assert_eq!(
-                left.elapsed().as_millis() / 100 * 100,
+                abandoned.elapsed().as_millis() / 100 * 100,
                 kept,
                 "{idempotency:?} {over}"
             );
@@ -452,7 +455,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_does_not_wait_any_more_leaves_nothing_behind() {
         let admission = admission(1, 1, 2);
-        let place = admission
+        let permit = admission
             .enter(Owner::of(&"a"))
             .await
             .expect("a free place");
@@ -468,7 +471,7 @@ mod tests {
         ));
         // Given and not taken: it goes on to the next.
         let (given, next) = (ask(&admission, "a").await, ask(&admission, "b").await);
-        drop(place);
+        drop(permit);
         given.abort();
         drop(next.await.expect("no panic").expect("a place"));
         assert!(is_empty(&admission));

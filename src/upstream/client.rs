@@ -120,9 +120,9 @@ impl Client {
         attempt: u32,
     ) -> Result<Answer<M>, Error> {
         let idempotency = request.idempotency;
-        let mut place = self.admission.enter(caller.owner).await?;
-        place.sends(idempotency);
-        let connection_group = place.connection_group;
+        let mut permit = self.admission.enter(caller.owner).await?;
+        permit.sends(idempotency);
+        let connection_group = permit.connection_group;
         let mut upstream_request = self.note(caller, request, attempt);
         let mut id = None;
         let answer = {
@@ -145,7 +145,7 @@ impl Client {
             });
             tokio::time::timeout(self.answer_timeout, asking).await
         };
-        place.over();
+        permit.over();
         let answer =
             answer.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
         upstream_request.ended(&answer);

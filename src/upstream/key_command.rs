@@ -88,7 +88,7 @@ impl KeyCommand {
         secrets: Arc<OwnSecrets>,
     ) -> Result<Reloadable<HeaderValue>, String> {
         // From now on: a signal may come before the task begins.
-        let asked = reloads();
+        let is_asked = reloads();
         let Key {
             secret,
             header,
@@ -110,7 +110,7 @@ impl KeyCommand {
             failures: 0,
         };
         keeper.expires(expires);
-        tokio::spawn(keeper.keep(asked));
+        tokio::spawn(keeper.keep(is_asked));
         Ok(value)
     }
 
@@ -173,9 +173,9 @@ fn read(printed: &[u8], auth: &AuthStyle, now: SystemTime) -> Result<Key, String
     };
     let due = match expires.map(|expires| expires.duration_since(now)) {
         None => None,
-        Some(Ok(left)) if !left.is_zero() => {
-            let early = EARLY.min(left / 5);
-            Some(now + left.saturating_sub(early).max(MIN_PAUSE))
+        Some(Ok(remaining)) if !remaining.is_zero() => {
+            let early = EARLY.min(remaining / 5);
+            Some(now + remaining.saturating_sub(early).max(MIN_PAUSE))
         }
         Some(_) => return Err("the key that it prints has expired".to_owned()),
     };
@@ -206,21 +206,21 @@ struct Keeper {
 impl Keeper {
     async fn keep(mut self, mut reloads: watch::Receiver<u64>) {
         while self.value.is_wanted() {
-            let left = self.left();
-            let asked = !left.is_zero();
-            if asked {
+            let remaining = self.remaining();
+            let is_asked = !remaining.is_zero();
+            if is_asked {
                 select! {
-                    () = sleep(left.min(CLOCK_LOOK)) => continue,
+                    () = sleep(remaining.min(CLOCK_LOOK)) => continue,
                     // The sender lives as long as the process.
                     _ = reloads.changed() => {}
                 }
             }
-            self.renew(asked).await;
+            self.renew(is_asked).await;
         }
     }
 
     /// The time until the command is run again.
-    fn left(&self) -> Duration {
+    fn remaining(&self) -> Duration {
         let Some(due) = self.due else {
             return Duration::MAX;
         };
@@ -228,7 +228,7 @@ impl Keeper {
     }
 
     /// Runs the command: `asked` by somebody who reads the log, or because it is time.
-    async fn renew(&mut self, asked: bool) {
+    async fn renew(&mut self, is_asked: bool) {
         match self.command.key(&self.auth).await {
             Ok(key) => {
                 self.secrets.add(key.secret.expose_secret());
@@ -248,7 +248,7 @@ impl Keeper {
                     "stays in use"
                 };
                 self.complaint
-                    .complain(format!("{error}; the key before {before}"), asked);
+                    .complain(format!("{error}; the key before {before}"), is_asked);
                 let pause = MIN_PAUSE * 2_u32.saturating_pow(self.failures.min(6));
                 self.due = Some(now + pause.min(MAX_PAUSE));
                 self.failures += 1;

@@ -67,7 +67,7 @@ mod tests {
             param: text,
             ..ErrorBody::default()
         };
-        for (secret, left) in [
+        for (secret, shown) in [
             (of(MAX_SECRETS), MASK.to_owned()),
             (of(1), MASK.to_owned()),
             (of(0), of(0)),
@@ -75,7 +75,7 @@ mod tests {
         ] {
             let mut error = said(secret);
             secrets.hide(&mut error);
-            assert_eq!(error, said(left));
+            assert_eq!(error, said(shown));
         }
     }
 }

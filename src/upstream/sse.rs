@@ -154,11 +154,11 @@ impl Parser {
     pub fn push(&mut self, chunk: Bytes) {
         self.forget();
         self.lines.own(&self.chunk);
-        let left = &self.chunk[self.at..];
-        self.chunk = if left.is_empty() {
+        let rest = &self.chunk[self.at..];
+        self.chunk = if rest.is_empty() {
             chunk
         } else {
-            [left, &chunk].concat().into()
+            [rest, &chunk].concat().into()
         };
         self.at = 0;
     }
@@ -178,21 +178,21 @@ impl Parser {
                 self.after_cr = false;
                 self.at += usize::from(self.chunk[self.at] == b'\n');
             }
-            let left = &self.chunk[self.at..];
+            let rest = &self.chunk[self.at..];
             // Every event ends in a blank line, and so this is often there.
-            let end = if left.first() == Some(&b'\n') {
+            let end = if rest.first() == Some(&b'\n') {
                 Some(0)
             } else {
-                memchr2(b'\r', b'\n', left)
+                memchr2(b'\r', b'\n', rest)
             };
-            let length = end.unwrap_or(left.len());
+            let length = end.unwrap_or(rest.len());
             if self.partial.len() + self.lines.event.len() + self.lines.data.len() + length
                 > self.limit
             {
                 return Err(TooLong { limit: self.limit });
             }
             if end.is_none() || !self.partial.is_empty() {
-                self.partial.extend_from_slice(&left[..length]);
+                self.partial.extend_from_slice(&rest[..length]);
             }
             if end.is_none() {
                 self.lines.own(&self.chunk);

@@ -169,8 +169,8 @@ impl Client {
         let idempotency = request.idempotency;
         // It is let go with the head: a live stream has a place of its own, for as long as it
         // lives.
-        let mut place = self.admission.enter(caller.owner).await?;
-        place.sends(idempotency);
+        let mut permit = self.admission.enter(caller.owner).await?;
+        permit.sends(idempotency);
         let mut upstream_request = self.note(caller, request, attempt);
         let mut id = None;
         let sent = Instant::now();
@@ -203,7 +203,7 @@ impl Client {
             Ok(Head::Whole(W::read(&mut response, begun, &reading).await?))
         };
         let head = timeout(self.answer_timeout, head).await;
-        place.over();
+        permit.over();
         let head =
             head.unwrap_or_else(|_| Err(failure::timed_out(self.answer_timeout, idempotency)));
         upstream_request.ended(&head);

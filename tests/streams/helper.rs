@@ -111,7 +111,7 @@ async fn wherever_it_is_cut_each_event_comes_once_and_in_order() {
         drop(say);
         let end = soon(events.message()).await.expect("no error");
         assert!(end.is_none(), "{cuts:?}: {end:?}");
-        assert_eq!(events.place().run_id, "run_1");
+        assert_eq!(events.resume_request().run_id, "run_1");
         if cuts == Some(0) {
             whole = without_positions(&heard);
             assert_eq!(whole.len(), said.len());
@@ -132,8 +132,8 @@ async fn a_place_that_was_kept_is_gone_on_from() {
     }
     next(&mut events).await;
     let second = next(&mut events).await;
-    assert_eq!(events.place().after_position, second.position);
-    let place = events.place().clone();
+    assert_eq!(events.resume_request().after_position, second.position);
+    let place = events.resume_request().clone();
     drop(events);
     let mut events = ResumingStream::resume(proxy.client(), place);
     let rest = next_few(&mut events, said.len() - 2).await;

@@ -59,7 +59,7 @@ impl Run {
             started_at: Some(stamp(now)),
             ..self.resource.clone()
         };
-        vec![told("thread.run.in_progress", run), self.rest(now)]
+        vec![run_change("thread.run.in_progress", run), self.rest(now)]
     }
 
     /// A piece of the model's reply has come. Those of calls come in the order of the calls.
@@ -127,7 +127,7 @@ impl Run {
         };
         Ok(vec![
             closed(step),
-            told("thread.run.queued", run),
+            run_change("thread.run.queued", run),
             Row::Progress(progress).without_event(),
         ])
     }
@@ -146,7 +146,10 @@ impl Run {
             status: RunStatus::Cancelling.into(),
             ..self.resource.clone()
         };
-        Ok(vec![told("thread.run.cancelling", run), self.rest(now)])
+        Ok(vec![
+            run_change("thread.run.cancelling", run),
+            self.rest(now),
+        ])
     }
 
     /// The run is over, and with it what it was at.
@@ -218,7 +221,7 @@ impl Run {
             }
         };
         run.status = status.into();
-        changes.push(told(event, run));
+        changes.push(run_change(event, run));
         changes
     }
 
@@ -253,7 +256,7 @@ impl Run {
             required_action: Some(action),
             ..self.resource.clone()
         };
-        told("thread.run.requires_action", run)
+        run_change("thread.run.requires_action", run)
     }
 
     /// Nothing happens to it for the pause before a step.
@@ -264,7 +267,7 @@ impl Run {
     }
 }
 
-fn told(event: &'static str, run: v1::Run) -> Change {
+fn run_change(event: &'static str, run: v1::Run) -> Change {
     Row::Run(Box::new(run)).with_event(event)
 }
 

@@ -243,7 +243,7 @@ impl Run {
     /// Ends the message that is being written, if there is one: whole, or cut for the given reason.
     pub(super) fn close_message(
         &self,
-        cut: Option<&str>,
+        incomplete_reason: Option<&str>,
         messages: &[ThreadMessage],
         now: Duration,
     ) -> Option<Change> {
@@ -251,7 +251,7 @@ impl Run {
         // It is not there any more if a caller has deleted it.
         let message = messages.iter().rfind(|message| message.id == id)?;
         let mut message = message.clone();
-        let (status, event) = if let Some(reason) = cut {
+        let (status, event) = if let Some(reason) = incomplete_reason {
             let reason = reason.to_owned();
             message.incomplete_details = Some(MessageIncompleteDetails {
                 reason,

@@ -281,10 +281,10 @@ fn words(row: &Row) -> Vec<String> {
         Row::Message(message) => {
             let text = message.content.iter().flat_map(|part| &part.text);
             let text: String = text.filter_map(|text| text.value.clone()).collect();
-            let cut = message.incomplete_details.as_ref();
-            let cut = cut.map(|details| details.reason.clone());
+            let incomplete = message.incomplete_details.as_ref();
+            let incomplete = incomplete.map(|details| details.reason.clone());
             let said = format!("message {:?} {text:?}", message.status());
-            vec![said, cut.unwrap_or_default()]
+            vec![said, incomplete.unwrap_or_default()]
         }
         Row::MessageDelta(delta) => {
             let part = &delta.delta.as_ref().expect("a delta").content[0];
@@ -298,8 +298,8 @@ fn words(row: &Row) -> Vec<String> {
             let calls = action.into_iter().flat_map(|action| &action.tool_calls);
             let calls = calls.map(|call| call.id.clone()).collect();
             let error = run.last_error.as_ref().map(|error| &error.code);
-            let cut = run.incomplete_details.as_ref();
-            let why = error.or(cut.map(|details| &details.reason));
+            let incomplete = run.incomplete_details.as_ref();
+            let why = error.or(incomplete.map(|details| &details.reason));
             let why = why.cloned().unwrap_or_default();
             let status = format!("run {:?}", run.status());
             vec![status, calls, cost(run.usage.as_ref()), why]

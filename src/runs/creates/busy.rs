@@ -72,7 +72,7 @@ struct QueuePermit {
 }
 
 /// A place in the queue of a thread, in the order in which places were taken.
-pub(super) struct Place {
+pub(super) struct Queued {
     turn: PlaceTurn,
     permit: QueuePermit,
 }
@@ -83,7 +83,7 @@ enum PlaceTurn {
     Later(Pin<Box<dyn Future<Output = OwnedMutexGuard<Option<String>>> + Send>>),
 }
 
-impl Place {
+impl Queued {
     fn new(permit: QueuePermit) -> Self {
         let active = Arc::clone(&permit.active);
         // The first poll is what takes the place.
@@ -99,7 +99,7 @@ impl Place {
 }
 
 /// The turn of a create. It is over before its permit is given back.
-struct Turn {
+struct QueueTurn {
     active: OwnedMutexGuard<Option<String>>,
     _permit: QueuePermit,
 }
@@ -159,18 +159,18 @@ impl Drop for Waiting {
 
 impl Streams {
     /// A place for a create on this thread, if it is one that waits.
-    pub(super) fn place(
+    pub(super) fn enqueue(
         &self,
         caller: &Caller,
         thread_id: &str,
         policy: ActiveRunPolicy,
-    ) -> Result<Option<Place>, Error> {
+    ) -> Result<Option<Queued>, Error> {
         if policy != ActiveRunPolicy::Wait {
             return Ok(None);
         }
         let key = (thread_id.to_owned(), caller.identity());
         let max = self.limits.creates.active_run_queue;
-        self.queues.enter(key, max).map(Place::new).map(Some)
+        self.queues.enter(key, max).map(Queued::new).map(Some)
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) struct Busy<'a> {
     /// It is counted among those that have waited.
     has_waited: bool,
     /// Its turn, if it is one that waits.
-    turn: Option<Turn>,
+    turn: Option<QueueTurn>,
 }
 
 impl<'a> Busy<'a> {
@@ -198,7 +198,7 @@ impl<'a> Busy<'a> {
         caller: &'a Caller,
         thread_id: &'a str,
         policy: ActiveRunPolicy,
-        place: Option<Place>,
+        queued: Option<Queued>,
     ) -> Result<Self, Error> {
         let mut busy = Self {
             streams,
@@ -211,7 +211,7 @@ impl<'a> Busy<'a> {
             has_waited: false,
             turn: None,
         };
-        let Some(Place { turn, permit }) = place else {
+        let Some(Queued { turn, permit }) = queued else {
             return Ok(busy);
         };
         let active = match turn {
@@ -225,7 +225,7 @@ impl<'a> Busy<'a> {
             }
         };
         let before = active.clone();
-        busy.turn = Some(Turn {
+        busy.turn = Some(QueueTurn {
             active,
             _permit: permit,
         });

@@ -19,8 +19,8 @@
 //!   request, and a caller that leaves ends it.
 
 mod busy;
+mod disconnect;
 mod kinds;
-mod left;
 mod remembered;
 mod replicas;
 
@@ -39,8 +39,8 @@ use self::{
 };
 pub(super) use self::{
     busy::Queues,
+    disconnect::Disconnect,
     kinds::Begun,
-    left::Left,
     remembered::{Ids, Remembered},
 };
 use super::Streams;
@@ -172,7 +172,8 @@ impl Streams {
         caller: &Caller,
         create: &C,
     ) -> Result<C::Got, Error> {
-        self.create_unless(rpc, caller, create, Left::Dropped).await
+        self.create_unless(rpc, caller, create, Disconnect::Dropped)
+            .await
     }
 
     /// The same for a call that goes on when its caller has left.
@@ -181,7 +182,7 @@ impl Streams {
         rpc: &str,
         caller: &Caller,
         create: &C,
-        left: Left<'_>,
+        disconnect: Disconnect<'_>,
     ) -> Result<C::Got, Error> {
         let policy = ActiveRunPolicy::try_from(create.on_active_run());
         let policy = policy.map_err(|_| {
@@ -189,7 +190,7 @@ impl Streams {
         })?;
         if create.request_id().is_empty() {
             // In a box: what it needs, a call does not need for the rest of its life.
-            let making = Box::pin(self.make(caller, create, policy, None, left));
+            let making = Box::pin(self.make(caller, create, policy, None, disconnect));
             return making.await;
         }
         let mark = create.mark(&self.client, caller, rpc)?;
@@ -208,7 +209,7 @@ impl Streams {
             }
         };
         // Before anything else, so that the first to come is the first to create.
-        making.place = self.place(caller, create.thread_id(), policy)?;
+        making.queued = self.enqueue(caller, create.thread_id(), policy)?;
         let (give, given) = oneshot::channel();
         let (streams, create) = (self.clone(), create.clone());
         let caller = Caller {
@@ -272,22 +273,28 @@ impl Streams {
             {
                 return Ok(found);
             }
-            let left = Left::Making(making);
-            return self.make(caller, create, policy, Some(mark), left).await;
+            let disconnect = Disconnect::Making(making);
+            return self
+                .make(caller, create, policy, Some(mark), disconnect)
+                .await;
         };
         if let Some(thread_id) = making.thread_id() {
             let second = second(thread_id);
             if let Some(found) = self.made_before(caller, &second, mark).await? {
                 return Ok(found);
             }
-            let left = Left::Making(making);
-            return self.make(caller, &second, policy, Some(mark), left).await;
+            let disconnect = Disconnect::Making(making);
+            return self
+                .make(caller, &second, policy, Some(mark), disconnect)
+                .await;
         }
         let thread = self.client.create_spare_thread(caller, &thread).await?;
         self.begun(making, &thread.message.id).await;
         let second = second(&thread.message.id);
-        let left = Left::Making(making);
-        let got = self.make(caller, &second, policy, Some(mark), left).await?;
+        let disconnect = Disconnect::Making(making);
+        let got = self
+            .make(caller, &second, policy, Some(mark), disconnect)
+            .await?;
         Ok(C::joined(got, thread.message))
     }
 
@@ -312,22 +319,22 @@ impl Streams {
         create: &C,
         policy: ActiveRunPolicy,
         mark: Option<&CreateMark>,
-        mut left: Left<'_>,
+        mut disconnect: Disconnect<'_>,
     ) -> Result<C::Got, Error> {
         let thread_id = create.thread_id();
-        let place = match &mut left {
-            Left::Making(making) => making.place.take(),
+        let queued = match &mut disconnect {
+            Disconnect::Making(making) => making.queued.take(),
             _ => None,
         };
-        let place = match place {
-            None => self.place(caller, thread_id, policy)?,
+        let queued = match queued {
+            None => self.enqueue(caller, thread_id, policy)?,
             taken => taken,
         };
-        let begin = Busy::begin(self, caller, thread_id, policy, place);
-        let mut busy = left.unless(begin).await?;
+        let begin = Busy::begin(self, caller, thread_id, policy, queued);
+        let mut busy = disconnect.unless(begin).await?;
         let metrics = &self.client.telemetry().metrics().creates;
         loop {
-            if let Left::Making(making) = &mut left
+            if let Disconnect::Making(making) = &mut disconnect
                 && !making.keeps_turn().await
             {
                 // Nobody is told.
@@ -355,7 +362,7 @@ impl Streams {
             if !failed.is_active_run() {
                 return Err(failed);
             }
-            left.unless(busy.wait(failed)).await?;
+            disconnect.unless(busy.wait(failed)).await?;
         }
     }
 

@@ -20,7 +20,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::busy::Place;
+use super::busy::Queued;
 use crate::{
     error::Error,
     runs::{
@@ -169,7 +169,7 @@ impl Remembered {
         let making = Making {
             remembered: self.clone(),
             shared: log.and_then(|log| log.create(&key, mark.fingerprint())),
-            place: None,
+            queued: None,
             has_lost_turn: false,
             key,
             outcome,
@@ -203,7 +203,7 @@ pub(in crate::runs) struct Making {
     /// What replicas tell each other of it. Its drop lets others begin.
     pub(super) shared: Option<SharedCreate>,
     /// Its place among those that wait for its thread.
-    pub(super) place: Option<Place>,
+    pub(super) queued: Option<Queued>,
     /// Another replica has begun meanwhile.
     pub(super) has_lost_turn: bool,
     key: Key,
@@ -225,7 +225,7 @@ impl Making {
 
     /// Waits until nobody waits for the outcome any more. From then on it is not remembered, and
     /// nothing may be made: another call with the same id begins anew.
-    pub(super) async fn left(&mut self) {
+    pub(super) async fn disconnect(&mut self) {
         loop {
             self.outcome.closed().await;
             let mut shared = self.remembered.lock();

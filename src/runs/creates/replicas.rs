@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Ids, busy::Place, left::Left, remembered::Making};
+use super::{Ids, busy::Queued, disconnect::Disconnect, remembered::Making};
 use crate::{
     error::Error,
     runs::{
@@ -36,10 +36,10 @@ impl Streams {
         let Some(mut shared) = making.shared.take() else {
             return Ok(Turn::Make);
         };
-        let mut place = making.place.take();
-        let turn = self.wait_for_turn(&mut shared, &mut place);
-        let turn = Left::Making(making).unless(turn).await?;
-        making.place = place;
+        let mut queued = making.queued.take();
+        let turn = self.wait_for_turn(&mut shared, &mut queued);
+        let turn = Disconnect::Making(making).unless(turn).await?;
+        making.queued = queued;
         // Nothing more is asked of a store that is away.
         making.shared = turn.is_some().then_some(shared);
         making.has_lost_turn = false;
@@ -61,16 +61,16 @@ impl Streams {
     async fn wait_for_turn(
         &self,
         shared: &mut SharedCreate,
-        place: &mut Option<Place>,
+        queued: &mut Option<Queued>,
     ) -> Result<Option<CreateTurn>, Error> {
         let metrics = &self.client.telemetry().metrics().creates;
         let mut theirs_until = None;
         loop {
-            let left = match shared.take_turn().await {
-                Ok(CreateTurn::Theirs(left)) => {
-                    *place = None;
-                    theirs_until = Some(Instant::now() + left);
-                    left
+            let remaining = match shared.take_turn().await {
+                Ok(CreateTurn::Theirs(remaining)) => {
+                    *queued = None;
+                    theirs_until = Some(Instant::now() + remaining);
+                    remaining
                 }
                 Ok(turn) => {
                     if matches!(turn, CreateTurn::Made { .. }) {
@@ -84,16 +84,16 @@ impl Streams {
                 }
                 Err(error) => {
                     let until: Instant = theirs_until.unwrap_or_else(Instant::now);
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
+                    let remaining = until.saturating_duration_since(Instant::now());
+                    if remaining.is_zero() {
                         self.replicas_unknown(&error);
                         return Ok(None);
                     }
-                    left
+                    remaining
                 }
             };
             // A lease that is just over is over by the store's clock, too.
-            shared.more(left + Duration::from_millis(1)).await;
+            shared.more(remaining + Duration::from_millis(1)).await;
         }
     }
 

@@ -58,7 +58,7 @@ type Fields = (Option<u64>, Option<u64>, Option<Vec<u8>>);
 
 /// Whose turn it is to poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::runs) enum Turn {
+pub(in crate::runs) enum PollTurn {
     /// This replica's. What it finds answers all asks up to this one; this is what others want.
     Mine { asks: u64, wanted: Option<Parts> },
     /// Another one's.
@@ -95,7 +95,7 @@ impl Board {
     }
 
     /// Takes the turn, or keeps it.
-    pub(in crate::runs) async fn take_turn(&mut self) -> Turn {
+    pub(in crate::runs) async fn take_turn(&mut self) -> PollTurn {
         self.following.begin_to_read();
         let mut look = LOOK.key(self.name("poller"));
         look.key(self.name("wants"));
@@ -106,14 +106,14 @@ impl Board {
         match self.run::<(u8, u64, u8)>(&look).await {
             Ok((0, ..)) => {
                 self.is_mine = false;
-                Turn::Theirs
+                PollTurn::Theirs
             }
             Ok((_, asks, wanted)) => {
                 self.is_mine = true;
                 let wanted = ALL.into_iter().find(|parts| number(*parts) == wanted);
-                Turn::Mine { asks, wanted }
+                PollTurn::Mine { asks, wanted }
             }
-            Err(_) => Turn::Alone,
+            Err(_) => PollTurn::Alone,
         }
     }
 

@@ -38,7 +38,7 @@ use tokio::time::timeout;
 
 use crate::setting::{defaults, some, some_time};
 
-pub(super) use board::{Board, STAY, Turn};
+pub(super) use board::{Board, PollTurn, STAY};
 pub(super) use creates::{CreateTurn, SharedCreate};
 pub(super) use followers::{Followers, Following};
 pub(super) use key::{BoundPosition, Key, Keys, Position};

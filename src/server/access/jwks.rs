@@ -223,7 +223,7 @@ struct Shared {
     rules: FetchRules,
     keys: ArcSwapOption<Fetched>,
     /// A call needs a key that is not there.
-    asked: Notify,
+    fetch_requested: Notify,
     /// When the last fetch ended, whatever came of it.
     ended: watch::Sender<Option<Instant>>,
     waiting: Arc<Semaphore>,
@@ -255,7 +255,7 @@ impl RemoteKeys {
             url,
             rules,
             keys: ArcSwapOption::empty(),
-            asked: Notify::new(),
+            fetch_requested: Notify::new(),
             ended: watch::Sender::new(None),
             waiting: Arc::new(Semaphore::new(WAITING)),
             failing,
@@ -291,7 +291,7 @@ impl Shared {
             return None;
         }
         let permit = Arc::clone(&self.waiting).try_acquire_owned().ok()?;
-        self.asked.notify_one();
+        self.fetch_requested.notify_one();
         let within = self.rules.timeout;
         Some(Renewed(Box::pin(async move {
             _ = timeout(within, ended.changed()).await;
@@ -327,14 +327,14 @@ impl Shared {
             // Whoever asked while this fetch was under way is answered by it.
             select! {
                 biased;
-                () = self.asked.notified() => {}
+                () = self.fetch_requested.notified() => {}
                 () = ready(()) => {}
             }
             // Nobody who asks makes the pause shorter.
             sleep(self.rules.pause).await;
             select! {
                 () = sleep(jittered(next).saturating_sub(self.rules.pause)) => {}
-                () = self.asked.notified() => {}
+                () = self.fetch_requested.notified() => {}
             }
         }
     }

@@ -452,9 +452,10 @@ mod tests {
             ),
         ];
         for (case, access, peer, headers, path, admitted) in cases {
-            let told = access.admit(&peer, path, &headers);
+            let caller = access.admit(&peer, path, &headers);
             assert_eq!(
-                told.as_ref()
+                caller
+                    .as_ref()
                     .map(|tenant| tenant.as_ref().map(|it| &*it.0))
                     .map_err(|_| ()),
                 admitted,

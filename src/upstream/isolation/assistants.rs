@@ -62,13 +62,13 @@ impl Isolation {
         }
         let wanted = usize::try_from(request.limit.unwrap_or(DEFAULT_PAGE)).unwrap_or_default();
         let backwards = request.after.is_empty() && !request.before.is_empty();
-        let mut asked = ListAssistantsRequest {
+        let mut page_request = ListAssistantsRequest {
             limit: Some(LONG_PAGE),
             ..request.clone()
         };
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let page = Allowed(asked.request()?.showing_marks());
+            let page = Allowed(page_request.request()?.showing_marks());
             let Answer {
                 message: mut page,
                 headers,
@@ -102,9 +102,9 @@ impl Isolation {
                 });
             }
             let cursor = if backwards {
-                &mut asked.before
+                &mut page_request.before
             } else {
-                &mut asked.after
+                &mut page_request.after
             };
             *cursor = last.unwrap_or_default();
         }

@@ -7,7 +7,7 @@ use super::remembered::Making;
 use crate::{error::Error, v1::RunEvent};
 
 /// How a create knows, while it waits, that nobody waits for it any more.
-pub(in crate::runs) enum Left<'a> {
+pub(in crate::runs) enum Disconnect<'a> {
     /// It is dropped.
     Dropped,
     /// This is cancelled.
@@ -18,24 +18,24 @@ pub(in crate::runs) enum Left<'a> {
     Making(&'a mut Making),
 }
 
-impl Left<'_> {
+impl Disconnect<'_> {
     /// Does `work` unless everybody has left.
     pub(super) async fn unless<T>(
         &mut self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let left = async {
+        let disconnect = async {
             match self {
                 Self::Dropped => std::future::pending().await,
                 Self::Token(token) => token.cancelled().await,
                 Self::Events(events) => events.closed().await,
-                Self::Making(making) => making.left().await,
+                Self::Making(making) => making.disconnect().await,
             }
         };
         tokio::select! {
             done = work => done,
             // Nobody is told.
-            () = left => Err(Error::Draining),
+            () = disconnect => Err(Error::Draining),
         }
     }
 }
