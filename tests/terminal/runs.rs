@@ -409,7 +409,14 @@ async fn a_caller_shows_who_it_is() {
 async fn a_watched_run_is_shown_across_its_tool_calls() {
     let status = Arc::new(Mutex::new("requires_action"));
     let told = Arc::clone(&status);
-    let upstream = Upstream::answering(move |it| asked(it, *told.lock().expect("no panic"), ""));
+    // By its path: what is pushed may be taken by a poll of who watches.
+    let upstream = Upstream::answering(move |it| {
+        if it.target.ends_with("/submit_tool_outputs") {
+            Answer::sse([vec![delta("msg_1", "Sunny.")], ended("One moment. Sunny.")].concat())
+        } else {
+            asked(it, *told.lock().expect("no panic"), "")
+        }
+    });
     let upstream = upstream.await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     let options = StreamOptions {
@@ -428,9 +435,6 @@ async fn a_watched_run_is_shown_across_its_tool_calls() {
     shown.has_line("status requires_action").await;
     shown.has_text("One moment. ").await;
     *status.lock().expect("no panic") = "in_progress";
-    upstream.push(Answer::sse(
-        [vec![delta("msg_1", "Sunny.")], ended("One moment. Sunny.")].concat(),
-    ));
     let output = ToolOutput {
         tool_call_id: "call_1".into(),
         output: Some("sunny".into()),
