@@ -163,7 +163,7 @@ impl fmt::Debug for Conversation {
 }
 
 /// The calls that the run waits for, each with whether its approval is wanted, not its output.
-fn calls(run: &Run) -> impl Iterator<Item = (&RequiredToolCall, bool)> {
+pub(crate) fn required_calls(run: &Run) -> impl Iterator<Item = (&RequiredToolCall, bool)> {
     let action = run.required_action.as_ref();
     let action = action.filter(|_| run.status() == RunStatus::RequiresAction);
     let outputs = action.and_then(|action| action.submit_tool_outputs.as_ref());
@@ -289,16 +289,20 @@ impl Session<'_> {
         });
         request.metadata_mut().clone_from(&self.with.metadata);
         let run = self.with.client.clone().get_run(request).await?;
-        Ok(calls(run.get_ref()).map(|(call, _)| &call.id).eq(pending))
+        Ok(required_calls(run.get_ref())
+            .map(|(call, _)| &call.id)
+            .eq(pending))
     }
 
     /// The run is in this state now.
     fn turn(&mut self, run: Run) {
         (self.attach.thread_id, self.attach.run_id) = (run.thread_id.clone(), run.id.clone());
-        self.pending = calls(&run).map(|(call, _)| call.id.clone()).collect();
+        self.pending = required_calls(&run)
+            .map(|(call, _)| call.id.clone())
+            .collect();
         // Those of a round that is over are needed no more.
         self.outputs.retain(|id, _| self.pending.contains(id));
-        for (call, needs_approval) in calls(&run) {
+        for (call, needs_approval) in required_calls(&run) {
             if self.outputs.contains_key(&call.id) {
                 continue;
             }

@@ -10,10 +10,14 @@ use std::{
 };
 
 use super::{printable::printable_line, screen::Screen};
-use crate::v1::{
-    ContentPart, ContentPartDelta, Gap, ImageFile, MessageDelta, Run, RunError, RunEvent,
-    RunEventType, RunStatus, RunStep, RunStepStatus, StepDetails, TextContent, ThreadMessage,
-    Usage, run_event::Payload,
+use crate::{
+    conversation::required_calls,
+    json,
+    v1::{
+        ContentPart, ContentPartDelta, Gap, ImageFile, MessageDelta, RequiredToolCall, Run,
+        RunError, RunEvent, RunEventType, RunStatus, RunStep, RunStepStatus, StepDetails,
+        TextContent, ThreadMessage, ToolCall, Usage, run_event::Payload,
+    },
 };
 
 /// The most characters of a tool call's arguments, or of an error, that are shown.
@@ -130,7 +134,8 @@ impl View {
                 .note(&format!("run {id} on thread {thread}, model {model}"))?;
         }
         self.run = run.clone();
-        let status = name_of(run.status().as_str_name(), "RUN_STATUS_");
+        let status = run.status().as_str_name();
+        let status = name_of(status, "RUN_STATUS_", &run.extra_json, "status");
         if status == self.status {
             return Ok(());
         }
@@ -140,14 +145,12 @@ impl View {
             return Ok(());
         }
         self.screen.note(&format!("status {}", self.status))?;
-        let action = run.required_action.iter();
-        let calls = action.filter_map(|action| action.submit_tool_outputs.as_ref());
-        for call in calls.flat_map(|action| &action.tool_calls) {
+        for (call, is_approval) in required_calls(run) {
             let id = printable_line(&call.id, MAX_NAME);
-            let function = call.function.as_ref();
-            let called = function.map(|it| called(&it.name, it.arguments.as_deref()));
-            let called = called.unwrap_or_default();
-            self.screen.note(&format!("tool call {id}: {called}"))?;
+            let wants = if is_approval { " wants approval" } else { "" };
+            let called = required(call);
+            self.screen
+                .note(&format!("tool call {id}{wants}: {called}"))?;
         }
         Ok(())
     }
@@ -159,11 +162,12 @@ impl View {
         if before.is_some_and(|(status, _)| status == now.0) {
             return Ok(());
         }
+        let (kind, status) = (step.r#type().as_str_name(), step.status().as_str_name());
         self.screen.note(&format!(
             "step {} {} {}",
             printable_line(&step.id, MAX_NAME),
-            name_of(step.r#type().as_str_name(), "RUN_STEP_TYPE_"),
-            name_of(step.status().as_str_name(), "RUN_STEP_STATUS_"),
+            name_of(kind, "RUN_STEP_TYPE_", &step.extra_json, "type"),
+            name_of(status, "RUN_STEP_STATUS_", &step.extra_json, "status"),
         ))?;
         if step.status() == RunStepStatus::Completed {
             for call in step.step_details.iter().flat_map(calls) {
@@ -236,7 +240,13 @@ impl View {
         });
         lines.push(format!("{} after {took}{used}", self.status));
         if run.status() == RunStatus::RequiresAction {
-            let line = "it waits for tool outputs, which cannot be given here";
+            let mut calls = required_calls(run);
+            let wanted = if calls.any(|(_, is_approval)| is_approval) {
+                "approvals of tool calls"
+            } else {
+                "tool outputs"
+            };
+            let line = format!("it waits for {wanted}, which cannot be given here");
             lines.push(format!("{line}: SubmitToolOutputs gives them"));
         }
         lines.iter().try_for_each(|line| self.screen.note(line))
@@ -275,9 +285,13 @@ fn is_whole(event: &RunEvent) -> bool {
     )
 }
 
-/// The REST API's name of a value of an enum.
-fn name_of(value: &str, prefix: &str) -> String {
-    value.trim_start_matches(prefix).to_lowercase()
+/// The REST API's name of a value of an enum: `member` of `extra_json`, if the contract does not
+/// know it.
+fn name_of(value: &str, prefix: &str, extra_json: &str, member: &str) -> String {
+    json::text_member(extra_json.as_bytes(), member).map_or_else(
+        || value.trim_start_matches(prefix).to_lowercase(),
+        |name| printable_line(&name, MAX_NAME),
+    )
 }
 
 fn seconds(time: Duration) -> String {
@@ -298,21 +312,49 @@ fn called(name: &str, arguments: Option<&str>) -> String {
     format!("{name}({arguments})")
 }
 
+/// A call that the run waits for.
+fn required(call: &RequiredToolCall) -> String {
+    let kind = call.r#type().as_str_name();
+    match &call.function {
+        Some(function) => called(&function.name, function.arguments.as_deref()),
+        None if call.name.is_empty() => name_of(kind, "TOOL_TYPE_", &call.extra_json, "type"),
+        None => called(&call.name, call.arguments.as_deref()),
+    }
+}
+
 /// The tool calls of a step that is done.
 fn calls(details: &StepDetails) -> impl Iterator<Item = String> {
     details.tool_calls.iter().map(|call| {
-        if let Some(function) = &call.function {
-            let output = printable_line(function.output(), MAX_TEXT);
-            format!(
-                "{} gave {output}",
-                called(&function.name, function.arguments.as_deref())
-            )
+        if let Some((name, arguments, output)) = named(call) {
+            let called = called(name, arguments);
+            match output {
+                Some(output) => format!("{called} gave {}", printable_line(output, MAX_TEXT)),
+                None => called,
+            }
         } else if let Some(code) = &call.code_interpreter {
             called("code_interpreter", code.input.as_deref())
         } else {
-            name_of(call.r#type().as_str_name(), "TOOL_TYPE_")
+            let kind = call.r#type().as_str_name();
+            name_of(kind, "TOOL_TYPE_", &call.extra_json, "type")
         }
     })
+}
+
+/// Name, arguments and output of a call of a function, of an MCP server's tool or of a REST API.
+fn named(call: &ToolCall) -> Option<(&str, Option<&str>, Option<&str>)> {
+    if let Some(function) = &call.function {
+        let (arguments, output) = (function.arguments.as_deref(), function.output.as_deref());
+        return Some((&function.name, arguments, output));
+    }
+    if !call.name.is_empty() {
+        return Some((
+            &call.name,
+            call.arguments.as_deref(),
+            call.output.as_deref(),
+        ));
+    }
+    let part = |name| call.openapi.get(name).map(String::as_str);
+    Some((part("name")?, part("arguments"), part("output")))
 }
 
 fn delta_text(part: &ContentPartDelta) -> String {

@@ -46,6 +46,11 @@ fn what_azures_agents_send_and_take_is_in_fields_and_what_is_not_typed_is_kept()
     let mcp = r#"{"id":"call_1","type":"mcp","name":"search","arguments":"{\"query\":\"rest\"}","server_label":"github"}"#;
     let called = r#"{"id":"call_1","type":"mcp","name":"search","arguments":"{}","output":"[1]","server_label":"github"}"#;
     let openapi = r#"{"id":"call_2","type":"openapi","openapi":{"name":"weather_get","arguments":"{\"city\":\"Oslo\"}","output":"{}"}}"#;
+    // As services write it, whatever is documented.
+    let called_as_function = r#"{"id":"call_2","type":"openapi","function":{"name":"weather_get","arguments":"{\"city\":\"Oslo\"}","output":"{'temp': '4'}"}}"#;
+    let computer = r#"{"id":"call_4","type":"computer_use_preview","computer_use_preview":{"action":{"type":"click","x":4,"y":2.5},"pending_safety_checks":[]}}"#;
+    let screenshot = r#"{"type":"computer_call_output","tool_call_id":"call_4","output":{"type":"computer_screenshot","file_id":"file_1"},"acknowledged_safety_checks":[]}"#;
+    let listed = r#""activities","activities":[{"id":"activity_1","type":"mcp_list_tools","server_label":"github","tools":{"search":{"parameters":{"type":"object"}}}}]"#;
     let bing = r#"{"id":"call_3","type":"bing_grounding","bing_grounding":{"requesturl":"https://a.example","response_metadata":"{}"}}"#;
     let page = r#"{"type":"url_citation","text":"【1†source】","start_index":4,"end_index":14,"url_citation":{"url":"https://b.example/x","title":"X"}}"#;
     // Document, message, and how many of its members have no fields.
@@ -70,6 +75,24 @@ fn what_azures_agents_send_and_take_is_in_fields_and_what_is_not_typed_is_kept()
         ),
         ("RunStep", step(&format!("{called},{openapi}")), 0),
         ("RunStep", step(bing), 2),
+        ("RunStep", step(called_as_function), 0),
+        // The step's type, and that of its details, and they.
+        (
+            "RunStep",
+            step("")
+                .replace(r#""type":"tool_calls","status""#, r#""type":"activities","status""#)
+                .replace(r#""tool_calls","tool_calls":[]"#, listed),
+            3,
+        ),
+        (
+            "Run",
+            run(&format!(
+                r#"{{"type":"submit_tool_outputs","submit_tool_outputs":{{"tool_calls":[{computer}]}}}}"#
+            )),
+            2,
+        ),
+        // Its type, its output, which is no text, and what it acknowledges.
+        ("ToolOutputs", format!(r#"{{"tool_outputs":[{screenshot}]}}"#), 3),
         (
             "RunStepDelta",
             delta("mcp", r#"{"index":0,"id":"call_1","type":"mcp","arguments":"{\"qu"}"#),
@@ -78,6 +101,11 @@ fn what_azures_agents_send_and_take_is_in_fields_and_what_is_not_typed_is_kept()
         (
             "RunStepDelta",
             delta("openapi", r#"{"index":0,"id":"call_2","type":"openapi","openapi":{"arguments":"{"}}"#),
+            0,
+        ),
+        (
+            "RunStepDelta",
+            delta("tool_calls", r#"{"index":0,"type":"openapi","function":{"arguments":"\":\""}}"#),
             0,
         ),
         // Parts that are no text are kept whole.

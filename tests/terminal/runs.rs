@@ -113,12 +113,16 @@ async fn the_exit_code_says_how_the_run_ended() {
     let function = json!({"name": "get_weather", "arguments": "{\"city\":\"Paris\"}"});
     let call = json!({"id": "call_1", "type": "function", "function": function});
     let action = json!({"required_action": {"type": "submit_tool_outputs", "submit_tool_outputs": {"tool_calls": [call]}}});
+    let call = json!({"id": "call_2", "type": "mcp", "name": "search", "arguments": "{}", "server_label": "docs"});
+    let approval = json!({"required_action": {"type": "submit_tool_approval", "submit_tool_approval": {"tool_calls": [call]}}});
+    let call = json!({"id": "call_3", "type": "computer_use", "computer_use": {"action": {}}});
+    let other = json!({"required_action": {"type": "submit_tool_outputs", "submit_tool_outputs": {"tool_calls": [call]}}});
     let error = json!({"last_error": {"code": "server_error", "message": "it broke"}});
     let incomplete = json!({"incomplete_details": {"reason": "max_completion_tokens"}});
     let usage =
         json!({"usage": {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}});
     let nothing = json!({});
-    let table: [(&str, &Value, i32, &[&str]); 6] = [
+    let table: [(&str, &Value, i32, &[&str]); 8] = [
         (
             "completed",
             &usage,
@@ -145,9 +149,19 @@ async fn the_exit_code_says_how_the_run_ended() {
             4,
             &[
                 "call_1: get_weather({\"city\":\"Paris\"})",
-                "cannot be given here",
+                "it waits for tool outputs, which cannot be given here",
             ],
         ),
+        (
+            "requires_action",
+            &approval,
+            4,
+            &[
+                "call_2 wants approval: search({})",
+                "it waits for approvals of tool calls, which cannot be given here",
+            ],
+        ),
+        ("requires_action", &other, 4, &["call_3: computer_use"]),
     ];
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
@@ -178,6 +192,81 @@ async fn the_exit_code_says_how_the_run_ended() {
         told.stderr.contains("NotFound: ") && told.stderr.lines().count() == 1,
         "{told:?}"
     );
+    gateway.drain().await;
+}
+
+/// What a step called is named, whatever made the call; what the contract does not know has the
+/// upstream's name.
+#[tokio::test]
+async fn what_steps_did_is_shown_by_its_name() {
+    let step = |kind: &str, details: Value| {
+        let step = json!({
+            "id": "step_1", "object": "thread.run.step", "run_id": "run_1", "thread_id": "thread_1",
+            "type": kind, "status": "completed", "step_details": details,
+        });
+        event("thread.run.step.completed", step.to_string())
+    };
+    let call = |call: Value| {
+        step(
+            "tool_calls",
+            json!({"type": "tool_calls", "tool_calls": [call]}),
+        )
+    };
+    let parts = json!({"name": "weather", "arguments": "{}", "output": "rain"});
+    let table = [
+        (
+            call(json!({"type": "function", "function": parts})),
+            "  weather({}) gave rain\n",
+        ),
+        (
+            call(json!({"type": "openapi", "function": parts})),
+            "  weather({}) gave rain\n",
+        ),
+        (
+            call(json!({"type": "openapi", "openapi": parts})),
+            "  weather({}) gave rain\n",
+        ),
+        (
+            call(
+                json!({"type": "mcp", "name": "search", "arguments": "{}", "output": "[1]", "server_label": "docs"}),
+            ),
+            "  search({}) gave [1]\n",
+        ),
+        // Services may send its output later, as a delta.
+        (
+            call(json!({"type": "mcp", "name": "search", "arguments": "{}", "output": null})),
+            "  search({})\n",
+        ),
+        (
+            call(json!({"type": "file_search", "file_search": {}})),
+            "  file_search\n",
+        ),
+        (
+            call(
+                json!({"type": "bing_grounding", "bing_grounding": {"requesturl": "https://a.example"}}),
+            ),
+            "  bing_grounding\n",
+        ),
+        (
+            step(
+                "activities",
+                json!({"type": "activities", "activities": []}),
+            ),
+            "step step_1 activities completed\n",
+        ),
+    ];
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+    for (did, line) in table {
+        let created = event("thread.run.created", run("queued"));
+        let completed = event("thread.run.completed", run("completed"));
+        upstream.push(Answer::sse(vec![created, did, completed, done()]));
+        let told = Shown::start(gateway.address(), &ask("?", &[]))
+            .ended()
+            .await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        assert!(told.stderr.contains(line), "{line}: {told:?}");
+    }
     gateway.drain().await;
 }
 
@@ -320,7 +409,14 @@ async fn a_caller_shows_who_it_is() {
 async fn a_watched_run_is_shown_across_its_tool_calls() {
     let status = Arc::new(Mutex::new("requires_action"));
     let told = Arc::clone(&status);
-    let upstream = Upstream::answering(move |it| asked(it, *told.lock().expect("no panic"), ""));
+    // By its path: what is pushed may be taken by a poll of who watches.
+    let upstream = Upstream::answering(move |it| {
+        if it.target.ends_with("/submit_tool_outputs") {
+            Answer::sse([vec![delta("msg_1", "Sunny.")], ended("One moment. Sunny.")].concat())
+        } else {
+            asked(it, *told.lock().expect("no panic"), "")
+        }
+    });
     let upstream = upstream.await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     let options = StreamOptions {
@@ -339,9 +435,6 @@ async fn a_watched_run_is_shown_across_its_tool_calls() {
     shown.has_line("status requires_action").await;
     shown.has_text("One moment. ").await;
     *status.lock().expect("no panic") = "in_progress";
-    upstream.push(Answer::sse(
-        [vec![delta("msg_1", "Sunny.")], ended("One moment. Sunny.")].concat(),
-    ));
     let output = ToolOutput {
         tool_call_id: "call_1".into(),
         output: Some("sunny".into()),
