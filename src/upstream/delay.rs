@@ -13,6 +13,9 @@ use http::HeaderMap;
 /// No upstream means more than this.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// No delay or date is longer, with what stands before it, in bytes.
+const MAX_DELAY_TEXT: usize = 128;
+
 /// What stands before a delay in an error's words, in lower case.
 const INTRODUCTIONS: [&str; 22] = [
     "try again in",
@@ -90,7 +93,14 @@ pub(super) fn from_words(message: &str) -> Option<Duration> {
             .collect::<Vec<_>>()
     };
     let mut begins = INTRODUCTIONS.iter().flat_map(after);
-    begins.find_map(|begin| from_text(&message[begin..]))
+    begins.find_map(|begin| from_text(up_to(&message[begin..], MAX_DELAY_TEXT)))
+}
+
+/// The beginning of a text, of `most` bytes or a few less.
+fn up_to(text: &str, most: usize) -> &str {
+    let mut ends = (0..=most.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
 }
 
 /// The delay or date at the beginning of a text.

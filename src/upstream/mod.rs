@@ -88,4 +88,8 @@ pub use self::{
     stream::{EventStream, StreamBroken, UpstreamReply},
     transport::upstream_key,
 };
-pub(crate) use self::{chat::ChatReply, error_body::is_error, required_action::Wanted};
+pub(crate) use self::{
+    chat::ChatReply,
+    error_body::{is_error, without_mark},
+    required_action::Wanted,
+};

@@ -43,8 +43,8 @@ pub(super) fn unpacked(body: Bytes, headers: &HeaderMap, limit: usize) -> Option
         Packing::Gzip => {
             let mut text = Vec::new();
             let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-            let unpacking = MultiGzDecoder::new(&*body).take(most);
-            { unpacking }.read_to_end(&mut text).ok()?;
+            let mut unpacking = MultiGzDecoder::new(&*body).take(most);
+            unpacking.read_to_end(&mut text).ok()?;
             (text.len() <= limit).then(|| text.into())
         }
     }

@@ -1066,7 +1066,7 @@ async fn named_events_are_what_their_names_say() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     upstream.push(Answer::sse([
-        event("thread.run.queued", run("queued")),
+        event("thread.run.queued", format!("\u{FEFF}{}", run("queued"))),
         event("x.detail", r#"{"detail":"not an error"}"#),
         event("thread.run.completed", run("completed")),
         event("done", "[DONE]"),

@@ -637,6 +637,26 @@ fn a_check_says_what_would_be_served_and_serves_nothing() {
     }
 }
 
+/// O1: a variable that no command has; who is no gateway has nothing to leave open.
+#[test]
+fn a_variable_that_no_command_has_is_a_warning_where_nothing_is_served() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = format!("--out {}", text(folder.path()));
+    for (variable, words) in [
+        ("RUNS_GATEWAY_XYZZY", "is unknown. Correct it or unset it"),
+        ("RUNS_GATEWAY_TOKENFILE", "did you mean"),
+    ] {
+        let output = run(&["proto"], &out, &[(variable, "x")]);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let has = |it: &str| said.contains(it);
+        assert!(has("warning") && has(variable) && has(words), "{said}");
+    }
+    let output = run(&["proto"], &out, &[("RUNS_GATEWAY_TOKEN_FILE", "x")]);
+    assert!(output.stderr.is_empty(), "a caller's variable");
+}
+
 /// Flags, variables, and what the line says.
 type Started<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
 

@@ -35,10 +35,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-pub(super) use self::{
-    statuses::status_of,
-    text::{is_page, without_mark},
-};
+pub(crate) use self::text::without_mark;
+pub(super) use self::{statuses::status_of, text::is_page};
 use crate::error::ErrorBody;
 
 /// What a body says.

@@ -12,7 +12,7 @@ use crate::{error::ErrorBody, json};
 pub(super) const MAX_TEXT: usize = 2 << 10;
 
 /// The text behind a byte-order mark, which RFC 8259 (8.1) lets parsers ignore.
-pub(in crate::upstream) fn without_mark(text: &[u8]) -> &[u8] {
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text)
 }
 
