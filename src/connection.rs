@@ -23,14 +23,13 @@ const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs
 #[derive(Debug)]
 pub(crate) struct NoConnection {
     line: String,
-    /// Somebody is there: what is spoken may be wrong.
-    pub(crate) may_be_tls: bool,
+    /// What to try, if somebody is there.
+    pub(crate) hint: Option<&'static str>,
 }
 
 impl NoConnection {
     fn new(line: String) -> Self {
-        let may_be_tls = false;
-        Self { line, may_be_tls }
+        Self { line, hint: None }
     }
 }
 
@@ -53,10 +52,12 @@ pub(crate) async fn connect(gateway: &GatewayAddress) -> Result<Channel, NoConne
     let scheme = if tls.is_some() { "https" } else { "http" };
     let fails = |error: &(dyn Error + 'static)| {
         let cause = innermost(error);
-        let io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        let io = cause.downcast_ref::<io::Error>();
+        let is_there = io.map(io::Error::kind) != Some(io::ErrorKind::ConnectionRefused);
+        let of_certificate = io.and_then(io::Error::get_ref).and_then(of_certificate);
         NoConnection {
             line: format!("{address}: {cause}"),
-            may_be_tls: io != Some(io::ErrorKind::ConnectionRefused),
+            hint: is_there.then(|| of_certificate.unwrap_or_else(|| hint(gateway))),
         }
     };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"));
@@ -77,6 +78,21 @@ pub(crate) fn hint(gateway: &GatewayAddress) -> &'static str {
         (None, _) => "if it speaks TLS: give --tls-ca-file",
         (_, None) => "if it asks for client certificates: give --client-cert-file",
         _ => "does it accept this client certificate?",
+    }
+}
+
+/// What to try if it is the gateway's certificate that is refused.
+fn of_certificate(why: &(dyn Error + Send + Sync + 'static)) -> Option<&'static str> {
+    use rustls::{CertificateError as C, Error as E};
+    match why.downcast_ref()? {
+        E::InvalidCertificate(C::NotValidForName | C::NotValidForNameContext { .. }) => {
+            Some("its certificate is for another name: is --tls-name right?")
+        }
+        E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
+            Some("its certificate is of another CA: is --tls-ca-file right?")
+        }
+        E::InvalidCertificate(_) => Some("its certificate cannot be used"),
+        _ => None,
     }
 }
 

@@ -34,7 +34,16 @@ async fn ask_admin(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Syn
         .timeout(TIME)
         .build()?;
     let answer = client.get(format!("http://{address}/readyz")).send().await;
-    let answer = answer.map_err(|error| format!("{address}: {}", innermost(&error)))?;
+    let answer = answer.map_err(|error| {
+        let cause = innermost(&error);
+        let is_other = |it: &hyper::Error| it.is_parse() || it.is_incomplete_message();
+        let hint = if cause.downcast_ref().is_some_and(is_other) {
+            " (is this the gRPC port?)"
+        } else {
+            ""
+        };
+        format!("{address}: {cause}{hint}")
+    })?;
     if answer.status().is_success() {
         Ok(())
     } else {
@@ -44,14 +53,12 @@ async fn ask_admin(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Syn
 
 async fn ask_grpc(gateway: &GatewayAddress) -> Result<(), Box<dyn Error + Send + Sync>> {
     let address = reachable(gateway.addr);
-    let hint = format!(
-        " ({}; or ask its admin port by --admin-addr)",
-        hint(gateway)
-    );
+    let with_admin = |hint| format!(" ({hint}; or ask its admin port by --admin-addr)");
     let channel = connect(gateway).await.map_err(|error| {
-        let hint = if error.may_be_tls { &*hint } else { "" };
+        let hint = error.hint.map(with_admin).unwrap_or_default();
         format!("{error}{hint}")
     })?;
+    let hint = with_admin(hint(gateway));
     let mut request = Request::new(HealthCheckRequest::default());
     request.set_timeout(TIME);
     let answer = HealthClient::new(channel).check(request).await;

@@ -17,7 +17,7 @@ use clap::error::ErrorKind;
 use runs_gateway::{
     admin,
     app::App,
-    config::{self, Cli, Command, Dev, Invalid, Serve},
+    config::{self, Cli, Command, Dev, Invalid, Reader, Serve},
     demo, dev, healthcheck, package_files, reloadable,
     telemetry::{LogFormat, log},
     terminal, v1,
@@ -57,9 +57,18 @@ fn main() -> ExitCode {
         }
         Err(error) => return bad_usage(error.to_string().trim_start_matches("error: ")),
     };
-    if matches!(cli.command, Command::Serve(_) | Command::Dev(_))
-        && let Err(error) = config::check_environment()
-    {
+    let checked = match cli.command {
+        Command::Serve(_) | Command::Dev(_) => config::check_environment(Reader::Gateway),
+        // It works whatever is set.
+        Command::Demo(_) => Ok(()),
+        _ => {
+            if let Err(error) = config::check_environment(Reader::Other) {
+                eprintln!("runs-gateway: warning: {error}");
+            }
+            Ok(())
+        }
+    };
+    if let Err(error) = checked {
         return bad_usage(&error.to_string());
     }
     let done = match cli.command {

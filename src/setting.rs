@@ -39,6 +39,20 @@ pub(crate) fn time_or_never(text: &str) -> Result<Switchable<Duration>, String> 
     Ok(Some(time(text)?).filter(|time| !time.is_zero()))
 }
 
+/// A size in bytes, of `LEAST` or more.
+pub(crate) fn bytes<const LEAST: u32, T>(text: &str) -> Result<T, String>
+where
+    T: FromStr<Err: Display> + TryFrom<u32> + PartialOrd,
+{
+    let size: T = text.parse().map_err(|error: T::Err| error.to_string())?;
+    match T::try_from(LEAST) {
+        Ok(least) if size >= least => Ok(size),
+        _ => Err(format!(
+            "it could serve nobody: give it {LEAST} bytes or more"
+        )),
+    }
+}
+
 /// A number that is not 0.
 pub(crate) fn some<T>(text: &str) -> Result<T, String>
 where

@@ -29,8 +29,9 @@ const FLAGS: &str = "# Flags
 
 Written from `runs-gateway serve --help` and those of the other commands by `UPDATE_REFERENCE=1 cargo test --test reference`; do not edit.
 
-The variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`; a flag wins over its variable. A variable of that form that no command has is refused at
-start. A duration is written `500ms`, `30s`, `10m`.
+The variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`; a flag wins over its variable. A variable of that form that no command has is
+refused by `serve` and `dev`, and so is one that only `run` and `watch` have, such as `RUNS_GATEWAY_TOKEN_FILE`: it may be a misspelt one of the
+gateway's own. `demo` takes none of them; the other commands warn of one that no command has. A duration is written `500ms`, `30s`, `10m`.
 ";
 
 #[test]
@@ -109,7 +110,10 @@ fn add_flag(page: &mut String, arg: &Arg) -> fmt::Result {
         default => format!("`{default}`"),
     };
     let flag = arg.get_long().unwrap_or_default();
-    let help = help.replace('|', "\\|");
+    let other = arg
+        .get_env()
+        .map(|name| format!(". Variable: `{}`", name.to_string_lossy()));
+    let help = help.replace('|', "\\|") + other.as_deref().unwrap_or_default();
     writeln!(page, "| `--{flag}` | {default} | {help} |")
 }
 

@@ -1,8 +1,8 @@
 //! Flags as variables of the environment, and names that flags had before.
 //!
 //! Must hold: the variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`, derived here and written
-//! nowhere else. A `RUNS_GATEWAY_…` variable that no command has is refused: a misspelt one would
-//! leave a restriction out without a word. An old name works for one release, hidden from
+//! nowhere else. A `RUNS_GATEWAY_…` variable that no command has is refused by a gateway: a misspelt
+//! one would leave a restriction out without a word. The other commands warn. An old name works for one release, hidden from
 //! `--help`; the log names the new one.
 //!
 //! Why not clap's `env = "…"` at each flag: a name written twice differs one day.
@@ -120,17 +120,30 @@ fn variable(flag: &str) -> String {
 /// may be a misspelt one of its own.
 const CALLERS: [&str; 2] = ["run", "watch"];
 
-/// Refuses a variable of this program's that no command of a gateway has.
-pub fn check_environment() -> Result<(), Invalid> {
-    check(std::env::vars_os())
+/// Who reads the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// A gateway, which a misspelt variable may leave open.
+    Gateway,
+    /// Any other command: a shell may have variables for all of them.
+    Other,
 }
 
-fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Invalid> {
+/// Refuses a variable of this program's that no command of this kind has.
+pub fn check_environment(reader: Reader) -> Result<(), Invalid> {
+    check(reader, std::env::vars_os())
+}
+
+fn check(
+    reader: Reader,
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<(), Invalid> {
     let commands = command_line();
+    let is_known = |name| reader == Reader::Other || !CALLERS.contains(&name);
     // What a flag's variable is, clap knows: some flags have one of another name.
     let read = commands
         .get_subcommands()
-        .filter(|command| !CALLERS.contains(&command.get_name()))
+        .filter(|command| is_known(command.get_name()))
         .flat_map(Command::get_arguments)
         .filter_map(Arg::get_env)
         .map(|name| name.to_string_lossy().into_owned());
@@ -148,12 +161,16 @@ fn check(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<(), In
         return Ok(());
     };
     let upper = name.to_ascii_uppercase();
-    let nearest = known
-        .iter()
-        .min_by_key(|known| strsim::levenshtein(known, &upper));
+    let distance = |known: &&String| strsim::levenshtein(known, &upper);
+    // Of a name that is further away, nobody meant this.
+    let most = 1.max((upper.len() - PREFIX.len()) / 3);
+    let nearest = known.iter().min_by_key(distance);
+    let meant = nearest
+        .filter(|known| distance(known) <= most)
+        .map(|known| format!(": did you mean {known}?"));
     Err(Invalid::new(format!(
-        "the variable {name} is unknown: did you mean {}? Correct it or unset it",
-        nearest.map_or("", String::as_str)
+        "the variable {name} is unknown{} Correct it or unset it",
+        meant.as_deref().unwrap_or(".")
     )))
 }
 

@@ -33,7 +33,7 @@ pub use self::{
     access::{AccessConfig, JwksSource},
     client::{CallerArgs, GatewayAddress, HealthcheckArgs, RunArgs, WatchArgs},
     dev::{DemoArgs, Dev, DevArgs},
-    environment::{check_environment, command_line, log_old_names, settings},
+    environment::{Reader, check_environment, command_line, log_old_names, settings},
     invalid::Invalid,
     model::ModelConfig,
     serve::{Serve, ServeArgs},

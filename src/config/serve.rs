@@ -70,7 +70,11 @@ impl Serve {
         let has_names = gateway.access.is_closed();
         let isolation = gateway.isolation.rules(has_key, has_names)?;
         let mut streams = gateway.streams;
-        streams.poll.ceiling = streams.poll.ceiling.max(streams.poll.floor);
+        if streams.poll.floor > streams.poll.ceiling {
+            return Err(Invalid::new(
+                "--poll-floor must not be longer than --poll-ceiling".to_owned(),
+            ));
+        }
         streams.store = gateway.event_log.store()?;
         let serve = Self {
             listen: gateway.listen,

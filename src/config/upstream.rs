@@ -108,6 +108,22 @@ enum Profile {
     Foundry,
 }
 
+/// What ends the URL of a resource and not that of an API.
+const RESOURCES: [&str; 7] = [
+    "threads",
+    "assistants",
+    "runs",
+    "messages",
+    "steps",
+    "completions",
+    "responses",
+];
+
+/// Headers that requests have anyway, whatever they are set to.
+fn is_set_by_gateway(name: &HeaderName) -> bool {
+    FRAMING.contains(&name.as_str()) || [header::ACCEPT, header::ACCEPT_ENCODING].contains(name)
+}
+
 impl Profile {
     /// The `api-version` of requests that name none.
     fn api_version(self) -> Option<&'static str> {
@@ -122,6 +138,8 @@ impl Profile {
 impl UpstreamArgs {
     /// The upstream.
     pub(super) fn upstream(&self) -> Result<Upstream, Invalid> {
+        let base = self.base()?;
+        self.check_tls(&base)?;
         let assistants = HeaderValue::from_static("assistants=v2");
         Ok(Upstream {
             auth: self.auth()?,
@@ -132,7 +150,7 @@ impl UpstreamArgs {
                 .into_iter()
                 .collect(),
             files: self.files(),
-            ..Upstream::new(self.base()?)
+            ..Upstream::new(base)
         })
     }
 
@@ -149,13 +167,16 @@ impl UpstreamArgs {
         })?;
         let mut base = base_url("--upstream-url", base)?;
         let last = base.path().trim_end_matches('/').rsplit('/').next();
-        if let Some(last @ ("threads" | "assistants" | "runs")) = last {
+        let last = last.unwrap_or_default();
+        if RESOURCES.contains(&&*last.to_ascii_lowercase()) {
             return Err(Invalid::new(format!(
                 "--upstream-url is the URL before /threads and /assistants: leave out /{last}"
             )));
         }
         let pair = |pair: &'_ String| match pair.split_once('=') {
-            Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+            Some((name, value)) if !name.is_empty() && !name.starts_with('?') => {
+                Ok((name.to_owned(), value.to_owned()))
+            }
             // It may be a key.
             _ => Err(Invalid::new(
                 "--upstream-query must be `name=value`".to_owned(),
@@ -177,16 +198,37 @@ impl UpstreamArgs {
         Ok(base)
     }
 
+    /// Refuses files that are for TLS only, of an upstream without it.
+    fn check_tls(&self, base: &Url) -> Result<(), Invalid> {
+        let given = [
+            ("--upstream-ca-file", &self.upstream_ca_file),
+            (
+                "--upstream-client-cert-file",
+                &self.upstream_client_cert_file,
+            ),
+        ];
+        match given.iter().find(|(_, path)| path.is_some()) {
+            Some((flag, _)) if base.scheme() == "http" => Err(Invalid::new(format!(
+                "{flag} is for TLS, and --upstream-url begins with http://"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// How the key is sent.
     fn auth(&self) -> Result<AuthStyle, Invalid> {
         match (self.upstream_auth.as_deref(), self.upstream_profile) {
             (None, Profile::Azure) => Ok(AuthStyle::Header(HeaderName::from_static("api-key"))),
             (None | Some("bearer"), _) => Ok(AuthStyle::Bearer),
-            (Some(name), _) => name.parse().map(AuthStyle::Header).map_err(|_| {
-                Invalid::new(format!(
+            (Some(name), _) => match name.parse::<HeaderName>() {
+                Ok(header) if !is_set_by_gateway(&header) => Ok(AuthStyle::Header(header)),
+                Ok(header) => Err(Invalid::new(format!(
+                    "--upstream-auth {header}: the gateway sets that header"
+                ))),
+                Err(_) => Err(Invalid::new(format!(
                     "--upstream-auth must be `bearer` or a header's name, not {name:?}"
-                ))
-            }),
+                ))),
+            },
         }
     }
 
@@ -282,7 +324,7 @@ impl UpstreamArgs {
                     "--upstream-header {name}: give the key by --upstream-api-key-file"
                 )));
             }
-            if FRAMING.contains(&name.as_str()) {
+            if is_set_by_gateway(&name) {
                 return Err(Invalid::new(format!(
                     "--upstream-header {name}: the gateway sets it"
                 )));

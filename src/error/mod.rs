@@ -214,7 +214,8 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Rejected(rejection) => {
-                matches!(rejection.status, 408 | 409 | 425 | 429 | 500..) && !rejection.is_quota()
+                let may_pass = matches!(rejection.status, 408 | 409 | 425 | 429 | 500 | 502..);
+                may_pass && !rejection.is_quota()
             }
             Self::Unusable { what, .. } => what != ANOTHER_RESOURCE,
             Self::Lost { .. } | Self::Overloaded(_) | Self::Draining | Self::Unread => true,

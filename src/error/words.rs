@@ -5,36 +5,57 @@
 //! what services say, and no more.
 
 /// Names of errors about another run of the thread that is at work.
-const ACTIVE_RUN_NAMES: [&str; 2] = ["thread_locked", "active_run"];
+const ACTIVE_RUN_NAMES: [&str; 6] = [
+    "threadlocked",
+    "threadbusy",
+    "activerun",
+    "runactive",
+    "runinprogress",
+    "concurrentrun",
+];
 
 /// Names of errors about the state of a thread or run.
-const CONFLICT_NAMES: [&str; 4] = [
-    "failed_precondition",
-    "state_conflict",
-    "invalid_state",
-    "invalid_run_state",
+const CONFLICT_NAMES: [&str; 13] = [
+    "failedprecondition",
+    "stateconflict",
+    "invalidstate",
+    "invalidrunstate",
+    "invalidrunstatus",
+    "runnotactive",
+    "runnotcancel",
+    "runexpired",
+    "runalready",
+    "runcompleted",
+    "runcancelled",
+    "runcanceled",
+    "runfinished",
 ];
+
+/// gRPC's number for `FAILED_PRECONDITION`, which a grpc-gateway writes.
+const GRPC_FAILED_PRECONDITION: &str = "9";
 
 /// Words about another run of the thread that is at work: all of one row are there, in any order, in
 /// the spelling of [`spelt`].
-const ACTIVE_RUN_WORDS: [&[&str]; 13] = [
+const ACTIVE_RUN_WORDS: [&[&str]; 15] = [
     &["active run"],
     &[" run", "is active"],
-    &[" run", "currently active"],
     &["while run"],
-    &["while another run"],
     &[" run", "in progress"],
     &[" run", "is in_progress"],
+    &[" run", " thread", " in_progress"],
     &[" run", "is queued"],
-    &[" run", "still running"],
+    &[" run is running"],
+    &[" run run_", "is running"],
     &[" run", " thread", "is running"],
     &[" run", " thread", "ongoing"],
+    &["concurrent run"],
+    &["only one", " run", " thread"],
     &[" thread", "is locked"],
     &[" thread", "is busy"],
 ];
 
 /// The same about the state of the run itself.
-const CONFLICT_WORDS: [&[&str]; 20] = [
+const CONFLICT_WORDS: [&[&str]; 26] = [
     // No outputs are waited for.
     &["not accept tool outputs"],
     &["cannot submit", "output"],
@@ -49,7 +70,10 @@ const CONFLICT_WORDS: [&[&str]; 20] = [
     &["not in", "requires_action"],
     &[" run", "must be in", "requires_action"],
     // The run is over.
+    &["output", " already", "submitted"],
     &[" run", " already"],
+    &[" run expired"],
+    &[" run run_", " expired"],
     &[" run", " terminal"],
     // This cannot be done to it.
     &["cannot update", " run"],
@@ -58,6 +82,9 @@ const CONFLICT_WORDS: [&[&str]; 20] = [
     &["cannot be updated", " run"],
     &["cannot be modified", " run"],
     &["cannot be cancelled", " run"],
+    &[" run", "not cancellable"],
+    &[" run", " state changed"],
+    &[" conflict ", " run"],
 ];
 
 /// Words for a run that came to its end, such as `has expired`: one of the first, then one of the
@@ -106,7 +133,10 @@ const KEY_FAULTS: [&str; 9] = [
 /// Whether the state of the thread or run is to blame, not the request, of an error with these
 /// `names` (code and type).
 pub(super) fn is_state_conflict(names: [&str; 2], message: &str) -> bool {
-    if is_active_run(names, message) || is_one_of(names, &CONFLICT_NAMES) {
+    if is_active_run(names, message)
+        || has_name(names, &CONFLICT_NAMES)
+        || names.contains(&GRPC_FAILED_PRECONDITION)
+    {
         return true;
     }
     let message = spelt(message);
@@ -120,7 +150,7 @@ pub(super) fn is_state_conflict(names: [&str; 2], message: &str) -> bool {
 /// Whether it is another run of the thread that is in the way.
 pub(super) fn is_active_run(names: [&str; 2], message: &str) -> bool {
     let message = spelt(message);
-    is_one_of(names, &ACTIVE_RUN_NAMES)
+    has_name(names, &ACTIVE_RUN_NAMES)
         || has_row(&message, &ACTIVE_RUN_WORDS)
             && !VALUE_WORDS.iter().any(|words| message.contains(words))
 }
@@ -132,8 +162,13 @@ pub(super) fn named_run(message: &str) -> Option<&str> {
     words.find(|word| word.len() > 4 && word.starts_with("run_"))
 }
 
-fn is_one_of(names: [&str; 2], known: &[&str]) -> bool {
-    let is_known = |name: &str| known.contains(&&*name.to_ascii_lowercase());
+/// Whether one of the names has a known one in it, in whatever spelling.
+fn has_name(names: [&str; 2], known: &[&str]) -> bool {
+    let is_known = |name: &str| {
+        let letters = name.chars().filter(char::is_ascii_alphanumeric);
+        let name: String = letters.map(|letter| letter.to_ascii_lowercase()).collect();
+        known.iter().any(|known| name.contains(known))
+    };
     names.into_iter().any(is_known)
 }
 
@@ -158,7 +193,7 @@ pub(super) fn is_about_key(names: [&str; 2], message: &str) -> bool {
 
 /// Words in one spelling, with a blank before each, and nothing but blanks between them.
 fn spelt(message: &str) -> String {
-    const SPELLINGS: [(&str, &str); 10] = [
+    const SPELLINGS: [(&str, &str); 14] = [
         ("\u{2019}", "'"),
         ("can't", "cannot"),
         ("n't", " not"),
@@ -166,9 +201,13 @@ fn spelt(message: &str) -> String {
         ("could not", "cannot"),
         ("unable to", "cannot"),
         ("canceled", "cancelled"),
+        ("cancelable", "cancellable"),
+        (" currently", ""),
+        (" still", ""),
         (" the run", " run"),
         (" a run", " run"),
         (" this run", " run"),
+        (" another run", " run"),
     ];
     let message = format!(" {} ", message.to_ascii_lowercase());
     let respelt = |message: String, &(one, other): &(&str, &str)| message.replace(one, other);
@@ -206,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn a_state_conflict_is_told_by_its_name() {
+        for name in [
+            "run_not_active",
+            "RunNotCancellable",
+            "RUN_EXPIRED",
+            "run-already-completed",
+            "thread_busy",
+            "ConcurrentRunNotAllowed",
+            "FAILED_PRECONDITION",
+            "9",
+        ] {
+            assert!(is_state_conflict([name, ""], "No"), "{name}");
+            assert!(is_state_conflict(["", name], "No"), "{name}");
+        }
+        for name in ["", "invalid_request_error", "run_not_found", "99", "400"] {
+            assert!(!is_state_conflict([name, ""], "No"), "{name}");
+        }
+    }
+
+    #[test]
     fn a_state_conflict_is_told_by_its_words() {
         let is_conflict = |message: &str| is_state_conflict(["", ""], message);
         for conflict in [
@@ -234,6 +293,18 @@ mod tests {
             "Run must be in 'requires_action' to submit outputs",
             "Run run_1 is in a terminal state",
             "Run is completed and can't be modified",
+            "A run is still in_progress for this thread",
+            "Thread is currently locked",
+            "Another run is running",
+            "Run run_1 is still running",
+            "Concurrent runs are not allowed on a thread",
+            "Only one run may be active per thread",
+            "The run is not cancellable",
+            "This run isn't cancelable",
+            "Tool outputs have already been submitted",
+            "This run expired",
+            "Run run_1 expired at 12:00.",
+            "Conflict: run state changed",
         ] {
             assert!(is_conflict(conflict), "{conflict}");
         }
@@ -251,6 +322,8 @@ mod tests {
             "The requested model 'run-1' does not exist.",
             "Failed to create run: validation has failed",
             "truncation_strategy is already an object",
+            "'status' of the run must be one of queued, in_progress, completed on a thread",
+            "Conflicting parameters: temperature and top_p",
         ] {
             assert!(!is_conflict(other), "{other}");
         }

@@ -150,9 +150,14 @@ pub fn encode_request<M: Document>(message: &M, owned: &[&str]) -> Result<Vec<u8
     Ok(out)
 }
 
-/// Whether the text is an object with a list as member `name`.
+/// Whether the text is an object with a list as member `name`. An empty list of a Go server may be
+/// null, in a document that says to be a list; so may the data of what is none.
 pub(crate) fn has_list(text: &[u8], name: &str) -> bool {
-    member(text, name).is_some_and(|value| value.starts_with('['))
+    let says_list = || {
+        text_member(text, "object").is_some_and(|object| object == "list")
+            || member(text, "has_more").is_some()
+    };
+    member(text, name).is_some_and(|value| value.starts_with('[') || value == "null" && says_list())
 }
 
 /// The text of member `name` of an object; `None` if it is not there or the text is not exactly one

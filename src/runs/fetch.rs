@@ -149,7 +149,7 @@ impl Snapshot {
         let mut reasons = [messages, steps].into_iter().flatten();
         reasons
             .clone()
-            .find(|error| error.is_transient())
+            .find(|error| may_be_had_later(error))
             .or_else(|| reasons.next())
     }
 
@@ -160,6 +160,12 @@ impl Snapshot {
             self.steps = None;
         }
     }
+}
+
+/// Whether steps or messages that could not be read may be read later. An upstream whose answers
+/// are a page or no list has none of them, though it has the run.
+pub(super) fn may_be_had_later(error: &Arc<Error>) -> bool {
+    error.is_transient() && !matches!(**error, Error::Unusable { .. })
 }
 
 /// What a resource takes in memory, in bytes of its encoding.

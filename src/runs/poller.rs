@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    fetch::{Fetch, Parts, Snapshot},
+    fetch::{Fetch, Parts, Snapshot, may_be_had_later},
     log::{Board, PollTurn, STAY},
     polls::{Key, Published, Shared, lock},
 };
@@ -95,7 +95,7 @@ impl Poller {
             return;
         };
         self.answered = asks;
-        if snapshot.failed().is_some_and(|error| error.is_transient()) {
+        if snapshot.failed().is_some_and(may_be_had_later) {
             let mut without = snapshot.clone();
             without.forget_failed();
             board.show(asks, &without).await;
@@ -222,8 +222,8 @@ impl Poller {
         mut snapshot: Snapshot,
         asked: Option<Duration>,
     ) -> Option<Duration> {
-        let failed = snapshot.failed().cloned();
-        let borne = failed.and_then(|error| self.bear(&error));
+        let failed = snapshot.failed().filter(|error| may_be_had_later(error));
+        let borne = failed.cloned().and_then(|error| self.bear(&error));
         if borne.is_some() {
             snapshot.forget_failed();
         } else {

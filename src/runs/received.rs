@@ -74,6 +74,7 @@ fn run_alone(data: &[u8]) -> Option<RunEvent> {
 /// The event's name and data, wherever they stand.
 fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
     let Frame { event, data, .. } = frame;
+    let data = upstream::without_mark(data);
     if !matches!(event, b"" | b"message") {
         return (Cow::Borrowed(event), data);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, builder::RangedI64ValueParser};
 
 use super::memory;
-use crate::setting::{Switchable, defaults, some, some_time, time, time_or_never};
+use crate::setting::{Switchable, bytes, defaults, some, some_time, time, time_or_never};
 
 /// The limits of the server. [`Default`] suits most deployments. A duration is written `500ms`,
 /// `30s`, `10m`; where a limit can be off, `0s` is off.
@@ -51,13 +51,13 @@ pub struct Limits {
 
     /// The largest gRPC request message, in bytes, unpacked. Those of health and reflection have
     /// 4 KiB.
-    #[arg(id = "max-request-bytes", long, default_value_t = 4 << 20, value_parser = some::<usize>)]
+    #[arg(id = "max-request-bytes", long, default_value_t = 4 << 20, value_parser = bytes::<1024, usize>)]
     pub request_bytes: usize,
 
     /// Bytes of a call's metadata.
     ///
     /// As HTTP/2 counts them: name, value and 32 more for each. Over HTTP/1.1: of a request's head.
-    #[arg(id = "max-metadata-bytes", long, default_value_t = 16 << 10, value_parser = some::<u32>)]
+    #[arg(id = "max-metadata-bytes", long, default_value_t = 16 << 10, value_parser = bytes::<1024, u32>)]
     pub metadata: u32,
 
     /// Messages of answers with more bytes are packed by gzip, if the caller accepts that. 0: none.
@@ -162,11 +162,14 @@ impl Limits {
     }
 }
 
+/// Less would hold no message and answer of usual size.
+const MIN_HELD_BYTES: u32 = 64 << 10;
+
 fn held_bytes(text: &str) -> Result<usize, String> {
     if text == "auto" {
         Ok(memory::held_bytes())
     } else {
-        some(text)
+        bytes::<MIN_HELD_BYTES, usize>(text)
     }
 }
 

@@ -76,7 +76,7 @@ fn config(
         return Err("certificate or key is missing".to_owned());
     };
     let provider = Arc::new(ring::default_provider());
-    let own = pem::own_chain(CERTIFICATE, certificate)?;
+    let own = pem::own_chain(CERTIFICATE, certificate, pem::Use::Server)?;
     let (ends, expires, mut summary) = (own.expiry(), own.expires, own.summary);
     let key = pem::private_key(KEY, key)?;
     let versions = ServerConfig::builder_with_provider(Arc::clone(&provider))

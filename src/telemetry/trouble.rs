@@ -47,7 +47,8 @@ impl Telemetry {
             Error::ListUnread { .. } => (
                 "list_unread",
                 &troubles.unread,
-                "the upstream's list has no end, or more than is read: callers are told of a gap",
+                "the upstream's list has more than is read, or its pages do not advance: where \
+                 something is missing, callers are told of a gap",
             ),
             Error::Rejected(it) if matches!(it.status, 300..400) => (
                 "upstream_unusable",

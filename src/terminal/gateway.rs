@@ -49,12 +49,8 @@ impl Gateway {
         }
         let hint = hint(&args.gateway);
         let channel = connect(&args.gateway).await.map_err(|error| {
-            let hint = if error.may_be_tls {
-                format!(" ({hint})")
-            } else {
-                String::new()
-            };
-            format!("{error}{hint}")
+            let hint = error.hint.map(|hint| format!(" ({hint})"));
+            format!("{error}{}", hint.unwrap_or_default())
         })?;
         Ok(Self {
             runs: RunServiceClient::new(channel.clone())

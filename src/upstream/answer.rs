@@ -15,6 +15,7 @@ use super::{
     error_body::{self, Said},
     failure, marks,
     own_secrets::OwnSecrets,
+    packing::{self, Packing},
     target::Target,
 };
 use crate::{
@@ -150,15 +151,12 @@ pub(super) async fn read_text(
 
 /// Refuses a body that is packed: the request has said that it must not be.
 pub(super) fn check_encoding(response: &reqwest::Response) -> Result<(), Error> {
-    let packed = response
-        .headers()
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if packed {
-        return Err(unusable("an encoding that was not asked for".to_owned()));
+    match packing::of(response.headers()) {
+        Packing::None => Ok(()),
+        Packing::Gzip | Packing::Other => {
+            Err(unusable("an encoding that was not asked for".to_owned()))
+        }
     }
-    Ok(())
 }
 
 pub(super) fn content_type(response: &reqwest::Response) -> &str {
@@ -252,13 +250,16 @@ async fn rejection(
     reading: &Reading<'_>,
     shown: HeaderMap,
 ) -> Error {
-    // The status is known whatever becomes of the body: one that is cut, too large or too slow says
-    // less, not nothing, and not that there is no such route.
+    // The status is known whatever becomes of the body: one that is cut, packed in a way that is not
+    // known, too large or too slow says less, not nothing, and not that there is no such route.
     let until = (Instant::now() + MAX_ERROR_TIME).min(reading.until - ERROR_MARGIN);
     let mut held = reading.held.part();
     let body = body(response, Bytes::new(), MAX_ERROR_BYTES, &mut held);
     let said = match timeout_at(until, body).await {
-        Ok(Ok(text)) => error_body::read(&text, content_type(response)),
+        Ok(Ok(text)) => match packing::unpacked(text, response.headers(), MAX_ERROR_BYTES) {
+            Some(text) => error_body::read(&text, content_type(response)),
+            None => Said::default(),
+        },
         Ok(Err(_)) | Err(_) => Said::default(),
     };
     if said.wants_tls {
@@ -289,7 +290,7 @@ fn rejected(
     };
     Error::Rejected(Box::new(Rejection {
         status,
-        retry_after: delay::from_headers(headers).or_else(|| delay_in_words(status, &said)),
+        retry_after: delay::from_headers(headers).or_else(|| delay_in_body(status, &said)),
         should_retry,
         request_id: request_id(&shown).map(str::to_owned).or(said.request_id),
         missing_route: said.missing_route,
@@ -300,11 +301,12 @@ fn rejected(
     }))
 }
 
-/// How long an error's words ask to wait, where waiting may help. Words of other errors repeat what
+/// How long an error's body asks to wait, where waiting may help. Words of other errors repeat what
 /// the caller wrote.
-fn delay_in_words(status: u16, said: &Said) -> Option<Duration> {
+fn delay_in_body(status: u16, said: &Said) -> Option<Duration> {
+    let in_words = || delay::from_words(&said.error.as_ref()?.message);
     match status {
-        408 | 425 | 429 | 500.. => delay::from_words(&said.error.as_ref()?.message),
+        408 | 425 | 429 | 500.. => said.retry_after.or_else(in_words),
         _ => None,
     }
 }
@@ -317,7 +319,7 @@ pub fn error_event(data: &[u8], own_key: bool) -> Error {
     let status = error_body::status_of(&said);
     Error::Rejected(Box::new(Rejection {
         status,
-        retry_after: delay_in_words(status, &said),
+        retry_after: delay_in_body(status, &said),
         should_retry: None,
         request_id: said.request_id,
         missing_route: false,

@@ -1,171 +1,131 @@
-//! How long an upstream asks to wait: in headers, or in the words of its error.
+//! How long an upstream asks to wait: in headers, in the JSON of its error, or in its words.
 //!
 //! Must hold: pure; never negative, never longer than [`LONGEST`]; what cannot be understood is no
 //! wish. A delay that is read here is what the caller is told and what the gateway itself keeps to.
 
-use std::time::{Duration, SystemTime};
+mod dates;
+mod spans;
+
+use std::time::Duration;
 
 use http::HeaderMap;
 
 /// No upstream means more than this.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// No delay or date is longer, with what stands before it, in bytes.
+const MAX_DELAY_TEXT: usize = 128;
+
 /// What stands before a delay in an error's words, in lower case.
-const INTRODUCTIONS: [&str; 16] = [
+const INTRODUCTIONS: [&str; 22] = [
     "try again in",
     "try again after",
+    "try again at",
     "try your request again in",
     "retry after",
     "retry-after",
     "retry_after",
+    "retry at",
     "retry in",
     "retry your request after",
     "retry your request in",
-    "please wait",
     "wait for",
+    "wait",
     "resets in",
     "reset in",
+    "resets after",
+    "reset after",
     "available in",
     "available again in",
     "retrydelay",
+    "cooldown",
+    "cool down",
 ];
 
 /// What may stand between.
-const FILLERS: [&str; 9] = [
+const FILLERS: [&str; 11] = [
     "(",
     ":",
     "=",
     "\"",
     "'",
-    "about",
-    "approximately",
-    "at least",
-    "another",
+    "about ",
+    "approximately ",
+    "at least ",
+    "another ",
+    "of ",
+    "for ",
 ];
 
-/// Units, longest first where one begins another, and how many seconds each is.
-const UNITS: [(&str, f64); 16] = [
-    ("milliseconds", 0.001),
-    ("millisecond", 0.001),
-    ("msecs", 0.001),
-    ("ms", 0.001),
-    ("seconds", 1.0),
-    ("second", 1.0),
-    ("secs", 1.0),
-    ("sec", 1.0),
-    ("minutes", 60.0),
-    ("minute", 60.0),
-    ("mins", 60.0),
-    ("min", 60.0),
-    ("hours", 3600.0),
-    ("hour", 3600.0),
-    ("days", 86400.0),
-    ("day", 86400.0),
-];
-
-/// Units of one letter. `m` is minutes: `6m0s` is how rate limits are written.
-const LETTERS: [(char, f64); 4] = [('s', 1.0), ('m', 60.0), ('h', 3600.0), ('d', 86400.0)];
-
-/// What headers ask for: `retry-after-ms`, then `retry-after` in seconds or as a date (RFC 9110,
+/// What headers ask for: milliseconds, then `retry-after` in seconds or as a date (RFC 9110,
 /// 10.2.3). A date that has passed is no time at all. Some write a unit, several numbers (the first
-/// counts), another name of the same time zone, or an ISO 8601 date.
+/// counts), another time zone, or an ISO 8601 date.
 pub(super) fn from_headers(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |text: Option<&str>| duration(text?.parse().ok()?);
-    let date = || {
-        let text = text("retry-after")?;
-        let named = [" UTC", " UT", " +0000", " Z"]
-            .iter()
-            .find_map(|zone| Some(format!("{} GMT", text.strip_suffix(zone)?)));
-        let until = httpdate::parse_http_date(named.as_deref().unwrap_or(text))
-            .ok()
-            .or_else(|| humantime::parse_rfc3339_weak(text).ok())?;
-        let left = until.duration_since(SystemTime::now());
-        Some(left.unwrap_or_default().min(LONGEST))
+    let milliseconds = ["retry-after-ms", "x-ms-retry-after-ms"]
+        .iter()
+        .find_map(|name| number(text(*name)?));
+    let first = || {
+        let numbers = text("retry-after")?.split(',').map(|it| number(it.trim()));
+        numbers.collect::<Option<Vec<_>>>()?.first().copied()
     };
-    number(text("retry-after-ms"))
-        .map(|delay| delay / 1000)
-        .or_else(|| number(text("retry-after")?.split(',').next()))
-        .or_else(date)
-        .or_else(|| spelt(&text("retry-after")?.to_ascii_lowercase()))
+    milliseconds
+        .map(|milliseconds| milliseconds / 1000.0)
+        .or_else(first)
+        .and_then(from_seconds)
+        .or_else(|| from_text(text("retry-after")?))
+}
+
+/// A number of seconds or milliseconds in a header: digits, and maybe a fraction.
+fn number(text: &str) -> Option<f64> {
+    let is_part = |letter: char| letter.is_ascii_digit() || letter == '.';
+    text.chars().all(is_part).then(|| text.parse().ok())?
 }
 
 /// What an error's words ask for: `Please try again in 1.898s.`, `Please retry after 26 seconds`,
 /// `try again in 6m0s`. A number alone counts as seconds.
 pub(super) fn from_words(message: &str) -> Option<Duration> {
-    let message = message.to_ascii_lowercase();
-    let after = |words: &&str| message.split_once(*words).map(|(_, rest)| rest);
-    INTRODUCTIONS.iter().filter_map(after).find_map(spelt)
+    let lower = message.to_ascii_lowercase();
+    let after = |words: &&'static str| {
+        let found = lower.match_indices(*words);
+        found
+            .map(|(at, words)| at + words.len())
+            .collect::<Vec<_>>()
+    };
+    let mut begins = INTRODUCTIONS.iter().flat_map(after);
+    begins.find_map(|begin| from_text(up_to(&message[begin..], MAX_DELAY_TEXT)))
 }
 
-/// A delay at the beginning of a text: numbers, each with its unit.
-fn spelt(mut text: &str) -> Option<Duration> {
+/// The beginning of a text, of `most` bytes or a few less.
+fn up_to(text: &str, most: usize) -> &str {
+    let mut ends = (0..=most.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
+/// The delay or date at the beginning of a text.
+pub(super) fn from_text(text: &str) -> Option<Duration> {
+    let lower = text.to_ascii_lowercase();
+    let rest = without_fillers(&lower);
+    let text = &text[text.len() - rest.len()..];
+    dates::until(text).or_else(|| from_seconds(spans::seconds(rest)?))
+}
+
+fn without_fillers(mut text: &str) -> &str {
     loop {
         text = text.trim_start();
         match FILLERS.iter().find_map(|filler| text.strip_prefix(filler)) {
             Some(rest) => text = rest,
-            None => break,
+            None => return text,
         }
     }
-    if let Some(seconds) = clock(text) {
-        return duration(seconds);
-    }
-    let mut seconds = None;
-    loop {
-        let digits = text
-            .find(|letter: char| !letter.is_ascii_digit() && letter != '.')
-            .unwrap_or(text.len());
-        // A full stop at the end is the sentence's.
-        let Ok(number) = text[..digits].trim_end_matches('.').parse::<f64>() else {
-            break;
-        };
-        let rest = text[digits..].trim_start();
-        let Some((unit, rest)) = unit(rest) else {
-            // More than a number: another unit than those that are known, or a count of something.
-            let alone = !rest.starts_with(|letter: char| letter.is_ascii_alphabetic());
-            return match seconds {
-                None if alone => duration(number),
-                _ => seconds.and_then(duration),
-            };
-        };
-        seconds = Some(seconds.unwrap_or(0.0) + number * unit);
-        text = rest.trim_start_matches([' ', ',']);
-        text = text.strip_prefix("and ").unwrap_or(text);
-    }
-    seconds.and_then(duration)
 }
 
-/// A delay as a clock shows it, in seconds: `01:30`, `00:01:30`.
-fn clock(text: &str) -> Option<f64> {
-    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != ':');
-    let parts: Vec<_> = text[..end.unwrap_or(text.len())].split(':').collect();
-    if !(2..=3).contains(&parts.len()) {
-        return None;
-    }
-    parts.iter().try_fold(0.0, |seconds, part| {
-        Some(seconds * 60.0 + part.parse::<f64>().ok()?)
-    })
-}
-
-/// The unit at the beginning of a text, in seconds, and what follows it.
-fn unit(text: &str) -> Option<(f64, &str)> {
-    let long = UNITS
-        .iter()
-        .find_map(|(name, seconds)| Some((*seconds, text.strip_prefix(name)?)));
-    let word = long.filter(|(_, rest)| !rest.starts_with(|next: char| next.is_ascii_alphabetic()));
-    word.or_else(|| {
-        let (_, seconds) = LETTERS
-            .iter()
-            .find(|(letter, _)| text.starts_with(*letter))?;
-        let rest = &text[1..];
-        let ends = !rest.starts_with(|next: char| next.is_ascii_alphabetic());
-        ends.then_some((*seconds, rest))
-    })
-}
-
-fn duration(seconds: f64) -> Option<Duration> {
-    let delay = Duration::try_from_secs_f64(seconds).ok()?;
-    Some(delay.min(LONGEST))
+/// A delay in seconds; `None` if it is none, such as a negative one. One that is too long to be
+/// meant is the longest.
+pub(super) fn from_seconds(seconds: f64) -> Option<Duration> {
+    let seconds = seconds.min(LONGEST.as_secs_f64());
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 #[cfg(test)]
@@ -175,7 +135,7 @@ mod tests {
     #[test]
     fn a_delay_is_read_from_headers() {
         type Row<'a> = (&'a [(&'a str, &'a str)], Option<u64>);
-        let cases: [Row<'_>; 17] = [
+        let cases: [Row<'_>; 25] = [
             (
                 &[("retry-after-ms", "1500"), ("retry-after", "9")],
                 Some(1500),
@@ -200,7 +160,27 @@ mod tests {
             (&[("retry-after", "00:00:05")], Some(5_000)),
             (&[("retry-after", "-3")], None),
             (&[("retry-after", "soon")], None),
+            (
+                &[("retry-after", "100000000000000000000")],
+                Some(2_592_000_000),
+            ),
             (&[("retry-after", "1e300")], None),
+            (&[("retry-after", "inf")], None),
+            (&[("retry-after", "NaN")], None),
+            (&[("retry-after", "PT30S")], Some(30_000)),
+            (&[("retry-after", "1,500 ms")], Some(1_500)),
+            (
+                &[("retry-after", "Thu, 01 Jan 1970 00:00:00 -0000")],
+                Some(0),
+            ),
+            (
+                &[("retry-after", "Thu, 01 Jan 1970 05:00:00 +0200")],
+                Some(0),
+            ),
+            (
+                &[("x-ms-retry-after-ms", "1500"), ("retry-after", "9")],
+                Some(1500),
+            ),
             (&[], None),
         ];
         for (pairs, expected) in cases {
@@ -252,7 +232,28 @@ mod tests {
             ("try again in 3 parsecs", None),
             ("retry after -3 seconds", None),
             ("You sent 20s of audio", None),
-            ("try again in 99999999999999999999 days", None),
+            (
+                "try again in 99999999999999999999 days",
+                Some(2_592_000_000),
+            ),
+            ("try again in 1,500 ms", Some(1_500)),
+            ("try again in 1,234,567 ms", Some(1_234_567)),
+            ("try again in 120000 \u{b5}s", Some(120)),
+            ("try again in 120000 microseconds", Some(120)),
+            ("wait 30s and retry", Some(30_000)),
+            ("quota will reset after 30s.", Some(30_000)),
+            ("Please try again in PT30S", Some(30_000)),
+            ("Retry after PT1H2M3.5S", Some(3_723_500)),
+            ("try again in one minute", Some(60_000)),
+            ("try again in an hour", Some(3_600_000)),
+            ("cooldown 30 seconds", Some(30_000)),
+            ("Cooldown of 2 min", Some(120_000)),
+            ("waited too long; wait 4s", Some(4_000)),
+            ("retry after 1970-01-01T00:00:00Z", Some(0)),
+            ("Try again at Thu, 01 Jan 1970 00:00:00 GMT.", Some(0)),
+            ("retry after 1970-99-99", None),
+            ("try again in a few seconds", None),
+            ("try again in 3 \u{fc}nits", None),
             ("", None),
         ];
         for (words, expected) in cases {

@@ -40,7 +40,10 @@ pub(super) fn lost(error: &reqwest::Error, idempotency: Idempotency) -> Error {
         ));
     let cause = match (mendable, chain().last()) {
         (Some(why), _) => format!("{what}: {why}"),
-        (None, Some(why)) => format!("{what}: {why}"),
+        (None, Some(why)) => {
+            let advice = advice(why, error.url().is_some_and(|url| url.scheme() == "http"));
+            format!("{what}: {why}{advice}")
+        }
         (None, None) => what.to_owned(),
     };
     Error::Lost {
@@ -150,6 +153,21 @@ fn misconfigured(why: &(dyn std::error::Error + 'static)) -> Option<&'static str
             Some("it does not speak TLS: is https in --upstream-url, or its port, wrong?")
         }
         _ => None,
+    }
+}
+
+/// What may be wrong, where it may as well be a peer that ends.
+fn advice(why: &(dyn std::error::Error + 'static), in_clear: bool) -> &'static str {
+    let kind = why.downcast_ref::<io::Error>().map(io::Error::kind);
+    match kind {
+        // The TLS library has no other name for it.
+        _ if why.to_string() == "tls handshake eof" => {
+            " (if it speaks no TLS: https in --upstream-url, or its port, is wrong)"
+        }
+        Some(io::ErrorKind::ConnectionReset) if in_clear => {
+            " (if its port speaks TLS: http in --upstream-url is wrong)"
+        }
+        _ => "",
     }
 }
 

@@ -15,8 +15,9 @@
 //! | `document.rs` | a small document by its URL, such as an issuer's keys |
 //! | `answerable.rs` | the messages that it answers with |
 //! | `answer.rs` | from an HTTP answer to a message or an error |
-//! | `error_body/` | what an error's body says, in any of its shapes; `fields.rs`: of which fields |
-//! | `delay.rs` | how long an upstream asks to wait |
+//! | `error_body/` | what an error's body says, in any of its shapes |
+//! | `packing.rs` | how an answer's body is packed |
+//! | `delay.rs`, `delay/` | how long an upstream asks to wait |
 //! | `failure.rs` | why there is no answer, and whether the request was sent |
 //! | `retry.rs` | the one retry loop |
 //! | `marks.rs` | the gateway's own pairs in metadata: nobody else writes or sees them |
@@ -59,6 +60,7 @@ mod isolation;
 mod key_command;
 mod marks;
 mod own_secrets;
+mod packing;
 mod reconcile;
 mod request;
 mod required_action;
@@ -86,4 +88,8 @@ pub use self::{
     stream::{EventStream, StreamBroken, UpstreamReply},
     transport::upstream_key,
 };
-pub(crate) use self::{chat::ChatReply, error_body::is_error, required_action::Wanted};
+pub(crate) use self::{
+    chat::ChatReply,
+    error_body::{is_error, without_mark},
+    required_action::Wanted,
+};

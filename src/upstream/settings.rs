@@ -10,7 +10,7 @@ use url::Url;
 use super::{
     admission::RequestLimits, auth::AuthStyle, key_command::KeyCommand, retry::RetryLimits,
 };
-use crate::setting::{Switchable, defaults, some, some_time, time, time_or_never};
+use crate::setting::{Switchable, bytes, defaults, some_time, time, time_or_never};
 
 /// The upstream and how to talk to it.
 #[derive(Debug, Clone)]
@@ -74,11 +74,11 @@ pub struct UpstreamLimits {
     pub answer_timeout: Duration,
 
     /// The largest upstream answer, in bytes.
-    #[arg(long, default_value_t = 16 << 20, value_parser = some::<usize>)]
+    #[arg(long, default_value_t = 16 << 20, value_parser = bytes::<1024, usize>)]
     pub max_answer_bytes: usize,
 
     /// The largest event of an upstream's stream, in bytes.
-    #[arg(long, default_value_t = 4 << 20, value_parser = some::<usize>)]
+    #[arg(long, default_value_t = 4 << 20, value_parser = bytes::<1024, usize>)]
     pub max_event_bytes: usize,
 
     /// Which HTTP is spoken to the upstream. Event streams use HTTP/1.1 in any case.

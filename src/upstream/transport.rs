@@ -77,7 +77,7 @@ impl Transport {
                 None
             };
             let own = |(certificate, key): (&Vec<u8>, &Vec<u8>)| {
-                let own = pem::own_chain(CLIENT_CERTIFICATE, certificate)?;
+                let own = pem::own_chain(CLIENT_CERTIFICATE, certificate, pem::Use::Client)?;
                 Ok::<_, String>((own, pem::private_key(CLIENT_KEY, key)?))
             };
             let identity = identity.map(own).transpose()?;

@@ -1,7 +1,8 @@
 //! Errors as upstreams really word and frame them: each row an answer, and what its caller sees.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
+use flate2::write::GzEncoder;
 use runs_gateway::v1::{
     GetMessageRequest, GetRunStepRequest, ListRunsRequest, RunStep, ThreadMessage,
     message_service_client::MessageServiceClient,
@@ -48,7 +49,7 @@ async fn each_field_that_is_wrong_is_named_with_its_words() {
         &'static [&'static str],
         &'static [(&'static str, &'static str)],
     );
-    let rows: [Row; 15] = [
+    let rows: [Row; 23] = [
         (
             "FastAPI, two errors",
             422,
@@ -177,6 +178,70 @@ async fn each_field_that_is_wrong_is_named_with_its_words() {
             r#"{"errors":[{"message":"First."},{"message":"Second."}]}"#,
             C::InvalidArgument,
             &["First.; Second."],
+            &[],
+        ),
+        (
+            "Google",
+            400,
+            r#"{"error":{"code":400,"status":"INVALID_ARGUMENT","message":"Bad","details":[{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":[{"field":"model","description":"is unknown"}]}]}}"#,
+            C::InvalidArgument,
+            &["Bad; model: is unknown"],
+            &[("model", "is unknown")],
+        ),
+        (
+            "Azure, a target",
+            400,
+            r#"{"error":{"code":"BadArgument","message":"Bad","target":"model"}}"#,
+            C::InvalidArgument,
+            &["Bad"],
+            &[("model", "Bad")],
+        ),
+        (
+            "Zod",
+            400,
+            r#"{"success":false,"error":{"issues":[{"code":"invalid_type","path":["tools",0,"type"],"message":"Required"}],"name":"ZodError"}}"#,
+            C::InvalidArgument,
+            &["Required"],
+            &[("tools[0].type", "Required")],
+        ),
+        (
+            "AI/ML API",
+            400,
+            r#"{"statusCode":400,"message":"Invalid payload provided.","meta":[{"code":"invalid_type","path":["model"],"message":"Required"}]}"#,
+            C::InvalidArgument,
+            &["Invalid payload provided", "Required"],
+            &[("model", "Required")],
+        ),
+        (
+            "Spring",
+            400,
+            r#"{"status":400,"error":"Bad Request","errors":[{"field":"model","defaultMessage":"must not be null"}]}"#,
+            C::InvalidArgument,
+            &["must not be null"],
+            &[("model", "must not be null")],
+        ),
+        (
+            "Elastic",
+            400,
+            r#"{"error":{"root_cause":[{"type":"t","reason":"Words"}],"type":"t","reason":"Words"},"status":400}"#,
+            C::InvalidArgument,
+            &["Words"],
+            &[],
+        ),
+        (
+            "Okta",
+            400,
+            r#"{"errorCode":"E1","errorSummary":"Failed","errorCauses":[{"errorSummary":"model: no"}]}"#,
+            C::InvalidArgument,
+            &["Failed; model: no"],
+            &[],
+        ),
+        (
+            "a page in words",
+            400,
+            r#"{"error":{"message":"Error: <html>Secret</html>"}}"#,
+            C::InvalidArgument,
+            &["Error"],
             &[],
         ),
         (
@@ -316,6 +381,31 @@ async fn an_error_with_status_200_is_an_error() {
         ),
         (
             r#"{"error":{"message":"Slow down","code":429}}"#,
+            C::ResourceExhausted,
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            r#"{"error":{"status":"RESOURCE_EXHAUSTED","message":"Slow down"}}"#,
+            C::ResourceExhausted,
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            r#"{"error":{"code":"TooManyRequests","message":"Slow down"}}"#,
+            C::ResourceExhausted,
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            r#"{"__type":"ThrottlingException","message":"Slow down"}"#,
+            C::ResourceExhausted,
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            r#"{"error":{"code":429.0,"message":"Slow down"}}"#,
+            C::ResourceExhausted,
+            "RATE_LIMIT_EXCEEDED",
+        ),
+        (
+            r#"{"error":"Slow down: rate limit exceeded"}"#,
             C::ResourceExhausted,
             "RATE_LIMIT_EXCEEDED",
         ),
@@ -554,6 +644,191 @@ async fn a_delay_in_the_words_of_any_error_that_may_pass_is_kept_to() {
     gateway.drain().await;
 }
 
+/// A delay stands in a member of an error, or in words of many spellings.
+#[tokio::test]
+async fn a_delay_is_read_however_it_is_written() {
+    let words = |words: &str| format!(r#"{{"error":{{"message":"Slow down; {words}"}}}}"#);
+    let day = Duration::from_secs(24 * 3600);
+    let rows = [
+        (
+            r#"{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"Q","details":[{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"17s"}]}}"#.to_owned(),
+            Duration::from_secs(17),
+        ),
+        (
+            r#"{"error":{"message":"Q","retry_after":12}}"#.to_owned(),
+            Duration::from_secs(12),
+        ),
+        (
+            r#"{"message":"Q","retryAfter":"12s"}"#.to_owned(),
+            Duration::from_secs(12),
+        ),
+        (
+            r#"{"message":"Q","retry_after_ms":9500}"#.to_owned(),
+            Duration::from_millis(9500),
+        ),
+        (
+            r#"{"message":"Q","retry_after_seconds":12}"#.to_owned(),
+            Duration::from_secs(12),
+        ),
+        (words("retry after 9,500 ms"), Duration::from_millis(9500)),
+        (
+            words("retry after 9500000 \u{b5}s"),
+            Duration::from_millis(9500),
+        ),
+        (words("wait 30s and retry"), Duration::from_secs(30)),
+        (words("reset after 30s"), Duration::from_secs(30)),
+        (words("retry after PT30S"), Duration::from_secs(30)),
+        (words("try again in one minute"), Duration::from_secs(60)),
+        (words("cooldown 30 seconds"), Duration::from_secs(30)),
+        (words("retry after 2999-01-01T00:00:00Z"), 30 * day),
+        (words("retry after 100000000000000000000 s"), 30 * day),
+    ];
+    let upstream = Upstream::start().await;
+    let gateway = spawn_retrying_gateway(&upstream.url(), &[]).await;
+    for (at, (body, delay)) in rows.into_iter().enumerate() {
+        upstream.push(json(429, &body));
+        let mut request = Request::new(runs_gateway::v1::GetRunRequest {
+            thread_id: "thread_1".to_owned(),
+            run_id: "run_1".to_owned(),
+        });
+        request.set_timeout(Duration::from_secs(5));
+        let status = gateway.runs().get_run(request).await.expect_err(&body);
+        assert_eq!(Seen::from(&status).retry_after, Some(delay), "{body}");
+        assert_eq!(upstream.requests().len(), at + 1, "{body}");
+    }
+    gateway.drain().await;
+}
+
+/// A missing route is the operator's to mend, a missing run the caller's.
+#[tokio::test]
+async fn a_name_of_the_services_own_tells_a_run_from_a_route() {
+    let runs = [
+        r#"{"code":"RunNotFound","message":"Not Found"}"#,
+        r#"{"error":{"code":"not_found","message":"Not found"}}"#,
+        r#"{"error":{"type":"not_found_error","message":"Not Found"}}"#,
+        r#"{"error":{"code":"NotFound","message":"Not found"}}"#,
+        r#"{"error":{"code":"ResourceNotFound","message":"Not found"}}"#,
+        r#"{"type":"https://example.com/probs/run-not-found","title":"Not Found","status":404}"#,
+        r#"{"error":{"code":404,"status":"NOT_FOUND","message":"Not Found"}}"#,
+    ];
+    let routes = [
+        r#"{"error":{"message":"Unknown request URL: GET /v1/threads. Please check it","code":"unknown_url"}}"#,
+        r#"{"error":"Unknown endpoint"}"#,
+        r#"{"message":"Path /threads/thread_1 not found"}"#,
+        r#"{"code":5,"message":"Not Found","details":[]}"#,
+    ];
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
+    let runs = runs.map(|body| (body, C::NotFound, "NOT_FOUND"));
+    let routes = routes.map(|body| (body, C::Unimplemented, "ROUTE_NOT_FOUND"));
+    for (body, code, reason) in runs.into_iter().chain(routes) {
+        upstream.push(json(404, body));
+        let seen = Seen::from(&Do::Get.on(&gateway).await.expect_err(body));
+        assert_eq!((seen.code, &*seen.reason), (code, reason), "{body}");
+    }
+    gateway.drain().await;
+}
+
+/// Edges pack their own errors, asked or not.
+#[tokio::test]
+async fn a_packed_error_is_unpacked_or_told_by_its_status() {
+    let packed = |text: &str| {
+        let mut packing = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packing.write_all(text.as_bytes()).expect("written");
+        packing.finish().expect("packed")
+    };
+    let quota = r#"{"error":{"message":"Pay","code":"insufficient_quota"}}"#;
+    let bomb = "x".repeat(8 << 20);
+    let rows = [
+        (
+            404,
+            "gzip",
+            packed(r#"{"detail":"Run run_1 not found"}"#),
+            "NOT_FOUND",
+        ),
+        (
+            404,
+            "x-gzip",
+            packed(r#"{"detail":"Not Found"}"#),
+            "ROUTE_NOT_FOUND",
+        ),
+        (404, "br", b"\x0b\x02\x80{}\x03".to_vec(), "NOT_FOUND"),
+        (404, "gzip", b"{}".to_vec(), "NOT_FOUND"),
+        (404, "gzip", packed(&bomb), "NOT_FOUND"),
+        (429, "gzip", packed(quota), "INSUFFICIENT_QUOTA"),
+        (429, "utf-8", quota.into(), "INSUFFICIENT_QUOTA"),
+    ];
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
+    for (http, encoding, body, reason) in rows {
+        let answer = Answer::json(http, body).header("content-encoding", encoding);
+        upstream.push(answer);
+        let seen = Seen::from(&Do::Get.on(&gateway).await.expect_err(reason));
+        assert_eq!(&*seen.reason, reason, "{http} {encoding}: {seen:?}");
+    }
+    gateway.drain().await;
+}
+
+/// An empty list of a Go server is null; what cannot be read of a run holds its end up no longer.
+#[tokio::test]
+async fn no_list_is_an_empty_one_and_what_cannot_be_read_is_a_gap_at_once() {
+    type Steps = Box<dyn Fn() -> Answer + Send + Sync>;
+    let null = r#"{"object":"list","data":null,"has_more":false}"#;
+    let upstream = Upstream::start().await;
+    let gateway = spawn_gateway(&upstream.url(), &[]).await;
+    upstream.push(json(200, null));
+    let request = ListRunsRequest {
+        thread_id: "thread_1".to_owned(),
+        ..ListRunsRequest::default()
+    };
+    let runs = gateway.runs().list_runs(request.clone()).await;
+    assert!(runs.expect("no runs").into_inner().data.is_empty());
+    // Others have an envelope of that form for errors.
+    upstream.push(json(200, r#"{"code":1,"message":"No","data":null}"#));
+    let status = gateway.runs().list_runs(request).await;
+    assert_eq!(
+        &*Seen::from(&status.expect_err("no list")).reason,
+        "UNUSABLE_ANSWER"
+    );
+    gateway.drain().await;
+
+    let page = || Answer::new(200).bytes("<html>Sorry</html>");
+    let rows: [(&str, Steps, &[&str]); 4] = [
+        (
+            "null",
+            Box::new(move || json(200, null)),
+            &["run_completed*"],
+        ),
+        (
+            "501",
+            Box::new(|| json(501, r#"{"message":"No steps"}"#)),
+            &["gap()", "run_completed*"],
+        ),
+        ("a page", Box::new(page), &["gap()", "run_completed*"]),
+        (
+            "no list",
+            Box::new(|| json(200, r#"{"data":7}"#)),
+            &["gap()", "run_completed*"],
+        ),
+    ];
+    for (row, steps, expected) in rows {
+        let upstream = Upstream::answering(move |request| match &*request.target {
+            _ if request.method == "POST" => Answer::sse([run_event("in_progress")]),
+            target if target.contains("/steps") => steps(),
+            target if target.contains("/messages") => json(200, null),
+            _ => json(200, &run("completed")),
+        })
+        .await;
+        let gateway = spawn_gateway(&upstream.url(), &FAST).await;
+        let stream = gateway.runs().stream_create_run(create()).await;
+        let (events, ended) = hear(stream.map(tonic::Response::into_inner)).await;
+        let expected = ["run_in_progress"].iter().chain(expected);
+        let expected: Vec<_> = expected.map(|it| (*it).to_owned()).collect();
+        assert_eq!((events, ended), (expected, None), "{row}");
+        gateway.drain().await;
+    }
+}
+
 /// State conflicts in the words of many services.
 #[tokio::test]
 async fn a_conflict_of_states_is_told_from_a_request_that_is_wrong() {
@@ -587,6 +862,14 @@ async fn a_conflict_of_states_is_told_from_a_request_that_is_wrong() {
             Do::Modify,
             "Run run_1 has been cancelled and can not be modified",
         ),
+        (Do::Create, "a run is still in_progress for this thread"),
+        (Do::Create, "Thread is currently locked"),
+        (Do::Create, "Another run is running"),
+        (Do::Create, "Concurrent runs are not allowed on a thread"),
+        (Do::Cancel, "run is not cancellable"),
+        (Do::Submit, "tool outputs have already been submitted"),
+        (Do::Submit, "This run expired"),
+        (Do::Modify, "Conflict: run state changed"),
     ];
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &[]).await;
@@ -617,12 +900,16 @@ async fn a_conflict_of_states_is_told_from_a_request_that_is_wrong() {
             "{words}"
         );
     }
-    upstream.push(json(
-        400,
+    for body in [
         r#"{"error":{"code":400,"status":"FAILED_PRECONDITION","message":"No"}}"#,
-    ));
-    let seen = Seen::from(&Do::Create.on(&gateway).await.expect_err("a code"));
-    assert_eq!(&*seen.reason, "STATE_CONFLICT");
+        r#"{"error":{"code":"run_not_active","message":"No"}}"#,
+        r#"{"code":"RunNotCancellable","message":"No"}"#,
+        r#"{"code":9,"message":"No","details":[]}"#,
+    ] {
+        upstream.push(json(400, body));
+        let seen = Seen::from(&Do::Create.on(&gateway).await.expect_err(body));
+        assert_eq!(&*seen.reason, "STATE_CONFLICT", "{body}");
+    }
     gateway.drain().await;
 }
 
@@ -779,7 +1066,7 @@ async fn named_events_are_what_their_names_say() {
     let upstream = Upstream::start().await;
     let gateway = spawn_gateway(&upstream.url(), &FAST).await;
     upstream.push(Answer::sse([
-        event("thread.run.queued", run("queued")),
+        event("thread.run.queued", format!("\u{FEFF}{}", run("queued"))),
         event("x.detail", r#"{"detail":"not an error"}"#),
         event("thread.run.completed", run("completed")),
         event("done", "[DONE]"),

@@ -55,6 +55,7 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
     let (expired, expired_key) = pair("expired", ours.expired_server("localhost"));
     let (future, future_key) = pair("future", ours.future_server("localhost"));
     let (old_client, old_client_key) = pair("client", ours.expired_client("gateway"));
+    let (of_client, of_client_key) = pair("of-client", ours.client("gateway"));
     let nobody = file("nobody", "# nobody\n");
     let nothing = file("nothing", "");
     let blank = file("blank", " \n");
@@ -252,6 +253,72 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
             flags("--upstream-url http://h/assistants"),
             &[],
             &["--upstream-url", "/assistants"],
+        ),
+        (
+            "O3 url, large",
+            flags("--upstream-url http://h/v1/THREADS"),
+            &[],
+            &["--upstream-url", "/THREADS"],
+        ),
+        (
+            "O3 url, chat",
+            flags("--upstream-url http://h/v1/chat/completions"),
+            &[],
+            &["--upstream-url", "/completions"],
+        ),
+        (
+            "O3 url, messages",
+            flags("--upstream-url http://h/v1/messages"),
+            &[],
+            &["--upstream-url", "/messages"],
+        ),
+        (
+            "O3 CA without TLS",
+            format!("--upstream-url http://h --upstream-ca-file {good}"),
+            &[],
+            &["--upstream-ca-file", "http://"],
+        ),
+        (
+            "O3 certificate without TLS",
+            client(&good, &good_key).replace("https:", "http:"),
+            &[],
+            &["--upstream-client-cert-file", "http://"],
+        ),
+        (
+            "O3 auth, a header of the gateway's",
+            key("--upstream-auth host"),
+            &[],
+            &["--upstream-auth", "the gateway sets"],
+        ),
+        (
+            "O3 header, of the gateway's",
+            flags("--upstream-header accept-encoding:gzip"),
+            &[],
+            &["--upstream-header", "accept-encoding", "the gateway sets"],
+        ),
+        (
+            "O3 query, a question mark",
+            flags("--upstream-query ?q=r"),
+            &[],
+            &["--upstream-query", "name=value"],
+        ),
+        (
+            "O3 upstream's CA expired",
+            format!("--upstream-url https://localhost:1 --upstream-ca-file {expired}"),
+            &[],
+            &["--upstream-ca-file", "expired"],
+        ),
+        (
+            "O3 clients' CA expired",
+            format!("{} --tls-client-ca-file {expired}", tls(&good, &good_key)),
+            &[],
+            &["--tls-client-ca-file", "expired"],
+        ),
+        (
+            "O3 a client's certificate as the server's",
+            tls(&of_client, &of_client_key),
+            &[],
+            &["--tls-cert-file", "may not be used as a server's"],
         ),
         (
             "O3 url, fragment",
@@ -482,10 +549,12 @@ fn what_would_be_ignored_or_serve_nobody_is_refused_with_a_line_that_says_what_t
         "max-calls 0",
         "max-connections 0",
         "max-streams-per-connection 0",
-        "max-metadata-bytes 0",
-        "max-request-bytes 0",
-        "max-answer-bytes 0",
-        "max-event-bytes 0",
+        "max-metadata-bytes 1",
+        "max-held-bytes 10",
+        "poll-floor 6s",
+        "max-request-bytes 1",
+        "max-answer-bytes 1",
+        "max-event-bytes 1",
         "max-live-streams 0",
         "max-polled-runs 0",
         "max-upstream-requests 0",
@@ -566,6 +635,26 @@ fn a_check_says_what_would_be_served_and_serves_nothing() {
         );
         assert!(output.stderr.is_empty(), "{flags}");
     }
+}
+
+/// O1: a variable that no command has; who is no gateway has nothing to leave open.
+#[test]
+fn a_variable_that_no_command_has_is_a_warning_where_nothing_is_served() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = format!("--out {}", text(folder.path()));
+    for (variable, words) in [
+        ("RUNS_GATEWAY_XYZZY", "is unknown. Correct it or unset it"),
+        ("RUNS_GATEWAY_TOKENFILE", "did you mean"),
+    ] {
+        let output = run(&["proto"], &out, &[(variable, "x")]);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let has = |it: &str| said.contains(it);
+        assert!(has("warning") && has(variable) && has(words), "{said}");
+    }
+    let output = run(&["proto"], &out, &[("RUNS_GATEWAY_TOKEN_FILE", "x")]);
+    assert!(output.stderr.is_empty(), "a caller's variable");
 }
 
 /// Flags, variables, and what the line says.

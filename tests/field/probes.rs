@@ -84,7 +84,7 @@ async fn a_probe_is_answered_whatever_the_gateway_asks_of_its_callers() {
             (
                 [flag("--addr", &addr), flag("--tls-ca-file", &ca)].concat(),
                 vec![],
-                Some(&addr),
+                Some(if plain { &addr } else { "is --tls-name right?" }),
             ),
             (
                 [
@@ -94,7 +94,16 @@ async fn a_probe_is_answered_whatever_the_gateway_asks_of_its_callers() {
                 ]
                 .concat(),
                 vec![],
-                Some(&addr),
+                Some(if plain {
+                    &addr
+                } else {
+                    "is --tls-ca-file right?"
+                }),
+            ),
+            (
+                flag("--admin-addr", &addr),
+                vec![],
+                Some(if plain { "the gRPC port" } else { &addr }),
             ),
             (
                 [flag("--addr", &addr), flag("--tls-ca-file", "/no/file")].concat(),

@@ -292,14 +292,10 @@ async fn an_upstream_that_cannot_be_talked_to_is_told_with_its_cause_and_its_fla
         ),
     ];
     for (row, url, words) in table {
-        let flags = [
-            "--upstream-url",
-            &url,
-            "--upstream-ca-file",
-            &ca,
-            "--max-retries",
-            "0",
-        ];
+        let mut flags = vec!["--upstream-url", &url, "--max-retries", "0"];
+        if url.starts_with("https") {
+            flags.extend(["--upstream-ca-file", &ca]);
+        }
         let program = Running::start(&flags).await;
         let told = failed(&program).await;
         assert_eq!(told.code(), Code::Unavailable, "{row}: {told}");
@@ -317,6 +313,10 @@ async fn an_upstream_that_cannot_be_talked_to_is_told_with_its_cause_and_its_fla
         let message = told.message();
         assert!(
             passes || !message.contains("call again"),
+            "{row}: {message}"
+        );
+        assert!(
+            row != "https to what hangs up" || message.contains("speaks no TLS"),
             "{row}: {message}"
         );
         assert!(

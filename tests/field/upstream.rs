@@ -505,8 +505,10 @@ async fn a_packed_answer_or_stream_cannot_be_used_and_says_so_at_once() {
             "{encoding}"
         );
     }
-    upstream.push(json(200, &run("queued")).header("content-encoding", "identity"));
-    Do::Get.on(&gateway).await.expect("an answer");
+    for encoding in ["identity", "", "none", "utf-8"] {
+        upstream.push(json(200, &run("queued")).header("content-encoding", encoding));
+        Do::Get.on(&gateway).await.expect("an answer");
+    }
     for request in upstream.requests() {
         assert_eq!(
             request.header("accept-encoding"),

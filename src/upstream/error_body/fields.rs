@@ -4,10 +4,11 @@
 
 use serde_json::{Map, Value};
 
+use super::text::without_page;
 use crate::error::FieldError;
 
 /// How deep errors embed other errors.
-pub(super) const MAX_DEPTH: u8 = 4;
+pub(super) const MAX_DEPTH: u8 = 6;
 
 /// How many errors of a list are told.
 pub(super) const MAX_LISTED: usize = 5;
@@ -25,8 +26,15 @@ const NOT_FIELDS: [&str; 9] = [
     "requestId",
 ];
 
-/// Members that tell of the program: nothing of them is passed on.
-const INTERNAL: [&str; 5] = ["stack", "stacktrace", "stackTrace", "trace", "traceback"];
+/// Members that tell of the program, or of the place of an error: nothing of them is passed on.
+const INTERNAL: [&str; 6] = [
+    "loc",
+    "stack",
+    "stacktrace",
+    "stackTrace",
+    "trace",
+    "traceback",
+];
 
 /// Names for what is wrong with no field alone.
 const NO_FIELDS: [&str; 4] = ["non_field_errors", "__all__", "$", ""];
@@ -64,12 +72,12 @@ fn add(
         };
         match value {
             Value::String(words) if plain && !NOT_FIELDS.contains(&&**name) => {
-                named.push(error(&field, words));
+                named.extend(error(&field, words));
             }
             Value::Array(all) => {
                 for (index, one) in all.iter().enumerate() {
                     match one {
-                        Value::String(words) => named.push(error(&field, words)),
+                        Value::String(words) => named.extend(error(&field, words)),
                         Value::Object(map) => {
                             add(named, map, &format!("{field}[{index}]"), plain, depth + 1);
                         }
@@ -78,7 +86,7 @@ fn add(
                 }
             }
             Value::Object(map) => match map.get("message").and_then(Value::as_str) {
-                Some(words) => named.push(error(&field, words)),
+                Some(words) => named.extend(error(&field, words)),
                 None => add(named, map, &field, plain, depth + 1),
             },
             _ => {}
@@ -86,17 +94,26 @@ fn add(
     }
 }
 
-fn error(field: &str, words: &str) -> FieldError {
-    FieldError {
+/// The error of a field, if there are words for people.
+fn error(field: &str, words: &str) -> Option<FieldError> {
+    let words = without_page(words);
+    (!words.is_empty()).then(|| FieldError {
         field: field.to_owned(),
         message: words.to_owned(),
-    }
+    })
 }
 
 /// The field that one error of a list names; empty if it names none.
 pub(super) fn named_by(error: &Value) -> String {
     const POINTERS: [&str; 3] = ["pointer", "instancePath", "path"];
-    const NAMES: [&str; 5] = ["field", "parameter", "property", "name", "fieldName"];
+    const NAMES: [&str; 6] = [
+        "field",
+        "parameter",
+        "property",
+        "name",
+        "fieldName",
+        "target",
+    ];
     let source = error.get("source").unwrap_or(error);
     let pointer = POINTERS.iter().find_map(|name| match source.get(name)? {
         Value::String(pointer) => Some(of_pointer(pointer)),
