@@ -5,7 +5,7 @@
 //! RENEW_SAMPLE=1 cargo test --test codec sample
 
 impl Object for ToolChoice {
-    fn place(name: &[u8]) -> Option<usize> {
+    fn field_index(name: &[u8]) -> Option<usize> {
         match name {
             b"type" => Some(0),
             b"function" => Some(1),
@@ -16,8 +16,8 @@ impl Object for ToolChoice {
         static FOLLOWING: [AtomicU8; 3] = [AtomicU8::new(0), AtomicU8::new(1), AtomicU8::new(2)];
         &FOLLOWING
     }
-    fn read(&mut self, place: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {
-        match place {
+    fn read(&mut self, field_index: usize, named: bool, value: &mut Cursor<'_>) -> Read<bool> {
+        match field_index {
             0 => Ok((named || value.is_led_by("\"type\":")) && read::name::<ToolType>(&mut self.r#type, value)?),
             1 => Ok((named || value.is_led_by("\"function\":")) && read::object(&mut self.function, value)?),
             _ => Ok(false),

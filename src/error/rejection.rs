@@ -8,7 +8,12 @@ use std::time::Duration;
 use http::HeaderMap;
 use tonic::Code;
 
-use super::{DEFAULT_RETRY_DELAY, Idempotency, MAX_MESSAGE, MAX_WORD, Retry, Verdict, cut, words};
+use super::{
+    Idempotency,
+    text::{MAX_MESSAGE, MAX_WORD, truncate},
+    verdict::{DEFAULT_RETRY_DELAY, Retry, Verdict},
+    words,
+};
 use crate::v1::ErrorReason;
 
 /// An answer of the upstream's with an error status.
@@ -119,7 +124,7 @@ impl Rejection {
             return Vec::new();
         };
         if body.fields.is_empty() {
-            let param = Some(cut(&body.param, MAX_WORD)).filter(|param| !param.is_empty());
+            let param = Some(truncate(&body.param, MAX_WORD)).filter(|param| !param.is_empty());
             return param
                 .map(|param| (param, message.to_owned()))
                 .into_iter()
@@ -128,12 +133,12 @@ impl Rejection {
         let mut left = MAX_MESSAGE;
         let mut blamed = Vec::new();
         for FieldError { field, message } in &body.fields {
-            let field = cut(field, MAX_WORD);
+            let field = truncate(field, MAX_WORD);
             left = left.saturating_sub(field.len());
             if left == 0 {
                 break;
             }
-            let words = cut(message, left);
+            let words = truncate(message, left);
             left = left.saturating_sub(words.len());
             blamed.push((field, words));
         }
@@ -151,7 +156,7 @@ impl Rejection {
         });
         let words = body
             .filter(|(_, value)| !value.is_empty())
-            .map(|(key, value)| (key.to_owned(), cut(value, MAX_WORD)));
+            .map(|(key, value)| (key.to_owned(), truncate(value, MAX_WORD)));
         words.chain([("http_status".to_owned(), self.status.to_string())])
     }
 
