@@ -93,7 +93,7 @@ impl ResumingStream {
         Self::with(client, state)
     }
 
-    /// The events of a run after a [place](Self::place) that was kept, such as by a process that
+    /// The events of a run after a [place](Self::resume_request) that was kept, such as by a process that
     /// has ended since. `options` of the place count for every resume.
     pub fn resume(client: RunServiceClient<Channel>, resume_request: ResumeRunRequest) -> Self {
         Self::with(client, State::Broken(None)).after(resume_request)

@@ -551,7 +551,8 @@ impl Delivery {
             return Ok(());
         }
         let after = (!is_conversation).then_some(last);
-        match self.streams.claim(log, key.clone(), after).await {
+        let owner = self.caller.owner;
+        match self.streams.claim(log, key.clone(), owner, after).await {
             Ok(claim) => self.go_on(log, read.as_ref(), claim),
             // Somebody else was first.
             Err(LogError::Held | LogError::Fenced) => {

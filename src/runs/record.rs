@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    shares::Owner,
     upstream::Caller,
     v1::{RunEvent, RunEventType, run_event::Payload},
     wire,
@@ -151,9 +152,10 @@ impl Streams {
         &self,
         log: &Arc<dyn EventLog>,
         key: Key,
+        owner: Owner,
         after: Option<Position>,
     ) -> Result<Claim, LogError> {
-        let claimed = within(self.log_limits().timeout, log.claim(&key, after));
+        let claimed = within(self.log_limits().timeout, log.claim(&key, owner, after));
         let epoch = claimed.await?;
         Ok(Claim {
             log: Arc::clone(log),
@@ -296,7 +298,8 @@ impl Source {
             .streams
             .key(&self.caller, &resume)
             .ok_or(LogError::Fenced)?;
-        let claim = self.streams.claim(&self.log, key, None).await?;
+        let owner = self.caller.owner;
+        let claim = self.streams.claim(&self.log, key, owner, None).await?;
         self.state.send_modify(|state| {
             state.stored = claim.position;
             state.log = Some(claim.place());

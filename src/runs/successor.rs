@@ -95,7 +95,7 @@ impl Successor {
     }
 
     /// Begins: gives its events, and how they are resumed. Polling goes on after `before`, a
-    /// conversation after what it was [told](Self::told).
+    /// conversation after what it was [told](Self::note).
     pub(super) fn begin(
         &mut self,
         before: &Progress,

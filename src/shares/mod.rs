@@ -92,6 +92,11 @@ impl Owner {
         }
     }
 
+    /// How many callers it counts as.
+    pub fn weight(self) -> usize {
+        usize::from(self.weight)
+    }
+
     /// The same owner with this weight, from 1 on: it counts as so many callers.
     #[must_use]
     pub fn of_weight(self, weight: u16) -> Self {

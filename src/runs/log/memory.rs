@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     Entry, EventLog, Followers, Following, Key, LogError, LogLimits, PAGE_BYTES, Page, Position,
 };
-use crate::telemetry::EventLogMetrics;
+use crate::{shares::Owner, telemetry::EventLogMetrics};
 
 /// What an entry takes beside its payload, in bytes.
 const ENTRY_OVERHEAD: usize = 96;
@@ -38,6 +38,8 @@ struct Logs {
 
 #[derive(Debug)]
 struct RunLog {
+    /// For whom it is recorded: whose share it takes.
+    owner: Owner,
     entries: VecDeque<Entry>,
     bytes: usize,
     last: Position,
@@ -67,8 +69,9 @@ impl MemoryLog {
     }
 
     /// Begins an epoch that was claimed in a store. What there was before stays there.
-    pub(super) fn begin(&self, key: &Key, epoch: u64) {
+    pub(super) fn begin(&self, key: &Key, owner: Owner, epoch: u64) {
         let log = RunLog {
+            owner,
             entries: VecDeque::new(),
             bytes: 0,
             last: Position::new(epoch, 0),
@@ -133,7 +136,12 @@ impl EventLog for MemoryLog {
         false
     }
 
-    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError> {
+    async fn claim(
+        &self,
+        key: &Key,
+        owner: Owner,
+        after: Option<Position>,
+    ) -> Result<u64, LogError> {
         let mut logs = self.lock();
         logs.expire();
         let log = logs.runs.get(key);
@@ -145,6 +153,7 @@ impl EventLog for MemoryLog {
         }
         let expires = Instant::now() + self.limits.live_ttl;
         let log = logs.runs.entry(key.clone()).or_insert_with(|| RunLog {
+            owner,
             entries: VecDeque::new(),
             bytes: 0,
             last: Position::START,
@@ -247,19 +256,25 @@ impl Logs {
         });
     }
 
-    /// Makes room until no more than `bytes` are held: first what nobody writes to, the one that
-    /// expires first; then the oldest entries of the largest.
+    /// Makes room until no more than `bytes` are held, each time at the cost of the owner that holds
+    /// most by its weight: first what nobody writes to, the one that expires first; then the oldest
+    /// entries of the largest.
     fn evict(&mut self, bytes: usize) {
         self.expire();
         while self.bytes > bytes {
-            let idle = self.runs.iter().filter(|(_, log)| log.holder.is_none());
+            let Some(owner) = self.largest_owner() else {
+                return;
+            };
+            let idle = self.runs.iter();
+            let idle = idle.filter(|(_, log)| log.owner == owner && log.holder.is_none());
             if let Some(key) = idle.min_by_key(|(_, log)| log.expires).map(|(key, _)| key) {
                 let log = self.runs.remove(&key.clone()).expect("it was just found");
                 self.bytes -= log.bytes;
                 self.trimmed += log.entries.len() as u64;
                 continue;
             }
-            let Some(largest) = self.runs.values_mut().max_by_key(|log| log.bytes) else {
+            let own = self.runs.values_mut().filter(|log| log.owner == owner);
+            let Some(largest) = own.max_by_key(|log| log.bytes) else {
                 return;
             };
             // Of the last entry of all there is left that it was there.
@@ -273,6 +288,20 @@ impl Logs {
             self.bytes -= freed;
             self.trimmed += trimmed;
         }
+    }
+}
+
+impl Logs {
+    /// The owner that holds most, as one of its weight: it holds at least its share.
+    fn largest_owner(&self) -> Option<Owner> {
+        let mut held: HashMap<Owner, usize> = HashMap::new();
+        for log in self.runs.values() {
+            *held.entry(log.owner).or_default() += log.bytes;
+        }
+        let largest = held
+            .into_iter()
+            .max_by_key(|(owner, bytes)| bytes / owner.weight());
+        largest.map(|(owner, _)| owner)
     }
 }
 

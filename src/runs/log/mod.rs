@@ -36,7 +36,10 @@ use bytes::Bytes;
 use clap::Args;
 use tokio::time::timeout;
 
-use crate::setting::{defaults, some, some_time};
+use crate::{
+    setting::{defaults, some, some_time},
+    shares::Owner,
+};
 
 pub(super) use board::{Board, PollTurn, STAY};
 pub(super) use creates::{CreateTurn, SharedCreate};
@@ -53,7 +56,8 @@ pub(super) const PAGE_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Event log")]
 pub struct LogLimits {
-    /// The most that all logs take in memory, in bytes; the oldest are dropped.
+    /// The most that all logs take in memory, in bytes; the oldest of the caller that holds most are
+    /// dropped.
     #[arg(id = "event-log-bytes", long, default_value_t = 64 << 20, value_parser = some::<usize>)]
     pub bytes: usize,
 
@@ -142,7 +146,12 @@ pub(super) trait EventLog: Debug + Send + Sync {
     /// Begins a new epoch, and gives it. With `after` nobody is driven out, and nothing is claimed
     /// that has become more than the claimer knows: nobody may write to the log, and its last entry
     /// has to be that one ([`LogError::Held`]).
-    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError>;
+    async fn claim(
+        &self,
+        key: &Key,
+        owner: Owner,
+        after: Option<Position>,
+    ) -> Result<u64, LogError>;
 
     /// Appends entries from `first` on. What was stored already is not stored again, so that this
     /// can be repeated. After the run's last event, `is_over`.

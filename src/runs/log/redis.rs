@@ -46,7 +46,7 @@ use super::{
     key::{hex, random},
     scripts::{APPEND, CLAIM, READ, RELEASE, RENEW},
 };
-use crate::telemetry::EventLogMetrics;
+use crate::{shares::Owner, telemetry::EventLogMetrics};
 
 /// The most that this replica remembers of a log that it writes, in bytes. Who is further behind
 /// reads from the store.
@@ -260,7 +260,12 @@ impl EventLog for RedisLog {
         true
     }
 
-    async fn claim(&self, key: &Key, after: Option<Position>) -> Result<u64, LogError> {
+    async fn claim(
+        &self,
+        key: &Key,
+        owner: Owner,
+        after: Option<Position>,
+    ) -> Result<u64, LogError> {
         let shared = &self.shared;
         let mut claim = CLAIM.key(events(key));
         claim
@@ -273,7 +278,7 @@ impl EventLog for RedisLog {
         if epoch == 0 {
             return Err(LogError::Held);
         }
-        shared.own.begin(key, epoch);
+        shared.own.begin(key, owner, epoch);
         shared.claims().insert(key.clone(), Claimed::new(epoch));
         shared.changed.notify_one();
         Ok(epoch)

@@ -15,7 +15,7 @@ use super::{
     Entry, EventLog, Key, LogError, LogLimits, MemoryLog, PAGE_BYTES, Position, RedisLog,
     RedisStore,
 };
-use crate::telemetry::EventLogMetrics;
+use crate::{shares::Owner, telemetry::EventLogMetrics};
 use redis_server::Redis;
 
 /// A log in this store, as another replica would have it.
@@ -99,7 +99,7 @@ async fn what_is_appended_is_read_in_order_from_each_position_on_each_replica() 
         let key = key("a");
         assert_eq!(reader.read(&key, Position::START).await, Ok(None));
         let epoch = writer
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let first = Position::new(epoch, 1);
@@ -131,7 +131,7 @@ async fn an_append_that_is_repeated_is_stored_once() {
     for [writer, reader] in &logs.all {
         let key = key("a");
         let epoch = writer
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let first = Position::new(epoch, 1);
@@ -158,14 +158,20 @@ async fn whoever_is_driven_out_writes_no_more() {
     for [old, new] in &logs.all {
         let key = key("a");
         let epoch = old
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let said = payloads(&["a"]);
         let first = Position::new(epoch, 1);
         old.append(&key, first, &said, false).await.expect("room");
-        assert_eq!(new.claim(&key, Some(first)).await, Err(LogError::Held));
-        let later = new.claim(&key, None).await.expect("a claim");
+        assert_eq!(
+            new.claim(&key, Owner::default(), Some(first)).await,
+            Err(LogError::Held)
+        );
+        let later = new
+            .claim(&key, Owner::default(), None)
+            .await
+            .expect("a claim");
         assert!(later > epoch);
         let late = payloads(&["late"]);
         let refused = old.append(&key, first.next(), &late, false).await;
@@ -180,7 +186,10 @@ async fn whoever_is_driven_out_writes_no_more() {
         }
         // What the old one gives back is not its own any more.
         old.release(&key, epoch);
-        assert_eq!(old.claim(&key, Some(position)).await, Err(LogError::Held));
+        assert_eq!(
+            old.claim(&key, Owner::default(), Some(position)).await,
+            Err(LogError::Held)
+        );
     }
 }
 
@@ -190,7 +199,7 @@ async fn a_claim_that_is_given_back_is_free_and_its_followers_are_woken() {
     for [writer, reader] in &logs.all {
         let key = key("a");
         let epoch = writer
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let mut following = reader.follow(&key);
@@ -224,9 +233,18 @@ async fn a_claim_that_is_given_back_is_free_and_its_followers_are_woken() {
         }
         // Not by whoever knows less than there is.
         let known = Some(Position::new(epoch, 0));
-        assert_eq!(reader.claim(&key, known).await, Err(LogError::Held));
+        assert_eq!(
+            reader.claim(&key, Owner::default(), known).await,
+            Err(LogError::Held)
+        );
         let last = Some(Position::new(epoch, 1));
-        assert!(reader.claim(&key, last).await.expect("a free log") > epoch);
+        assert!(
+            reader
+                .claim(&key, Owner::default(), last)
+                .await
+                .expect("a free log")
+                > epoch
+        );
     }
 }
 
@@ -253,7 +271,7 @@ async fn a_log_that_is_too_long_or_too_large_loses_its_oldest_and_the_reader_see
         for ([writer, reader], metrics) in logs.all.iter().zip(&logs.metrics) {
             let key = key("a");
             let epoch = writer
-                .claim(&key, Some(Position::START))
+                .claim(&key, Owner::default(), Some(Position::START))
                 .await
                 .expect("a free log");
             for number in 1..=100 {
@@ -283,7 +301,7 @@ async fn a_page_is_bounded_in_bytes_and_has_one_entry_at_least() {
     for [writer, reader] in &logs.all {
         let key = key("a");
         let epoch = writer
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let mut said = vec![huge.clone()];
@@ -317,7 +335,7 @@ async fn a_log_is_kept_after_its_end_for_a_time_and_then_gone() {
     for [writer, reader] in &logs.all {
         let key = key("a");
         let epoch = writer
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         let said = payloads(&["a"]);
@@ -348,16 +366,19 @@ async fn a_writer_is_known_to_live_as_long_as_it_does_and_no_longer_than_its_lea
     let reader = log(&server, &limits);
     let writer = log(&server, &limits);
     let epoch = writer
-        .claim(&key, Some(Position::START))
+        .claim(&key, Owner::default(), Some(Position::START))
         .await
         .expect("a free log");
     sleep(Duration::from_millis(900)).await;
     let last = Position::new(epoch, 0);
-    assert_eq!(reader.claim(&key, Some(last)).await, Err(LogError::Held));
+    assert_eq!(
+        reader.claim(&key, Owner::default(), Some(last)).await,
+        Err(LogError::Held)
+    );
     // It dies without a word.
     drop(writer);
     let free = async {
-        while reader.claim(&key, Some(last)).await == Err(LogError::Held) {
+        while reader.claim(&key, Owner::default(), Some(last)).await == Err(LogError::Held) {
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -374,7 +395,7 @@ async fn a_store_that_is_away_is_an_error_within_the_time_and_works_again_when_i
     let log = log(&server, &LogLimits::default());
     let key = key("a");
     let epoch = log
-        .claim(&key, Some(Position::START))
+        .claim(&key, Owner::default(), Some(Position::START))
         .await
         .expect("a free log");
     server.kill();
@@ -399,7 +420,7 @@ async fn memory_is_bounded_over_all_logs() {
     for run in 0..1000 {
         let key = key(&run.to_string());
         let epoch = log
-            .claim(&key, Some(Position::START))
+            .claim(&key, Owner::default(), Some(Position::START))
             .await
             .expect("a free log");
         for number in 1..=3 {
@@ -417,4 +438,38 @@ async fn memory_is_bounded_over_all_logs() {
     }
     let last = read_all(&log, &key("999"), Position::START).await;
     assert_eq!(last.last().expect("entries").position.sequence, 3);
+}
+
+#[tokio::test]
+async fn a_caller_that_fills_the_memory_drops_its_own_oldest_and_nobody_elses() {
+    let limits = LogLimits {
+        bytes: 1 << 20,
+        ..LogLimits::default()
+    };
+    let log = MemoryLog::new(Arc::new(limits), EventLogMetrics::default());
+    let of = |name: &str| Owner::of(&name);
+    let record = async |name: &str, owner: Owner, bytes: usize| {
+        let key = key(name);
+        let epoch = log.claim(&key, owner, None).await.expect("a free log");
+        let said = payloads(&[&*"x".repeat(bytes)]);
+        let first = Position::new(epoch, 1);
+        log.append(&key, first, &said, true).await.expect("room");
+        log.release(&key, epoch);
+    };
+    record("modest", of("modest"), 200 << 10).await;
+    // Of the weight 3 it holds less for each than one that holds half of that.
+    record("weighty", of("weighty").of_weight(3), 500 << 10).await;
+    for number in 0..100 {
+        record(&format!("flood {number}"), of("flooding"), 50 << 10).await;
+    }
+    assert!(log.bytes() <= 1 << 20);
+    for (name, is_kept) in [
+        ("modest", true),
+        ("weighty", true),
+        ("flood 0", false),
+        ("flood 99", true),
+    ] {
+        let kept = log.read(&key(name), Position::START).await.expect("read");
+        assert_eq!(kept.is_some(), is_kept, "{name}");
+    }
 }
