@@ -30,7 +30,8 @@ pub(super) enum Received {
 
 /// Reads a frame.
 pub(super) fn received(frame: Frame<'_>) -> Received {
-    let (name, data) = named(frame);
+    let (name, verbatim) = named(frame);
+    let data = upstream::without_mark(verbatim);
     match &*name {
         b"done" => return Received::Done,
         b"error" => return Received::Error(Bytes::copy_from_slice(data)),
@@ -51,7 +52,7 @@ pub(super) fn received(frame: Frame<'_>) -> Received {
     let (kind, payload) = known.unwrap_or_else(|| {
         (
             RunEventType::Unspecified,
-            Payload::Unknown(Box::new(unknown(&name, data))),
+            Payload::Unknown(Box::new(unknown(&name, verbatim))),
         )
     });
     Received::Event(RunEvent {
@@ -74,11 +75,11 @@ fn run_alone(data: &[u8]) -> Option<RunEvent> {
 /// The event's name and data, wherever they stand.
 fn named(frame: Frame<'_>) -> (Cow<'_, [u8]>, &[u8]) {
     let Frame { event, data, .. } = frame;
-    let data = upstream::without_mark(data);
     if !matches!(event, b"" | b"message") {
         return (Cow::Borrowed(event), data);
     }
-    match json::text_member(data, "event").zip(json::member(data, "data")) {
+    let text = upstream::without_mark(data);
+    match json::text_member(text, "event").zip(json::member(text, "data")) {
         // `done` has its data as a JSON string, which nobody reads.
         Some((name, data)) => (Cow::Owned(name.into_bytes()), data.as_bytes()),
         None => (Cow::Borrowed(b""), data),
