@@ -51,6 +51,10 @@ class Runs:
         )
         return self.stub.ResumeRun(request, metadata=self.metadata)
 
+    def watch(self, thread_id, run_id):
+        request = run_service_pb2.WatchRunRequest(thread_id=thread_id, run_id=run_id)
+        return self.stub.WatchRun(request, metadata=self.metadata)
+
     async def list(self, thread_id):
         request = run_service_pb2.ListRunsRequest(thread_id=thread_id)
         return await self.stub.ListRuns(request, metadata=self.metadata, timeout=10)

@@ -306,6 +306,31 @@ async def test_rounds_of_one_run_on_three_replicas_are_one_log(_):
         return f"{len(seen)} readers have both rounds"
 
 
+async def polls(number, store, runs, seconds):
+    """The requests for runs that are watched through each of so many replicas, in this time."""
+    limits = {"poll_ceiling": "2s", "poll_rate": "2000"}
+    async with scene(store.url, number=number, **limits) as it:
+        watches = [on.watch(run.thread_id, run.id) for run in it.upstream.standing(runs) for on in it.runs]
+        first = await asyncio.gather(*(watch.read() for watch in watches))
+        assert all(first)
+        # By then each is at the longest interval.
+        await asyncio.sleep(6)
+        before = it.upstream.asked
+        await asyncio.sleep(seconds)
+        asked = it.upstream.asked - before
+        for watch in watches:
+            watch.cancel()
+        return asked
+
+
+async def test_runs_that_are_watched_through_three_replicas_are_polled_as_through_one(_):
+    async with Redis() as store:
+        one = await polls(1, store, 300, 12)
+        three = await polls(3, store, 300, 12)
+    assert abs(three - one) <= one / 10, f"{one} polls through one, {three} through three"
+    return f"{one} polls through one, {three} through three"
+
+
 async def test_positions_are_worth_nothing_to_another_caller(_):
     async with Redis() as store, scene(store.url) as it:
         await it.begin(5)

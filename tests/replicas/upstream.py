@@ -184,6 +184,14 @@ class Upstream:
         self.asked = 0
         self.tasks = set()
 
+    def standing(self, number):
+        """Runs that are at work and say nothing."""
+        for _ in range(number):
+            run = Run(len(self.runs), f"thread_{len(self.runs)}", Plan(), self.chance)
+            run.status = "in_progress"
+            self.runs[run.id] = run
+        return list(self.runs.values())
+
     async def __aenter__(self):
         app = web.Application()
         app.router.add_post("/threads/{thread}/runs", self.create)
