@@ -2,8 +2,8 @@
 //!
 //! Must hold: the variable of `--some-flag` is `RUNS_GATEWAY_SOME_FLAG`, derived here and written
 //! nowhere else. A `RUNS_GATEWAY_…` variable that no command has is refused by a gateway: a misspelt
-//! one would leave a restriction out without a word. The other commands warn. An old name works for one release, hidden from
-//! `--help`; the log names the new one.
+//! one would leave a restriction out without a word. The other commands warn. An old name works for
+//! one release, hidden from `--help`; the log names the new one.
 //!
 //! Why not clap's `env = "…"` at each flag: a name written twice differs one day.
 

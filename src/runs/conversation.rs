@@ -311,7 +311,7 @@ impl Conversation {
         }))
     }
 
-    /// Sends the first event that is not taken to the place that there is for it, if there is.
+    /// Sends the first event that the caller has not taken. Without a permit the caller has left.
     fn send(&mut self, permit: Option<mpsc::Permit<'_, RunEvent>>) -> Result<(), Ended> {
         let Some(permit) = permit else {
             // The run's name may be in them, and is needed to cancel the run.

@@ -73,11 +73,11 @@ struct QueuePermit {
 
 /// A place in the queue of a thread, in the order in which places were taken.
 pub(super) struct Queued {
-    turn: PlaceTurn,
+    turn: QueuedTurn,
     permit: QueuePermit,
 }
 
-enum PlaceTurn {
+enum QueuedTurn {
     Now(OwnedMutexGuard<Option<String>>),
     /// Its place is kept, however late it is polled.
     Later(Pin<Box<dyn Future<Output = OwnedMutexGuard<Option<String>>> + Send>>),
@@ -91,8 +91,8 @@ impl Queued {
             Box::pin(unconstrained(active.lock_owned()));
         let now = turn.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let turn = match now {
-            Poll::Ready(active) => PlaceTurn::Now(active),
-            Poll::Pending => PlaceTurn::Later(turn),
+            Poll::Ready(active) => QueuedTurn::Now(active),
+            Poll::Pending => QueuedTurn::Later(turn),
         };
         Self { turn, permit }
     }
@@ -215,8 +215,8 @@ impl<'a> Busy<'a> {
             return Ok(busy);
         };
         let active = match turn {
-            PlaceTurn::Now(active) => active,
-            PlaceTurn::Later(active) => {
+            QueuedTurn::Now(active) => active,
+            QueuedTurn::Later(active) => {
                 let _waiting = busy.waits();
                 timeout_at(busy.until, active).await.map_err(|_| {
                     let what = "others that came first were waited for";
