@@ -157,15 +157,18 @@ impl Follow {
         }
         let listed = client.list_messages(caller, &messages_of(run)).await;
         let listed = match listed {
-            Ok(listed) => listed.message.data,
+            Ok(listed) => listed.message,
             Err(error) => {
                 tracing::info!(error = %error.log(), "messages were not listed");
                 return Some(Gap::default());
             }
         };
-        let own = listed.into_iter().filter(|message| is_of(message, run));
+        let goes_on = listed.has_more();
+        let own = listed.data.into_iter();
+        let own = own.filter(|message| is_of(message, run));
         let message_ids: Vec<_> = own.map(|message| message.id).collect();
-        (!message_ids.is_empty()).then(|| Gap {
+        // On a later page there may be more: a service that does not know the filter lists the thread.
+        (goes_on || !message_ids.is_empty()).then(|| Gap {
             message_ids,
             ..Gap::default()
         })

@@ -1025,6 +1025,12 @@ async fn a_cut_stream_names_all_that_it_lost() {
             "gap(msg_1)",
         ),
         (
+            "nothing was begun, no steps, and more messages than a page has",
+            vec![],
+            none(),
+            "gap()",
+        ),
+        (
             "nothing was lost",
             vec![begun("msg_1"), whole("msg_1")],
             none(),
@@ -1038,7 +1044,9 @@ async fn a_cut_stream_names_all_that_it_lost() {
         upstream.push(Answer::sse(head.into_iter().chain(chunks)));
         upstream.push(json(200, &run("completed")));
         upstream.push(steps);
-        if row.starts_with("nothing was begun") {
+        if row.contains("more messages") {
+            upstream.push(json(200, r#"{"object":"list","data":[],"has_more":true}"#));
+        } else if row.starts_with("nothing was begun") {
             upstream.push(json(200, &list(&[message("msg_1", "completed")])));
         }
         let stream = gateway.runs().stream_create_run(create()).await;
